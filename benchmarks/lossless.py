@@ -1,0 +1,143 @@
+"""How often `linear` and `quadratic` differ from `ar` on real prompts, and by what logit gap.
+
+    python benchmarks/lossless.py --data ../shared/data [--prompts 200] [--temperature 0.8]
+
+Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others.
+A difference is a flip: where the two answers part, the verifier's two best logits were nearly
+tied. The gap at that point (recomputed by a fresh prefill) is printed for each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from machine import header, save
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from trimode import GenerationOptions, LoadedModel, load
+from trimode.engine import Engine, drain, encode_prompt
+from trimode.model import CachedAttention, KVCache, Segment
+
+BLOCK_LENGTHS = (1, 2, 5, 8, 16, 32)
+QUADRATIC_BLOCK_LENGTHS = (1, 2, 5, 8)
+"""Longer ones cost B(B+1) rows a pass; `--all` runs them too."""
+
+
+def read_prompts(folder: Path, count: int) -> list[str]:
+    """User instructions, GSM8K test questions and HumanEval-style tasks, in turn."""
+    sources = [
+        [
+            "\n".join(filter(None, (row["instruction"], row["instances"][0]["input"])))
+            for row in _rows(folder / "self_instruct" / "user_oriented_instructions.jsonl")
+        ],
+        [row["question"] for row in _rows(folder / "gsm8k" / "test.jsonl")],
+        [row["prompt"] for row in _rows(folder / "ifeval" / "input_data.jsonl")],
+        [row["text"] for row in _rows(folder / "mbpp" / "mbpp.jsonl")],
+    ]
+    mixed = [text for group in zip(*sources, strict=False) for text in group]
+    if len(mixed) < count:
+        raise SystemExit(f"--prompts: {count} asked, {len(mixed)} available")
+    return mixed[:count]
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+@torch.inference_mode()
+def gap_at(model: LoadedModel, tokens: list[int]) -> float:
+    """Distance of the two best logits after `tokens`, by one fresh prefill."""
+    transformer = model.transformer
+    cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=transformer.device)
+    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.embedding)
+    hidden = transformer(torch.tensor(tokens), torch.arange(len(tokens)), attend)
+    best = transformer.logits(hidden[-1:]).topk(2).values[0]
+    return float(best[0] - best[1])
+
+
+def answers(
+    model: LoadedModel,
+    prompts: list[list[int]],
+    options: list[GenerationOptions],
+    progress: Progress,
+) -> list[list[int]]:
+    """Completion tokens of each prompt, packed sixteen at a time."""
+    engine = Engine(model)
+    sequences = [engine.add(p, o) for p, o in zip(prompts, options, strict=True)]
+    task = progress.add_task(
+        f"{options[0].mode} {options[0].block_length or ''}", total=len(prompts)
+    )
+    for update in drain(engine):
+        if update.sequence.finish_reason is not None:
+            progress.advance(task)
+    progress.remove_task(task)
+    return [sequence.tokens for sequence in sequences]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--all", action="store_true", help="quadratic at every block length")
+    arguments = parser.parse_args()
+
+    model = load(arguments.model, dtype=arguments.dtype, progress=False)
+    texts = read_prompts(arguments.data, arguments.prompts)
+    prompts = [encode_prompt(model, text)[:1024] for text in texts]
+    lengths = {
+        "linear": BLOCK_LENGTHS,
+        "quadratic": BLOCK_LENGTHS if arguments.all else QUADRATIC_BLOCK_LENGTHS,
+    }
+
+    def options(mode: str, block_length: int | None) -> list[GenerationOptions]:
+        fields = {
+            "mode": mode,
+            "max_tokens": arguments.max_tokens,
+            "temperature": arguments.temperature,
+            "block_length": block_length,
+        }
+        return [GenerationOptions.from_mapping({**fields, "seed": i}) for i in range(len(prompts))]
+
+    console = Console()
+    table = Table(
+        title=f"{len(prompts)} prompts, {arguments.max_tokens} tokens, T {arguments.temperature}"
+    )
+    for column in ("mode", "block", "equal to ar", "tokens", "flips: prompt, token, logit gap"):
+        table.add_column(column)
+    rows, flips_total = [], 0
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        reference = answers(model, prompts, options("ar", None), progress)
+        for mode, block_lengths in lengths.items():
+            for block_length in block_lengths:
+                found = answers(model, prompts, options(mode, block_length), progress)
+                flips = []
+                for i, (ours, wanted) in enumerate(zip(found, reference, strict=True)):
+                    if ours != wanted:
+                        pairs = zip(ours, wanted, strict=False)
+                        at = next((k for k, (a, b) in enumerate(pairs) if a != b), len(wanted))
+                        gap = gap_at(model, prompts[i] + wanted[:at])
+                        flips.append({"prompt": i, "token": at, "logit_gap": gap})
+                flips_total += len(flips)
+                rows.append({"mode": mode, "block_length": block_length, "flips": flips})
+                listed = "; ".join(
+                    f"{f['prompt']}, {f['token']}, {f['logit_gap']:.1e}" for f in flips
+                )
+                tokens = sum(map(len, found))
+                equal = f"{len(prompts) - len(flips)}/{len(prompts)}"
+                table.add_row(mode, str(block_length), equal, str(tokens), listed)
+    console.print(table)
+    name = f"lossless_{arguments.dtype}_T{arguments.temperature:g}"
+    save(name, {**header(), "prompts": len(prompts), "max_tokens": arguments.max_tokens,
+                "temperature": arguments.temperature, "runs": rows})  # fmt: skip
+    console.print(f"{flips_total} flips in {len(rows) * len(prompts)} answers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Tiny random models of every family, from transformers' own classes: the outside oracle."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from trimode.config import ModelConfig, RopeConfig
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+# name -> (transformers config class, its extra arguments, extra fields of our ModelConfig)
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}, {}),
+    "llama-biased-llama3-rope": (
+        "LlamaConfig",
+        {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
+        {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
+    ),
+    "llama-linear-rope": (
+        "LlamaConfig",
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+        {},
+    ),
+    "llama-yarn-plain": (
+        "LlamaConfig",
+        {"rope_parameters": {k: v for k, v in YARN.items() if not k.startswith("mscale")}},
+        {},
+    ),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}, {}),
+    "mistral": ("MistralConfig", {"sliding_window": None}, {}),
+    "ministral3": (
+        "Ministral3Config",
+        {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}, "sliding_window": None},
+        {},
+    ),
+    "qwen2": ("Qwen2Config", {}, {"qkv_bias": True}),
+    "qwen3": ("Qwen3Config", {}, {"qk_norm": True}),
+}
+
+
+def build(name: str, seed: int = 0) -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
+    """A random transformers model, our config of it, and its tensors by canonical name."""
+    class_name, extra, fields = FAMILIES[name]
+    sizes = (
+        dict(SIZES)
+        if class_name != "Qwen2Config"
+        else {k: v for k, v in SIZES.items() if k != "head_dim"}
+    )
+    sizes |= {"hidden_size": 96} if class_name == "Qwen2Config" else {}
+    hf_config = getattr(transformers, class_name)(**sizes, **extra, attn_implementation="eager")
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
+    with torch.no_grad():  # transformers starts biases and norms at 0 and 1, which hides mistakes
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.dim() > 1 else 0.5))
+    tied = bool(extra.get("tie_word_embeddings"))
+    if tied:
+        model.tie_weights()
+    rope = {"rope_theta": 1e4, **dict(hf_config.rope_parameters)}
+    names = set(RopeConfig.__dataclass_fields__)
+    config = ModelConfig(
+        family=hf_config.model_type,
+        vocab_size=hf_config.vocab_size,
+        hidden_size=hf_config.hidden_size,
+        intermediate_size=hf_config.intermediate_size,
+        num_layers=hf_config.num_hidden_layers,
+        num_heads=hf_config.num_attention_heads,
+        num_kv_heads=hf_config.num_key_value_heads,
+        head_dim=16,
+        rms_norm_eps=hf_config.rms_norm_eps,
+        max_position_embeddings=hf_config.max_position_embeddings,
+        rope=RopeConfig(**{k: v for k, v in rope.items() if k in names}),
+        tie_word_embeddings=tied,
+        mask_token_id=7,
+        eos_token_ids=(2,),
+        **fields,
+    )
+    tensors = {
+        key.removeprefix("model."): value.detach()
+        for key, value in model.state_dict().items()
+        if not (tied and key == "lm_head.weight")
+    }
+    return model, config, tensors

@@ -1,0 +1,51 @@
+"""One language-model checkpoint, three ways to decode it.
+
+`from trimode import load, generate`; nothing heavy is imported before it is used.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trimode.checkpoints import LoadedModel, load
+    from trimode.config import GenerationOptions, ModelConfig
+    from trimode.engine import Engine, GenerationResult, generate, generate_batch, stream
+    from trimode.errors import InputError, TrimodeError
+
+__version__ = version("trimode")
+
+_HOMES = {
+    "LoadedModel": "trimode.checkpoints",
+    "load": "trimode.checkpoints",
+    "GenerationOptions": "trimode.config",
+    "ModelConfig": "trimode.config",
+    "Engine": "trimode.engine",
+    "GenerationResult": "trimode.engine",
+    "generate": "trimode.engine",
+    "generate_batch": "trimode.engine",
+    "stream": "trimode.engine",
+    "InputError": "trimode.errors",
+    "TrimodeError": "trimode.errors",
+}
+
+__all__ = [
+    "Engine",
+    "GenerationOptions",
+    "GenerationResult",
+    "InputError",
+    "LoadedModel",
+    "ModelConfig",
+    "TrimodeError",
+    "__version__",
+    "generate",
+    "generate_batch",
+    "load",
+    "stream",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'trimode' has no attribute {name!r}")

@@ -1,0 +1,29 @@
+"""From files to weights and back: other people's formats, and where they are fetched from."""
+
+from trimode.checkpoints.adapters import read_adapter, save_adapter
+from trimode.checkpoints.loader import LoadedModel, load
+from trimode.checkpoints.save import save_checkpoint
+from trimode.checkpoints.sources import (
+    BUILT_IN,
+    DEFAULT_MODEL,
+    CachedModel,
+    cache_directory,
+    list_cached,
+    remove_cached,
+    resolve,
+)
+
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT_MODEL",
+    "CachedModel",
+    "LoadedModel",
+    "cache_directory",
+    "list_cached",
+    "load",
+    "read_adapter",
+    "remove_cached",
+    "resolve",
+    "save_adapter",
+    "save_checkpoint",
+]

@@ -1,0 +1,120 @@
+"""Draft adapters in PEFT's file layout."""
+
+import json
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trimode.checkpoints.atomic import atomic_directory
+from trimode.checkpoints.names import from_published, to_published
+from trimode.config import ModelConfig
+from trimode.errors import CheckpointError
+from trimode.model import AdapterScope, AdapterWeights
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_MASK_EMBEDDING = "trimode.mask_embedding"
+"""Kept outside PEFT's prefix: PEFT has no notion of an embedding that is on in some rows only."""
+
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": ([], None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "fan_in_fan_out": (False, None),
+}
+"""PEFT options that change the arithmetic, with the values that do not."""
+
+
+def read_adapter(directory: Path) -> AdapterWeights:
+    """Read `adapter_config.json` and `adapter_model.safetensors`.
+
+    `trimode_scope` in the config says when the adapter is on; without it, in drafts only, which is
+    what NVIDIA's `linear_spec_lora` is for.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or an option is not supported.
+    """
+    fields = _read_fields(directory / _CONFIG)
+    for name, neutral in _UNSUPPORTED.items():
+        if fields.get(name) not in neutral:
+            allowed = f"supported: {neutral[0]!r}"
+            raise CheckpointError(f"{directory / _CONFIG}: {name}", repr(fields[name]), allowed)
+    scope = fields.get("trimode_scope", "draft")
+    if scope not in get_args(AdapterScope):
+        raise CheckpointError("trimode_scope", repr(scope), "allowed: draft, denoise")
+    try:
+        rank, alpha = int(fields["r"]), float(fields["lora_alpha"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(str(directory / _CONFIG), repr(error), "r and lora_alpha") from None
+    scale = alpha / (rank**0.5 if fields.get("use_rslora") else rank)
+    path = directory / _WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(str(path), f"not readable ({error})", "fetch it again") from None
+    mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
+    downs, ups = {}, {}
+    for published, tensor in tensors.items():
+        stem = published.removeprefix(_PREFIX)
+        for suffix, side in ((".lora_A.weight", downs), (".lora_B.weight", ups)):
+            if stem.endswith(suffix):
+                side[from_published(stem.removesuffix(suffix))] = tensor
+                break
+        else:
+            raise CheckpointError(
+                f"{path}: {published}", "unknown tensor", "lora_A and lora_B only"
+            )
+    if downs.keys() != ups.keys():
+        odd = sorted(downs.keys() ^ ups.keys())[0]
+        raise CheckpointError(f"{path}: {odd}", "lora_A without lora_B or the reverse", "need both")
+    targets = {name: (downs[name], ups[name]) for name in downs}
+    return AdapterWeights(scale, targets, cast(AdapterScope, scope), mask_embedding)
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(str(path), type(fields).__name__, "must be a JSON object")
+    return fields
+
+
+def save_adapter(directory: Path, adapter: AdapterWeights, config: ModelConfig) -> None:
+    """Write an adapter that PEFT and this program load; the directory appears whole or not at all.
+
+    Raises:
+        CheckpointError: the directory exists and is no adapter.
+    """
+    ranks = {len(a) for a, _ in adapter.targets.values()}
+    if len(ranks) != 1:
+        raise CheckpointError("adapter", f"ranks {sorted(ranks)}", "must have one rank")
+    rank = ranks.pop()
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": adapter.scale * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in adapter.targets}),
+        "trimode_scope": adapter.scope,
+    }
+    tensors = {}
+    for name, (down, up) in adapter.targets.items():
+        stem = _PREFIX + to_published(name, config.family)
+        tensors[f"{stem}.lora_A.weight"] = down.contiguous()
+        tensors[f"{stem}.lora_B.weight"] = up.contiguous()
+    if adapter.mask_embedding is not None:
+        tensors[_MASK_EMBEDDING] = adapter.mask_embedding.contiguous()
+    with atomic_directory(directory, replaceable=_CONFIG) as temporary:
+        (temporary / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})

@@ -1,0 +1,148 @@
+"""From a source to a model that is ready to run."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from trimode.checkpoints.adapters import read_adapter
+from trimode.checkpoints.gguf_file import open_gguf
+from trimode.checkpoints.hf_config import read_config
+from trimode.checkpoints.safetensors_dir import open_weights
+from trimode.checkpoints.sources import DEFAULT_MODEL, resolve
+from trimode.config import ModelConfig
+from trimode.errors import CheckpointError, InputError
+from trimode.model import AdapterScope, Transformer
+from trimode.text import ChatTemplate, Tokenizer, find_chat_template
+
+NLD_DRAFT_ADAPTER = "linear_spec_lora"
+"""Folder of an NLD checkpoint that holds its draft adapter."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """Weights, tokenizer and chat template of one checkpoint."""
+
+    name: str
+    config: ModelConfig
+    transformer: Transformer
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    adapter_scope: AdapterScope | None
+    """When the draft adapter is on; None where there is none."""
+    path: Path | None = None
+
+    @property
+    def can_denoise(self) -> bool:
+        """Whether the checkpoint was trained to fill masks outside speculation's drafts."""
+        return self.config.trained_to_denoise or self.adapter_scope == "denoise"
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether the checkpoint was trained to draft at all."""
+        return self.config.trained_to_denoise or self.adapter_scope is not None
+
+
+def load(
+    source: str | Path = DEFAULT_MODEL,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    adapter: str | Path | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        source: see `trimode.checkpoints.resolve`.
+        dtype: `fp32`, `bf16`, or `auto` (fp32 on CPU, bf16 on a GPU).
+        device: a torch device, or `auto` (CUDA where there is one).
+        adapter: a draft adapter's directory (PEFT layout). NLD checkpoints bring their own.
+        offline: do not use the network.
+        progress: report downloads on stderr where it is a terminal.
+
+    Raises:
+        InputError: no such source, device or dtype; a checkpoint that cannot be read.
+        FetchError: a download failed.
+    """
+    device = _device(device)
+    resolved = resolve(str(source), offline=offline, progress=progress)
+    path = resolved.path
+    if path.is_file():
+        model = open_gguf(path)
+        config, read = model.config, model.read
+        tokenizer, chat_template = model.tokenizer, model.chat_template
+    else:
+        config = _with_generation_config(read_config(path / "config.json"), path)
+        read = open_weights(path, config)
+        tokenizer = Tokenizer.from_file(path / "tokenizer.json")
+        chat_template = _chat_template(path, config, tokenizer)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            "tokenizer", f"{tokenizer.vocab_size} ids", f"the model has {config.vocab_size}"
+        )
+    adapter_path = _adapter_path(adapter, path)
+    weights = None if adapter_path is None else read_adapter(adapter_path)
+    transformer = Transformer.from_tensors(
+        config, read, dtype=dtype, device=device, adapter=weights
+    )
+    return LoadedModel(
+        name=resolved.name,
+        config=config,
+        transformer=transformer,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        adapter_scope=None if weights is None else weights.scope,
+        path=path,
+    )
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError("device", repr(device), "a torch device such as cpu or cuda:0") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("device", repr(device), "this PyTorch sees no CUDA device; use cpu")
+    return device
+
+
+def _with_generation_config(config: ModelConfig, directory: Path) -> ModelConfig:
+    """Add the stop tokens of `generation_config.json`; chat models often list theirs there."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return config
+    try:
+        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
+    more = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more))))
+
+
+def _chat_template(
+    directory: Path, config: ModelConfig, tokenizer: Tokenizer
+) -> ChatTemplate | None:
+    source = find_chat_template(directory)
+    if source is None:
+        return None
+    bos, eos = config.bos_token_id, next(iter(config.eos_token_ids), None)
+    return ChatTemplate(
+        source,
+        bos_token="" if bos is None else tokenizer.token_text(bos),
+        eos_token="" if eos is None else tokenizer.token_text(eos),
+    )
+
+
+def _adapter_path(adapter: str | Path | None, checkpoint: Path) -> Path | None:
+    if adapter is not None:
+        path = Path(adapter).expanduser()
+        if not path.is_dir():
+            raise InputError("adapter", str(path), "must be a directory in PEFT's layout")
+        return path
+    shipped = checkpoint / NLD_DRAFT_ADAPTER
+    return shipped if shipped.is_dir() else None

@@ -1,0 +1,105 @@
+"""Tensor names: what each published layout calls the canonical tensors."""
+
+import difflib
+from collections.abc import Iterable
+
+from trimode.config import ModelConfig
+from trimode.errors import CheckpointError
+from trimode.model import expected_tensors
+
+# Body and head prefixes of the layouts, most specific first.
+_LAYOUTS = (
+    ("language_model.model.", "language_model.lm_head."),  # Ministral 3 multimodal
+    ("model.language_model.", "lm_head."),  # the same, as transformers 5 saves it
+    ("encoder.", "diffusion_head."),  # NVIDIA's NLD
+    ("model.", "lm_head."),  # Hugging Face causal LM
+)
+_NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
+"""Parts of a vision-language checkpoint that the text model does not use."""
+
+_GGUF_TENSORS = {
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+    "output": "lm_head",
+}
+_GGUF_LAYER_TENSORS = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def from_published(name: str) -> str | None:
+    """Canonical name of a tensor in a safetensors file.
+
+    None where the text model has no use for it: vision tower, draft adapter, RoPE tables.
+    """
+    if name.startswith("base_model.") or name.endswith("rotary_emb.inv_freq"):
+        return None
+    if any(part in name for part in _NOT_TEXT):
+        return None
+    for body, head in _LAYOUTS:
+        if name.startswith(head):
+            return "lm_head." + name.removeprefix(head)
+        if name.startswith(body):
+            return name.removeprefix(body)
+    return name
+
+
+def to_published(name: str, family: str) -> str:
+    """Name under which a canonical tensor is saved for a family."""
+    body, head = _LAYOUTS[2] if family == "nemotron_labs_diffusion" else _LAYOUTS[3]
+    if name.startswith("lm_head."):
+        return head + name.removeprefix("lm_head.")
+    return body + name
+
+
+def from_gguf(name: str) -> str | None:
+    """Canonical name of a GGUF tensor, or None where it is not a weight of the model."""
+    if name == "rope_freqs.weight":  # read into RopeConfig
+        return None
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("blk."):
+        _, layer, part = stem.split(".", 2)
+        return f"layers.{layer}.{_GGUF_LAYER_TENSORS.get(part, part)}.{kind}"
+    return f"{_GGUF_TENSORS.get(stem, stem)}.{kind}"
+
+
+def check_tensors(
+    config: ModelConfig, found: dict[str, tuple[int, ...]], where: str, ignore: Iterable[str] = ()
+) -> None:
+    """Compare a checkpoint's canonical names and shapes with what the model needs.
+
+    Raises:
+        CheckpointError: names every kind of mismatch: missing, unknown, misshapen tensors.
+    """
+    expected = expected_tensors(config)
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected and name not in set(ignore)]
+    wrong = [name for name in expected if name in found and found[name] != expected[name]]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing ({_some(missing)})")
+    if extra:
+        close = difflib.get_close_matches(extra[0], expected, n=1)
+        hint = f", nearest expected name {close[0]}" if close else ""
+        problems.append(f"{len(extra)} unknown ({_some(extra)}{hint})")
+    if wrong:
+        name = wrong[0]
+        shapes = f"{list(found[name])} where {list(expected[name])} is expected"
+        problems.append(f"{len(wrong)} misshapen ({name} is {shapes})")
+    if problems:
+        allowed = f"must hold the {len(expected)} tensors of a {config.family} model"
+        raise CheckpointError(where, "; ".join(problems), allowed)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

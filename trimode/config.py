@@ -1,0 +1,232 @@
+"""What a model is and what a request asks: frozen dataclasses, validated once."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Self, cast, get_args
+
+from trimode.errors import CheckpointError, InputError
+
+Mode = Literal["ar", "diffusion", "linear", "quadratic", "auto"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+MODE_ALIASES = {
+    "autoregressive": "ar",
+    "dlm": "diffusion",
+    "linear_spec": "linear",
+    "linear_speculative": "linear",
+    "quadratic_spec": "quadratic",
+}
+
+CommitRuleName = Literal["threshold", "quota", "factor", "margin", "entropy", "cumulative_error"]
+COMMIT_RULES: tuple[CommitRuleName, ...] = get_args(CommitRuleName)
+
+RopeType = Literal["default", "linear", "yarn", "llama3"]
+
+DEFAULT_BLOCK_LENGTH = 32
+DEFAULT_THRESHOLD = 0.9
+"""NLD's model card value for diffusion decoding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding. Field names are those of transformers' `rope_parameters`."""
+
+    rope_type: RopeType = "default"
+    rope_theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    """Trained context; YaRN, llama3 and the Llama-4 query scale count from it."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+    """YaRN: round the correction range to whole dimensions."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    llama_4_scaling_beta: float | None = None
+    """Multiply queries by 1 + beta * ln(1 + floor(position / original_max))."""
+    frequency_factors: tuple[float, ...] | None = None
+    """Per-dimension divisors of the inverse frequencies (GGUF `rope_freqs.weight`)."""
+
+    def __post_init__(self) -> None:
+        if self.rope_type not in get_args(RopeType):
+            raise CheckpointError(
+                "rope_type", repr(self.rope_type), f"supported: {', '.join(get_args(RopeType))}"
+            )
+        needs_original = self.rope_type in ("yarn", "llama3") or self.llama_4_scaling_beta
+        if needs_original and not self.original_max_position_embeddings:
+            raise CheckpointError(
+                "original_max_position_embeddings",
+                "missing",
+                f"rope_type {self.rope_type} needs the trained context length",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The dimensions and switches of a decoder-only transformer."""
+
+    family: str
+    """`model_type` of the checkpoint: nemotron_labs_diffusion, llama, mistral, ..."""
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """RMSNorm over head_dim on queries and keys before RoPE (qwen3)."""
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    mask_token_id: int | None = None
+    """The token that stands for "not yet decided" in a block."""
+    block_length: int = DEFAULT_BLOCK_LENGTH
+    """Block length the checkpoint was trained with, the default of a request."""
+    trained_to_denoise: bool = False
+    """Whether the base weights fill masks without an adapter (NLD checkpoints)."""
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+                 "num_kv_heads", "head_dim", "max_position_embeddings", "block_length")  # fmt: skip
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise CheckpointError(name, str(getattr(self, name)), "must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise CheckpointError(
+                "num_kv_heads", str(self.num_kv_heads), f"must divide num_heads {self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise CheckpointError("head_dim", str(self.head_dim), "must be even for RoPE")
+        named = {"mask_token_id": (self.mask_token_id,), "eos_token_id": self.eos_token_ids}
+        for name, ids in named.items():
+            for token in ids:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise CheckpointError(name, str(token), f"must be in 0..{self.vocab_size - 1}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """What one request asks for. `None` means "the mode's or the model's default"."""
+
+    mode: Mode = "ar"
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """Report each token's AR log-probability and this many alternatives."""
+    block_length: int | None = None
+    threshold: float | None = None
+    """Commit bar of a denoising pass. Diffusion: 0.9. Linear drafts: 0 (one pass fills all)."""
+    commit_rule: CommitRuleName = "threshold"
+    max_denoising_steps: int | None = None
+    """Passes a block may take; default the block length. Also the quota rule's schedule."""
+    revision_threshold: float | None = None
+    """Diffusion: reopen a committed token whose probability fell below this; None: never."""
+    seed_block: bool = True
+    """Start a diffusion block with the AR prediction of its first token (NLD), not all masks."""
+    show_drafts: bool = False
+    max_thinking_tokens: int | None = None
+    force: bool = False
+    """Run diffusion on a checkpoint that was not trained to denoise."""
+
+    def __post_init__(self) -> None:
+        mode = MODE_ALIASES.get(self.mode, self.mode)
+        if mode not in MODES:
+            raise InputError("mode", repr(self.mode), f"allowed: {', '.join(MODES)}")
+        object.__setattr__(self, "mode", cast(Mode, mode))
+        if self.commit_rule not in COMMIT_RULES:
+            raise InputError(
+                "commit_rule", repr(self.commit_rule), f"allowed: {', '.join(COMMIT_RULES)}"
+            )
+        _check_range("max_tokens", self.max_tokens, 1, None)
+        _check_range("temperature", self.temperature, 0.0, None)
+        _check_range("top_k", self.top_k, 0, None)
+        _check_range("top_p", self.top_p, 0.0, 1.0, exclusive_low=True)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, None, exclusive_low=True)
+        _check_range("seed", self.seed, 0, 2**63 - 1)
+        _check_range("logprobs", self.logprobs, 0, 20)
+        _check_range("block_length", self.block_length, 1, None)
+        _check_range("threshold", self.threshold, 0.0, None)
+        _check_range("max_denoising_steps", self.max_denoising_steps, 1, None)
+        _check_range("revision_threshold", self.revision_threshold, 0.0, 1.0)
+        _check_range("max_thinking_tokens", self.max_thinking_tokens, 0, None)
+        if any(not text for text in self.stop):
+            raise InputError(
+                "stop", "an empty string", "each stop string needs at least one character"
+            )
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, object]) -> Self:
+        """Options from JSON-like values; lists become tuples, unknown names are refused."""
+        return cls().updated(values)
+
+    def updated(self, values: dict[str, object]) -> Self:
+        """A copy with the given fields replaced.
+
+        Raises:
+            InputError: a name is unknown, a type is wrong or a value is out of range.
+        """
+        known = {f.name: str(f.type) for f in fields(self)}
+        clean: dict[str, object] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise InputError(name, "unknown option", f"known: {', '.join(known)}")
+            if name == "stop" and isinstance(value, str):
+                value = (value,)
+            clean[name] = tuple(value) if isinstance(value, list) else value
+            _check_type(name, clean[name], known[name])
+        return replace(self, **clean)  # type: ignore[arg-type]
+
+
+def _check_type(name: str, value: object, annotation: str) -> None:
+    wanted: tuple[type, ...]
+    if annotation.startswith("tuple[str"):
+        ok = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    elif annotation.startswith("tuple[int"):
+        ok = isinstance(value, tuple) and all(type(item) is int for item in value)
+    else:
+        optional = annotation.endswith("| None")
+        base = annotation.removesuffix("| None").strip().removeprefix("<class '").removesuffix("'>")
+        wanted = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(base, (str,))
+        boolean = isinstance(value, bool) and bool not in wanted
+        ok = (optional and value is None) or (isinstance(value, wanted) and not boolean)
+    if not ok:
+        raise InputError(name, repr(value), f"must be of type {annotation}")
+
+
+def _check_range(
+    name: str,
+    value: float | None,
+    low: float,
+    high: float | None,
+    *,
+    exclusive_low: bool = False,
+) -> None:
+    if value is None:
+        return
+    above = value > low if exclusive_low else value >= low
+    if above and (high is None or value <= high):  # NaN fails every comparison
+        return
+    bound = f"above {low:g}" if exclusive_low else f"at least {low:g}"
+    raise InputError(
+        name,
+        str(value),
+        f"must be {bound}" + (f" and at most {high:g}" if high is not None else ""),
+    )

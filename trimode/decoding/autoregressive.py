@@ -1,0 +1,20 @@
+"""Autoregressive decoding: one token a pass, causal attention. The reference behaviour."""
+
+from collections.abc import Sequence
+
+from trimode.decoding.context import DecodingContext
+from trimode.decoding.events import Committed
+from trimode.decoding.span import Decoder, causal_span
+
+
+def autoregressive(prompt: Sequence[int], context: DecodingContext) -> Decoder:
+    """Decode until the engine closes the generator."""
+    sampler = context.sampler
+    tokens = list(prompt)
+    logits = yield causal_span("prefill", tokens, 0, keep=True, logits=(len(tokens) - 1,))
+    while True:
+        assert logits is not None
+        token = sampler.pick(logits.rows[0], len(tokens), tokens)
+        tokens.append(token)
+        yield Committed(tokens=(token,), logprobs=sampler.logprobs(logits.rows, (token,)))
+        logits = yield causal_span("decode", (token,), len(tokens) - 1, keep=True, logits=(0,))

@@ -1,0 +1,216 @@
+"""The open block of masks, and the denoising passes that fill it."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trimode.config import DEFAULT_THRESHOLD
+from trimode.decoding.commit_rules import Proposal, quota_schedule, select
+from trimode.decoding.context import DecodingContext
+from trimode.decoding.events import Drafted, TokenState
+from trimode.decoding.span import Logits, Span, SpanKind
+
+
+@dataclass(slots=True)
+class OpenBlock:
+    """A block on its way from masks to tokens."""
+
+    start: int
+    """Absolute position of its first token."""
+    tokens: list[int]
+    mask_token_id: int
+    fixed: frozenset[int]
+    """Offsets that are given, not denoised: the AR seed, a forced token."""
+    confidences: list[float] = field(init=False)
+    revised: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.confidences = [float(token != self.mask_token_id) for token in self.tokens]
+
+    @property
+    def masked(self) -> list[int]:
+        """Offsets still undecided."""
+        return [i for i, token in enumerate(self.tokens) if token == self.mask_token_id]
+
+    @property
+    def revisable(self) -> list[int]:
+        """Offsets that a denoising pass filled and that were not yet revised."""
+        settled = self.fixed | self.revised
+        return [
+            i
+            for i, token in enumerate(self.tokens)
+            if token != self.mask_token_id and i not in settled
+        ]
+
+    def end(self, stop_token_ids: frozenset[int]) -> int | None:
+        """Length up to a stop token that has no mask before it, else None."""
+        for i, token in enumerate(self.tokens):
+            if token == self.mask_token_id:
+                return None
+            if token in stop_token_ids:
+                return i + 1
+        return None
+
+    def snapshot(self, changed: set[int]) -> Drafted:
+        """The block as a user may see it; `changed` are the offsets this pass filled."""
+
+        def state(i: int) -> TokenState:
+            if self.tokens[i] == self.mask_token_id:
+                return "mask"
+            if i in changed:
+                return "revised" if i in self.revised else "new"
+            return "kept"
+
+        return Drafted(
+            start=self.start,
+            tokens=tuple(self.tokens),
+            confidences=tuple(self.confidences),
+            states=tuple(state(i) for i in range(len(self.tokens))),
+        )
+
+
+def open_block(
+    seed: int | None, start: int, length: int, history: Sequence[int], context: DecodingContext
+) -> OpenBlock:
+    """A block of masks at `start`; its first token is `seed` where there is one."""
+    tokens = [context.mask_token_id] * length
+    fixed = set()
+    if seed is not None:
+        tokens[0] = seed
+        fixed.add(0)
+        history = [*history, seed]
+    forced = context.forced_offset(start, length, history)
+    if forced is not None and forced not in fixed:
+        token = context.sampler.forced(start + forced, history)
+        assert token is not None
+        tokens[forced] = token
+        fixed.add(forced)
+    return OpenBlock(start, tokens, context.mask_token_id, frozenset(fixed))
+
+
+def denoise(
+    block: OpenBlock,
+    history: Sequence[int],
+    context: DecodingContext,
+    *,
+    kind: SpanKind,
+    at_once: bool,
+    adapter: bool,
+    stop_token_ids: frozenset[int] = frozenset(),
+) -> Generator[Span | Drafted, Logits | None, None]:
+    """Run denoising passes until the block holds no mask.
+
+    A pass asks logits of the undecided positions only (and of revisable ones where revision is
+    on), fills those the commit rule trusts, and may reopen committed ones, each at most once.
+    A stop token with no mask before it ends the work early.
+
+    Args:
+        block: changed in place.
+        history: all tokens before the block.
+        context: the request.
+        kind: `draft` or `denoise`.
+        at_once: fill every mask in one pass, whatever the commit rule.
+        adapter: whether the passes run with the adapter on.
+        stop_token_ids: tokens that end the block.
+    """
+    options = context.options
+    passes = 1 if at_once else options.max_denoising_steps or context.block_length
+    schedule = quota_schedule(len(block.masked), passes)
+    for step in range(passes):
+        masked = block.masked
+        if not masked:
+            return
+        last = step + 1 == passes
+        revise = options.revision_threshold is not None and not last
+        revisable = block.revisable if revise else []
+        logits = yield Span(
+            kind=kind,
+            tokens=tuple(block.tokens),
+            positions=range(block.start, block.start + len(block.tokens)),
+            visibility="block",
+            adapter=adapter,
+            logits=(*masked, *revisable),
+        )
+        assert logits is not None
+        rows = context.sampler.exclude_mask(logits.rows)
+        changed = _revise(block, rows[len(masked) :], revisable, context)
+        quota = len(masked) if last else schedule[step]
+        changed |= _fill(block, rows[: len(masked)], masked, history, context, quota=quota)
+        if options.show_drafts:
+            yield block.snapshot(changed)
+        if block.end(stop_token_ids) is not None:
+            return
+
+
+def _fill(
+    block: OpenBlock,
+    rows: Tensor,
+    masked: list[int],
+    history: Sequence[int],
+    context: DecodingContext,
+    *,
+    quota: int,
+) -> set[int]:
+    """Commit the masked offsets that the rule trusts, all where the quota is all; returns them."""
+    candidates = _candidates(rows, block.start, masked, history, context)
+    options = context.options
+    fill_all = quota == len(masked)
+    chosen = [True] * len(masked)
+    confidences = [1.0] * len(masked)
+    if not fill_all or options.show_drafts:
+        probabilities = rows.softmax(-1)
+        sure = probabilities.gather(-1, candidates[:, None])[:, 0]
+        confidences = sure.tolist()
+        if not fill_all:
+            proposal = Proposal(sure, probabilities, quota)
+            chosen = select(options.commit_rule, proposal, options.threshold).tolist()
+    tokens = candidates.tolist()
+    filled = set()
+    for i, offset in enumerate(masked):
+        if chosen[i]:
+            block.tokens[offset] = tokens[i]
+            block.confidences[offset] = confidences[i]
+            filled.add(offset)
+    return filled
+
+
+def _candidates(
+    rows: Tensor, start: int, masked: list[int], history: Sequence[int], context: DecodingContext
+) -> Tensor:
+    """The token proposed at each masked offset, `[masks]`."""
+    sampler = context.sampler
+    if context.options.temperature == 0:
+        return sampler.sample(rows, start, history)
+    offsets = zip(masked, rows, strict=True)
+    return torch.cat([sampler.sample(row[None], start + i, history) for i, row in offsets])
+
+
+def _revise(
+    block: OpenBlock, rows: Tensor, revisable: list[int], context: DecodingContext
+) -> set[int]:
+    """Replace or reopen committed offsets whose probability has collapsed; returns those replaced.
+
+    A replacement must itself pass the bar a first commit would; otherwise the offset becomes a
+    mask again and later passes fill it. Each offset is revised at most once, so this ends.
+    """
+    floor = context.options.revision_threshold
+    if floor is None or not revisable:
+        return set()
+    probabilities = rows.softmax(-1)
+    best, tokens = probabilities.max(-1)
+    bar = context.options.threshold or DEFAULT_THRESHOLD
+    replaced = set()
+    for i, offset in enumerate(revisable):
+        if float(probabilities[i, block.tokens[offset]]) >= floor:
+            continue
+        block.revised.add(offset)
+        if float(best[i]) >= bar:
+            block.tokens[offset] = int(tokens[i])
+            block.confidences[offset] = float(best[i])
+            replaced.add(offset)
+        else:
+            block.tokens[offset] = block.mask_token_id
+            block.confidences[offset] = 0.0
+    return replaced

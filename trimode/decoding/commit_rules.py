@@ -1,0 +1,114 @@
+"""Which masked positions of a block a denoising pass may commit.
+
+Each rule looks at the probabilities of the still masked positions and returns those it trusts;
+`select` adds the most trusted one, so that every pass makes progress. Sources: NLD's released
+sampler (threshold, quota) and the legacy rules of its research code.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimode.config import DEFAULT_THRESHOLD, CommitRuleName
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a pass proposes for the masked positions, in order of position."""
+
+    confidences: Tensor
+    """Un-tempered probability of each candidate token, `[masks]`."""
+    probabilities: Tensor
+    """Un-tempered distribution at each position, `[masks, vocab]`."""
+    quota: int
+    """Positions the even schedule allows this pass."""
+
+
+Rule = Callable[[Proposal, float], tuple[Tensor, Tensor]]
+"""(proposal, bar) -> (trust `[masks]`, higher is surer; trusted bool `[masks]`)."""
+
+
+def threshold(proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
+    """Every position whose confidence reaches the bar."""
+    return proposal.confidences, proposal.confidences >= bar
+
+
+def quota(proposal: Proposal, _bar: float) -> tuple[Tensor, Tensor]:
+    """The scheduled number of most confident positions."""
+    ranks = ranks_of(proposal.confidences)
+    return proposal.confidences, ranks < proposal.quota
+
+
+def factor(proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
+    """The longest sorted prefix in which rank i has confidence >= 1 - bar / (i + 2).
+
+    Source: the factor rule of Fast-dLLM (arXiv 2505.22618), in the form NLD's code uses.
+    """
+
+    def passes(ordered: Tensor) -> Tensor:
+        rank = torch.arange(len(ordered), device=ordered.device)
+        return ordered >= 1 - bar / (rank + 2)
+
+    return proposal.confidences, _sorted_prefix(proposal.confidences, passes)
+
+
+def cumulative_error(proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
+    """The longest sorted prefix whose confidences multiply to at least the bar."""
+    return proposal.confidences, _sorted_prefix(
+        proposal.confidences, lambda sure: sure.cumprod(0) >= bar
+    )
+
+
+def margin(proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
+    """Every position where the best token leads the second by the bar."""
+    best = proposal.probabilities.topk(2).values
+    lead = best[:, 0] - best[:, 1]
+    return lead, lead >= bar
+
+
+def entropy(proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
+    """Every position whose distribution has at most `bar` nats of entropy."""
+    nats = torch.special.entr(proposal.probabilities).sum(-1)
+    return -nats, nats <= bar
+
+
+def ranks_of(trust: Tensor) -> Tensor:
+    """Rank of each position, 0 for the highest; the earlier position wins a tie."""
+    return trust.sort(descending=True, stable=True).indices.argsort()
+
+
+def _sorted_prefix(trust: Tensor, passes: Callable[[Tensor], Tensor]) -> Tensor:
+    """Positions in the longest prefix, by falling trust, of which every member passes."""
+    ordered, order = trust.sort(descending=True, stable=True)
+    in_prefix = passes(ordered).int().cumprod(0).bool()
+    chosen = torch.zeros_like(in_prefix)
+    chosen[order] = in_prefix
+    return chosen
+
+
+RULES: dict[CommitRuleName, tuple[Rule, float]] = {
+    "threshold": (threshold, DEFAULT_THRESHOLD),
+    "quota": (quota, 0.0),
+    "factor": (factor, 1.0),
+    "margin": (margin, 0.8),
+    "entropy": (entropy, 0.3),
+    "cumulative_error": (cumulative_error, 0.8),
+}
+"""Each rule with the bar it uses when the request gives no `threshold`."""
+
+
+def select(rule: CommitRuleName, proposal: Proposal, bar: float | None) -> Tensor:
+    """Masked positions to commit, bool `[masks]`: those the rule trusts and the surest one."""
+    function, default = RULES[rule]
+    trust, chosen = function(proposal, default if bar is None else bar)
+    chosen = chosen.clone()
+    chosen[trust.argmax()] = True
+    return chosen
+
+
+def quota_schedule(masks: int, passes: int) -> list[int]:
+    """Split `masks` evenly over `passes`; the first passes take the remainder."""
+    share, rest = divmod(masks, passes)
+    return [share + (i < rest) for i in range(passes)]

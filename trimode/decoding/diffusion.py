@@ -1,0 +1,51 @@
+"""Block diffusion: a block of masks is filled over several passes, then rewritten causally.
+
+Source: Nemotron-Labs-Diffusion, `generate` of the public checkpoint. Differs from it: the mask id
+is never a candidate, the last block is shortened to the token budget, each sequence ends at its
+own stop token, and committed tokens may be revised before the block closes.
+"""
+
+from collections.abc import Sequence
+
+from trimode.decoding.block import denoise, open_block
+from trimode.decoding.context import DecodingContext
+from trimode.decoding.events import Committed
+from trimode.decoding.span import Decoder, causal_span
+
+
+def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
+    """Decode block after block until the engine closes the generator."""
+    sampler, options = context.sampler, context.options
+    tokens = list(prompt)
+    logits = yield causal_span("prefill", tokens, 0, keep=True, logits=(len(tokens) - 1,))
+    while True:
+        assert logits is not None
+        start = len(tokens)
+        before = logits.rows[-1:]
+        seed = sampler.pick(before[0], start, tokens) if options.seed_block else None
+        length = min(context.block_length, context.remaining(start))
+        block = open_block(seed, start, length, tokens, context)
+        yield from denoise(
+            block,
+            tokens,
+            context,
+            kind="denoise",
+            at_once=False,
+            adapter=context.denoise_adapter,
+            stop_token_ids=context.stop_token_ids,
+        )
+        block_tokens = tuple(block.tokens[: block.end(context.stop_token_ids)])
+        tokens.extend(block_tokens)
+
+        # The causal pass puts the block's keys and values where AR decoding would have put them
+        # and yields the next seed. It runs for the last block too: a later turn continues there.
+        scored = options.logprobs is not None
+        last = len(block_tokens) - 1
+        rows = range(len(block_tokens)) if scored else (last,)
+        logits = yield causal_span("close", block_tokens, start, keep=True, logits=rows)
+        assert logits is not None
+        logprobs = ()
+        if scored:
+            first = sampler.logprobs(before, block_tokens[:1])
+            logprobs = first + sampler.logprobs(logits.rows[:-1], block_tokens[1:])
+        yield Committed(tokens=block_tokens, logprobs=logprobs)

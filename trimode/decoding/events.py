@@ -1,0 +1,43 @@
+"""What a decoder reports. Everything a user sees is built on these."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TokenState = Literal["mask", "new", "kept", "revised"]
+"""A position of the open block: undecided, filled in this pass, filled earlier, changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """AR log-probability of a token and of the most probable alternatives."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, log-probability), most probable first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafted:
+    """A full snapshot of the open block after one pass."""
+
+    start: int
+    """Absolute position of the block's first token."""
+    tokens: tuple[int, ...]
+    """Token ids; the mask id where undecided."""
+    confidences: tuple[float, ...]
+    """Probability of each token in the pass that filled it; 0 where undecided."""
+    states: tuple[TokenState, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """Tokens that are final, in order."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One per token where the request asked for them, else empty."""
+    drafted: int | None = None
+    """Draft tokens this draft-verify cycle offered; None outside speculation."""
+
+
+Event = Drafted | Committed

@@ -1,0 +1,36 @@
+"""The modes by name."""
+
+from collections.abc import Callable, Sequence
+
+from trimode.config import Mode
+from trimode.decoding.autoregressive import autoregressive
+from trimode.decoding.context import DecodingContext
+from trimode.decoding.diffusion import block_diffusion
+from trimode.decoding.linear import linear_speculation
+from trimode.decoding.quadratic import quadratic_speculation
+from trimode.decoding.span import Decoder
+
+DECODERS: dict[Mode, Callable[[Sequence[int], DecodingContext], Decoder]] = {
+    "ar": autoregressive,
+    "diffusion": block_diffusion,
+    "linear": linear_speculation,
+    "quadratic": quadratic_speculation,
+}
+
+
+def resolve_auto(mode: Mode, *, can_draft: bool) -> Mode:
+    """The mode to run for `auto`: speculation pays only where drafts are any good."""
+    if mode != "auto":
+        return mode
+    return "linear" if can_draft else "ar"
+
+
+def scratch_rows(mode: Mode, block_length: int) -> int:
+    """Most rows a pass of this mode writes behind the KV cache."""
+    match mode:
+        case "quadratic":
+            return block_length * (block_length + 1)
+        case "ar":
+            return 1
+        case _:
+            return block_length

@@ -1,0 +1,163 @@
+"""From logits to tokens, with one meaning in every mode.
+
+Sampling is Gumbel-max: token = argmax(logits / T + g), where the noise g is a function of
+(request seed, absolute position) alone. A draft and its verifier share the noise, so with one
+seed `ar`, `linear` and `quadratic` emit the same tokens at any temperature, and acceptance stays
+high. Source: drafter-invariant speculative decoding (Daliri et al., arXiv 2408.07978).
+
+Order of operations: mask id removed, repetition penalty, temperature, top-k, top-p, min-p.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimode.config import GenerationOptions
+from trimode.decoding.events import TokenLogprob
+
+_MIN_EXPONENTIAL = 1e-30
+"""Keeps the logarithm of an exponential draw finite in fp32."""
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Chooses tokens for one request. Rows of logits are `[n, vocab]`, fp32."""
+
+    options: GenerationOptions
+    mask_token_id: int | None
+    prompt_length: int
+    end_think_token_id: int | None = None
+    _noise: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def _plain(self) -> bool:
+        return self.options.temperature == 0 and self.options.repetition_penalty == 1
+
+    def exclude_mask(self, logits: Tensor) -> Tensor:
+        """Take the mask id out of every later argmax and softmax, in place."""
+        if self.mask_token_id is not None:
+            logits[..., self.mask_token_id] = -torch.inf
+        return logits
+
+    def pick(self, row: Tensor, position: int, history: Sequence[int]) -> int:
+        """The token at an absolute position, given logits `[vocab]` and all tokens before it."""
+        forced = self.forced(position, history)
+        return int(self.sample(row[None], position, history)) if forced is None else forced
+
+    def forced(self, position: int, history: Sequence[int]) -> int | None:
+        """The end-of-thinking token once the thinking budget is spent and it has not come."""
+        budget = self.options.max_thinking_tokens
+        end = self.end_think_token_id
+        if budget is None or end is None or position - self.prompt_length < budget:
+            return None
+        return None if end in history[self.prompt_length :] else end
+
+    def sample(self, logits: Tensor, start: int, history: Sequence[int]) -> Tensor:
+        """Independent choices `[n]`: row i is for absolute position start + i."""
+        logits = self.exclude_mask(logits)
+        if self._plain:
+            return logits.argmax(-1)
+        scores = penalise_repetition(logits, history, self.options.repetition_penalty)
+        if self.options.temperature == 0:
+            return scores.argmax(-1)
+        scores = filter_scores(scores / self.options.temperature, self.options)
+        for i, row in enumerate(scores):
+            row += self._gumbel(start + i, len(row)).to(row.device)
+        return scores.argmax(-1)
+
+    def verify(
+        self, logits: Tensor, start: int, draft: Sequence[int], history: Sequence[int]
+    ) -> list[int]:
+        """Longest prefix of the draft that AR decoding would emit, and the token after it.
+
+        Args:
+            logits: `[len(draft) + 1, vocab]`, row i predicts absolute position start + i.
+            start: position of the first draft token.
+            draft: proposed tokens.
+            history: every token before `start`.
+
+        Returns:
+            1 to len(draft) + 1 tokens, each of them the verifier's own choice.
+        """
+        choices = self.sample(logits, start, history).tolist() if self._plain else None
+        accepted: list[int] = []
+        for i in range(len(logits)):
+            before = [*history, *accepted]
+            forced = self.forced(start + i, before)
+            if forced is not None:
+                token = forced
+            elif choices is not None:
+                token = choices[i]
+            else:
+                token = self.pick(logits[i], start + i, before)
+            accepted.append(token)
+            if i == len(draft) or token != draft[i]:
+                break
+        return accepted
+
+    def logprobs(self, logits: Tensor, tokens: Sequence[int]) -> tuple[TokenLogprob, ...]:
+        """AR log-probabilities of tokens `[n]` under logits `[n, vocab]`, before any filter.
+
+        Empty unless the request asked for them.
+        """
+        count = self.options.logprobs
+        if count is None:
+            return ()
+        scores = torch.log_softmax(self.exclude_mask(logits), dim=-1)
+        result = []
+        for row, token in zip(scores, tokens, strict=True):
+            values, ids = row.topk(count)
+            top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+            result.append(TokenLogprob(float(row[token]), top))
+        return tuple(result)
+
+    def _gumbel(self, position: int, vocab: int) -> Tensor:
+        """Gumbel noise `[vocab]` of a position; drafting and verifying ask for it twice."""
+        if position not in self._noise:
+            while len(self._noise) >= 64:  # two blocks' worth; older positions are committed
+                del self._noise[next(iter(self._noise))]
+            self._noise[position] = gumbel_noise(self.options.seed, position, vocab)
+        return self._noise[position]
+
+
+def gumbel_noise(seed: int, position: int, vocab: int) -> Tensor:
+    """Standard Gumbel noise fp32 `[vocab]`, a function of (seed, position) alone.
+
+    Philox is counter-based, so any position's noise is had without drawing those before it.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, position]))
+    exponential = generator.standard_exponential(vocab, dtype=np.float32)
+    return -torch.from_numpy(exponential).clamp_(min=_MIN_EXPONENTIAL).log_()
+
+
+def penalise_repetition(logits: Tensor, history: Sequence[int], penalty: float) -> Tensor:
+    """Divide positive and multiply negative logits of seen tokens (CTRL, arXiv 1909.05858)."""
+    if penalty == 1 or not history:
+        return logits
+    seen = torch.tensor(sorted(set(history)), device=logits.device)
+    values = logits[:, seen]
+    result = logits.clone()
+    result[:, seen] = torch.where(values > 0, values / penalty, values * penalty)
+    return result
+
+
+def filter_scores(scores: Tensor, options: GenerationOptions) -> Tensor:
+    """Set scores `[n, vocab]` outside top-k, top-p or min-p to -inf; the best always stays."""
+    if 0 < options.top_k < scores.shape[-1]:
+        bar = scores.topk(options.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < bar, -torch.inf)
+    if options.top_p < 1:
+        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        dropped = torch.zeros_like(before, dtype=torch.bool)
+        dropped.scatter_(-1, order, before >= options.top_p)
+        scores = scores.masked_fill(dropped, -torch.inf)
+    if options.min_p > 0:
+        probabilities = scores.softmax(-1)
+        bar = probabilities.max(-1, keepdim=True).values * options.min_p
+        scores = scores.masked_fill(probabilities < bar, -torch.inf)
+    return scores

@@ -1,0 +1,74 @@
+"""The unit of work: a span is some tokens of one sequence for one forward pass.
+
+A decoder is a generator that yields `Span`, `Keep` and events, and is sent `Logits` for each
+span. It knows nothing of batching, devices or other sequences.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from trimode.decoding.events import Event
+
+SpanKind = Literal["prefill", "decode", "denoise", "draft", "verify", "close"]
+"""What a pass is for; used for accounting only."""
+
+Visibility = Literal["causal", "block"] | Tensor
+"""Which rows of the span a row sees; all rows see the sequence's whole KV cache.
+
+`causal`: itself and earlier rows; `block`: every row; a bool tensor `[n, n]`: row i sees row j
+where `visibility[i, j]`.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Rows of one sequence that go through the model together."""
+
+    kind: SpanKind
+    tokens: Sequence[int]
+    """Token ids `[n]`, masks included."""
+    positions: Sequence[int]
+    """Absolute positions `[n]`; they may repeat (branches of a draft tree)."""
+    visibility: Visibility = "causal"
+    adapter: bool | Tensor = False
+    """Whether the draft adapter is on, for all rows or row by row (bool `[n]`)."""
+    keep: bool = False
+    """True: all rows enter the KV cache. False: a `Keep` that follows may pick rows."""
+    logits: Sequence[int] = ()
+    """Rows whose logits are wanted at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Rows of the span just run that enter the KV cache, in this order; the rest are dropped."""
+
+    rows: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """What a span returns."""
+
+    rows: Tensor
+    """fp32 logits of the rows asked for, `[len(span.logits), vocab]`."""
+    head: Callable[[Sequence[int]], Tensor]
+    """Logits `[m, vocab]` of further rows of the same span, computed on demand."""
+
+
+Decoder = Generator[Span | Keep | Event, Logits | None, None]
+
+
+def causal_span(
+    kind: SpanKind,
+    tokens: Sequence[int],
+    start: int,
+    *,
+    keep: bool,
+    logits: Sequence[int],
+) -> Span:
+    """A span of consecutive tokens that begins at absolute position `start`."""
+    positions = range(start, start + len(tokens))
+    return Span(kind=kind, tokens=tokens, positions=positions, keep=keep, logits=logits)

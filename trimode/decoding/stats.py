@@ -1,0 +1,75 @@
+"""The one place where passes, tokens and time are counted.
+
+NFE = 1 for the prefill, however chunked, + every later pass made for the sequence.
+TPF = completion tokens (the stop token included) / NFE.
+Acceptance length = tokens committed per draft-verify cycle, the verifier's own included.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from trimode.decoding.span import SpanKind
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of one sequence; times are seconds on the engine's monotonic clock."""
+
+    passes: Counter[SpanKind] = field(default_factory=Counter)
+    completion_tokens: int = 0
+    cycles: int = 0
+    """Draft-verify cycles."""
+    cycle_tokens: int = 0
+    """Tokens those cycles committed."""
+    drafted_tokens: int = 0
+    revisions: int = 0
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    finished_at: float | None = None
+
+    def count_pass(self, kind: SpanKind) -> None:
+        """Count a finished span; the prefill counts once however many spans it took."""
+        if kind != "prefill" or not self.passes["prefill"]:
+            self.passes[kind] += 1
+
+    def count_commit(self, tokens: int, drafted: int | None) -> None:
+        """Count emitted tokens; `drafted` is given for a draft-verify cycle."""
+        self.completion_tokens += tokens
+        if drafted is not None:
+            self.cycles += 1
+            self.cycle_tokens += tokens
+            self.drafted_tokens += drafted
+
+    @property
+    def nfe(self) -> int:
+        """Forward passes made for this sequence."""
+        return self.passes.total()
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Completion tokens / NFE."""
+        return self.completion_tokens / self.nfe if self.nfe else 0.0
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens per draft-verify cycle; None where there was no cycle."""
+        return self.cycle_tokens / self.cycles if self.cycles else None
+
+    @property
+    def seconds(self) -> float:
+        """From admission to the end."""
+        if self.admitted_at is None or self.finished_at is None:
+            return 0.0
+        return self.finished_at - self.admitted_at
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """From admission to the first committed token."""
+        if self.admitted_at is None or self.first_token_at is None:
+            return None
+        return self.first_token_at - self.admitted_at
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Completion tokens / seconds."""
+        return self.completion_tokens / self.seconds if self.seconds else 0.0

@@ -1,0 +1,34 @@
+"""The step loop that runs any number of sequences, and the public API on top of it."""
+
+from trimode.engine.engine import (
+    DEFAULT_KV_CACHE_BYTES,
+    DEFAULT_MAX_SEQUENCES,
+    Engine,
+    Update,
+    drain,
+)
+from trimode.engine.generate import (
+    Prompt,
+    encode_prompt,
+    generate,
+    generate_batch,
+    stream,
+)
+from trimode.engine.result import GenerationResult
+from trimode.engine.sequence import FinishReason, Sequence
+
+__all__ = [
+    "DEFAULT_KV_CACHE_BYTES",
+    "DEFAULT_MAX_SEQUENCES",
+    "Engine",
+    "FinishReason",
+    "GenerationResult",
+    "Prompt",
+    "Sequence",
+    "Update",
+    "drain",
+    "encode_prompt",
+    "generate",
+    "generate_batch",
+    "stream",
+]

@@ -1,0 +1,266 @@
+"""The step loop: admit, pack, run, hand each decoder its logits."""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from trimode.checkpoints import LoadedModel
+from trimode.config import GenerationOptions
+from trimode.decoding import (
+    DECODERS,
+    Committed,
+    DecodingContext,
+    Event,
+    Keep,
+    Logits,
+    Sampler,
+    Span,
+    resolve_auto,
+    scratch_rows,
+)
+from trimode.engine.kv_pool import KVPool
+from trimode.engine.packing import plan, run
+from trimode.engine.sequence import FinishReason, Sequence
+from trimode.errors import InputError
+from trimode.text import TextStream
+
+DEFAULT_KV_CACHE_BYTES = 2 * 2**30
+DEFAULT_MAX_SEQUENCES = 16
+DEFAULT_MAX_ROWS = 512
+"""Rows of one pass; a longer prompt is prefilled in chunks of this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What happened to a sequence: an event, and the text it makes final."""
+
+    sequence: Sequence
+    event: Event
+    text: str = ""
+
+
+class Engine:
+    """Runs any number of sequences, each in its own mode, through one model.
+
+    Not thread-safe: one thread calls `add`, `cancel` and `step`.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_sequences: int = DEFAULT_MAX_SEQUENCES,
+        max_rows: int = DEFAULT_MAX_ROWS,
+        kv_cache_bytes: int = DEFAULT_KV_CACHE_BYTES,
+    ) -> None:
+        for name, value in (("max_sequences", max_sequences), ("max_rows", max_rows)):
+            if value < 1:
+                raise InputError(name, str(value), "must be at least 1")
+        self.model = model
+        self.max_sequences, self.max_rows = max_sequences, max_rows
+        transformer = model.transformer
+        self.pool = KVPool(
+            model.config, kv_cache_bytes, dtype=transformer.dtype, device=transformer.device
+        )
+        self.waiting: deque[Sequence] = deque()
+        self.live: list[Sequence] = []
+        self._steps = 0
+        self._ids = itertools.count()
+
+    def add(
+        self,
+        prompt: tuple[int, ...] | list[int],
+        options: GenerationOptions,
+        *,
+        sequence_id: str | None = None,
+    ) -> Sequence:
+        """Queue a request.
+
+        Args:
+            prompt: token ids.
+            options: what is asked for.
+            sequence_id: any name for it; a number by default.
+
+        Raises:
+            InputError: the prompt is empty, too long or not of this model's vocabulary, the
+                request can never fit the KV pool, or the checkpoint lacks what the mode needs.
+        """
+        context = self._context(prompt, options)
+        options = context.options
+        scratch = scratch_rows(options.mode, context.block_length)
+        cache_tokens = context.max_length + scratch
+        if cache_tokens > self.pool.max_tokens:
+            raise InputError(
+                "max_tokens",
+                f"prompt and answer need {cache_tokens} KV cache tokens in mode {options.mode}",
+                f"the pool holds {self.pool.max_tokens}; raise kv_cache_bytes or ask for less",
+            )
+        sequence = Sequence(
+            id=sequence_id if sequence_id is not None else str(next(self._ids)),
+            prompt=tuple(prompt),
+            options=options,
+            context=context,
+            cache_tokens=cache_tokens,
+            decoder=DECODERS[options.mode](prompt, context),
+            stream=TextStream(self.model.tokenizer, options.stop),
+        )
+        self.waiting.append(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Drop a request at once; what it has produced stays readable."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        if sequence.finish_reason is None:
+            self._finish(sequence, "cancelled")
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is work to do."""
+        return bool(self.waiting or self.live)
+
+    @torch.inference_mode()  # decoders run inside too: they edit logits in place
+    def step(self) -> list[Update]:
+        """Admit what fits, run one forward pass, and return what it made of the sequences."""
+        self._admit()
+        slices = plan(self.live, self.max_rows)
+        if not slices:
+            return []
+        results = run(self.model.transformer, slices)
+        self._steps += 1
+        updates: list[Update] = []
+        for part, logits in zip(slices, results, strict=True):
+            part.sequence.last_step = self._steps
+            if logits is not None:
+                assert part.sequence.span is not None
+                part.sequence.stats.count_pass(part.sequence.span.kind)
+                updates.extend(self._advance(part.sequence, logits))
+        return updates
+
+    def _context(
+        self, prompt: tuple[int, ...] | list[int], options: GenerationOptions
+    ) -> DecodingContext:
+        """Check a request against the model and resolve its defaults."""
+        config = self.model.config
+        limit = config.max_position_embeddings
+        if not prompt:
+            raise InputError("prompt", "empty", "must have at least one token")
+        if len(prompt) >= limit:
+            raise InputError(
+                "prompt", f"{len(prompt)} tokens", f"must leave room in a context of {limit}"
+            )
+        wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
+        if wrong is not None:
+            raise InputError("prompt", f"token id {wrong}", f"ids are 0..{config.vocab_size - 1}")
+        scope = self.model.adapter_scope
+        mode = resolve_auto(options.mode, can_draft=self.model.can_draft)
+        if mode == "diffusion" and not self.model.can_denoise and not options.force:
+            raise InputError(
+                "mode",
+                f"diffusion on {self.model.name}, which was not trained for denoising",
+                "use ar, linear or quadratic, or --force to see what comes out",
+            )
+        mask = config.mask_token_id
+        if mask is None and mode != "ar":
+            raise InputError("mode", f"{mode} on a model without a mask token", "use ar")
+        end_think = self.model.tokenizer.token_id("</think>")
+        if options.max_thinking_tokens is not None and end_think is None:
+            raise InputError(
+                "max_thinking_tokens", "set", "this model's vocabulary has no </think> token"
+            )
+        options = replace(options, mode=mode)
+        stop = set(options.stop_token_ids)
+        if not options.ignore_eos:
+            stop.update(config.eos_token_ids)
+        return DecodingContext(
+            options=options,
+            sampler=Sampler(options, mask, len(prompt), end_think),
+            mask_token_id=-1 if mask is None else mask,
+            stop_token_ids=frozenset(stop),
+            prompt_length=len(prompt),
+            max_length=min(len(prompt) + options.max_tokens, limit),
+            context_length=limit,
+            block_length=options.block_length or config.block_length,
+            draft_adapter=scope is not None,
+            denoise_adapter=scope == "denoise",
+        )
+
+    def _admit(self) -> None:
+        """Start waiting sequences, first come first served, while cache and slots last."""
+        while self.waiting and len(self.live) < self.max_sequences:
+            sequence = self.waiting[0]
+            cache = self.pool.acquire(sequence.cache_tokens)
+            if cache is None:
+                return
+            self.waiting.popleft()
+            sequence.cache = cache
+            sequence.stats.admitted_at = time.monotonic()
+            self.live.append(sequence)
+            self._advance(sequence, None)
+
+    def _advance(self, sequence: Sequence, logits: Logits | None) -> list[Update]:
+        """Let the decoder run until it wants another pass or its sequence is finished."""
+        updates: list[Update] = []
+        sequence.span, sequence.rows_done = None, 0
+        request = sequence.decoder.send(logits)
+        while not isinstance(request, Span):
+            if isinstance(request, Keep):
+                assert sequence.cache is not None
+                sequence.cache.keep(request.rows)
+            elif isinstance(request, Committed):
+                updates.append(self._commit(sequence, request))
+                if sequence.finish_reason is not None:
+                    return updates
+            else:
+                sequence.stats.revisions += request.states.count("revised")
+                updates.append(Update(sequence, request))
+            request = next(sequence.decoder)
+        sequence.span = request
+        return updates
+
+    def _commit(self, sequence: Sequence, event: Committed) -> Update:
+        """Append tokens one by one until a stop token, a stop string or the budget ends it."""
+        text, reason, taken = "", None, 0
+        budget = sequence.context.max_length - len(sequence.prompt)
+        for token in event.tokens:
+            sequence.tokens.append(token)
+            taken += 1
+            if token in sequence.context.stop_token_ids:
+                reason = "stop"
+                break
+            text += sequence.stream.push(token)
+            if sequence.stream.stopped:
+                reason = "stop"
+                break
+            if len(sequence.tokens) == budget:
+                reason = "length"
+                break
+        event = replace(event, tokens=event.tokens[:taken], logprobs=event.logprobs[:taken])
+        sequence.logprobs.extend(event.logprobs)
+        sequence.stats.count_commit(taken, event.drafted)
+        if sequence.stats.first_token_at is None:
+            sequence.stats.first_token_at = time.monotonic()
+        if reason is not None:
+            text += sequence.stream.finish()
+            self._finish(sequence, reason)
+        return Update(sequence, event, text)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        sequence.finish_reason = reason
+        sequence.stats.finished_at = time.monotonic()
+        sequence.decoder.close()
+        sequence.span = None
+        if sequence.cache is not None:
+            self.live.remove(sequence)
+            self.pool.release(sequence.cache)
+            sequence.cache = None
+
+
+def drain(engine: Engine) -> Iterator[Update]:
+    """Step until nothing is left to do."""
+    while engine.busy:
+        yield from engine.step()

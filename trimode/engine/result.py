@@ -1,0 +1,69 @@
+"""What a finished request is reported as."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from trimode.config import Mode
+from trimode.decoding import Stats, TokenLogprob
+from trimode.engine.sequence import FinishReason, Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """A completion with its accounting."""
+
+    id: str
+    model: str
+    mode: Mode
+    """The mode that ran; for `auto`, the one it chose."""
+    text: str
+    token_ids: tuple[int, ...]
+    """Completion tokens, the stop token included."""
+    prompt_tokens: int
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...]
+    stats: Stats
+
+    @classmethod
+    def of(cls, sequence: Sequence, model: str) -> Self:
+        """The result of a finished sequence."""
+        assert sequence.finish_reason is not None
+        return cls(
+            id=sequence.id,
+            model=model,
+            mode=sequence.options.mode,
+            text=sequence.stream.text,
+            token_ids=tuple(sequence.tokens),
+            prompt_tokens=len(sequence.prompt),
+            finish_reason=sequence.finish_reason,
+            logprobs=tuple(sequence.logprobs),
+            stats=sequence.stats,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The object `trimode generate --json` prints."""
+        stats = self.stats
+        fields: dict[str, Any] = {
+            "model": self.model,
+            "mode": self.mode,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": stats.completion_tokens,
+            "finish_reason": self.finish_reason,
+            "nfe": stats.nfe,
+            "tokens_per_forward": round(stats.tokens_per_forward, 4),
+            "acceptance_length": _rounded(stats.acceptance_length),
+            "seconds": round(stats.seconds, 4),
+            "tokens_per_second": round(stats.tokens_per_second, 2),
+        }
+        if self.logprobs:
+            fields["logprobs"] = [
+                {"token": token, "logprob": entry.logprob, "top": [list(t) for t in entry.top]}
+                for token, entry in zip(self.token_ids, self.logprobs, strict=True)
+            ]
+        return fields
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

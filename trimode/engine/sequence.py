@@ -1,0 +1,53 @@
+"""One request on its way through the engine: the only mutable state it has."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from trimode.config import GenerationOptions
+from trimode.decoding import Decoder, DecodingContext, Span, Stats, TokenLogprob
+from trimode.model import KVCache
+from trimode.text import TextStream
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """A request's prompt, its decoder, what it has produced and what it waits for."""
+
+    id: str
+    prompt: tuple[int, ...]
+    options: GenerationOptions
+    context: DecodingContext
+    cache_tokens: int
+    """KV capacity it needs, scratch rows included."""
+    decoder: Decoder
+    stream: TextStream
+    stats: Stats = field(default_factory=Stats)
+    cache: KVCache | None = None
+    """None while it waits for admission and after it has finished."""
+    span: Span | None = None
+    """What it wants computed next."""
+    rows_done: int = 0
+    """Rows of `span` already computed (a prefill may take several passes)."""
+    partial_hidden: list[Tensor] = field(default_factory=list)
+    """Hidden states of the wanted rows among those."""
+    last_step: int = -1
+    """Engine step in which it last ran; who waited longest goes first."""
+    tokens: list[int] = field(default_factory=list)
+    """Completion tokens, the stop token included."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def splittable(self) -> bool:
+        """Whether the span may be spread over several passes: causal rows that are all kept."""
+        span = self.span
+        return span is not None and span.kind == "prefill" and span.keep
+
+    @property
+    def rows_left(self) -> int:
+        """Rows of the span still to compute."""
+        return 0 if self.span is None else len(self.span.tokens) - self.rows_done

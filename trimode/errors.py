@@ -1,0 +1,33 @@
+"""Errors a user can cause. Each says which field, what was found and what is allowed."""
+
+
+class TrimodeError(Exception):
+    """A failure while working (a download, a full disk): exit code 1."""
+
+    exit_code = 1
+
+
+class FetchError(TrimodeError):
+    """A model source could not be fetched, or what came is not what was asked for."""
+
+
+class InputError(TrimodeError, ValueError):
+    """Bad usage or bad input, found before any work starts: exit code 2.
+
+    Args:
+        field: the option, file, tensor or config field at fault.
+        found: what was given.
+        allowed: what would have been accepted, or what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, field: str, found: str, allowed: str) -> None:
+        super().__init__(f"{field}: {found}; {allowed}")
+        self.field = field
+        self.found = found
+        self.allowed = allowed
+
+
+class CheckpointError(InputError):
+    """A checkpoint file is missing, damaged, or not of a shape this program reads."""

@@ -1,0 +1,78 @@
+"""Attention over ragged rows: each segment of a pass sees its own cache and, of itself, what
+its visibility says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimode.model.kv_cache import KVCache
+
+Visibility = Literal["causal", "block"] | Tensor
+"""Which rows of its own segment a row sees: itself and earlier, all, or a bool `[n, n]`."""
+
+
+class Attend(Protocol):
+    """What a transformer layer calls: queries in, attention output out."""
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries `[T, heads, head_dim]`, keys and values `[T, kv_heads, head_dim]`.
+
+        Returns:
+            `[T, heads * head_dim]`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows `start..stop` of a pass that belong to one sequence."""
+
+    start: int
+    stop: int
+    cache: KVCache
+    visibility: Visibility
+
+
+def attention_bias(visibility: Visibility, rows: int, prefix: int, like: Tensor) -> Tensor | None:
+    """Additive mask `[rows, prefix + rows]` (0 or -inf), or None where every row sees all."""
+    if isinstance(visibility, str):
+        if visibility == "block" or rows == 1:
+            return None
+        visible = torch.ones(rows, rows, dtype=torch.bool, device=like.device).tril()
+    else:
+        visible = visibility.to(like.device)
+    bias = torch.zeros(rows, prefix + rows, dtype=like.dtype, device=like.device)
+    bias[:, prefix:].masked_fill_(~visible, float("-inf"))
+    return bias
+
+
+class CachedAttention:
+    """Attention of a packed pass; writes each segment's keys and values into its cache."""
+
+    def __init__(self, segments: Sequence[Segment], like: Tensor) -> None:
+        """`like` gives dtype and device of the masks, which are built once for all layers."""
+        self.segments = segments
+        self.biases = [
+            attention_bias(s.visibility, s.stop - s.start, s.cache.length, like) for s in segments
+        ]
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `Attend`."""
+        outputs = []
+        for segment, bias in zip(self.segments, self.biases, strict=True):
+            rows = slice(segment.start, segment.stop)
+            all_keys, all_values = segment.cache.write(layer, keys[rows], values[rows])
+            output = F.scaled_dot_product_attention(
+                queries[rows].transpose(0, 1)[None],
+                all_keys[None],
+                all_values[None],
+                attn_mask=bias,
+                enable_gqa=True,
+            )
+            outputs.append(output[0].transpose(0, 1).flatten(1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

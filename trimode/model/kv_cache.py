@@ -1,0 +1,67 @@
+"""Keys and values of one sequence.
+
+A pass writes its rows behind the cache; they count only once kept. So a rejected draft costs
+nothing to drop, and the rows of an accepted path are gathered, not computed again.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimode.config import ModelConfig
+
+
+class KVCache:
+    """Fixed-capacity cache, `[layers, kv_heads, capacity, head_dim]` for keys and for values."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        shape = (config.num_layers, config.num_kv_heads, capacity, config.head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.capacity = capacity
+        self.length = 0
+        """Tokens in the cache."""
+        self.pending = 0
+        """Rows of the last pass, written behind `length` and not yet kept."""
+
+    @staticmethod
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """Bytes that one token takes over all layers."""
+        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a pass's rows `[n, kv_heads, head_dim]` behind the cache.
+
+        Returns:
+            Views of keys and values `[kv_heads, length + n, head_dim]`.
+        """
+        end = self.length + len(keys)
+        assert end <= self.capacity, f"KV cache holds {self.capacity} tokens, {end} needed"
+        self.keys[layer, :, self.length : end] = keys.transpose(0, 1)
+        self.values[layer, :, self.length : end] = values.transpose(0, 1)
+        self.pending = len(keys)
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let pending rows into the cache, in the given order; drop the others."""
+        assert all(0 <= row < self.pending for row in rows), "only pending rows can be kept"
+        if list(rows) != list(range(len(rows))):
+            source = torch.as_tensor(rows, device=self.keys.device) + self.length
+            target = slice(self.length, self.length + len(rows))
+            self.keys[:, :, target] = self.keys[:, :, source]
+            self.values[:, :, target] = self.values[:, :, source]
+        self.length += len(rows)
+        self.pending = 0
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        assert 0 <= length <= self.length
+        self.length, self.pending = length, 0

@@ -1,0 +1,103 @@
+"""Linear layers in the weight format that is fastest for a dtype and device.
+
+Inference packs each weight once at load:
+
+- fp32 on CPU: oneDNN's blocked layout. Twice as fast as `F.linear` at one row, and where oneDNN
+  keeps one kernel for all row counts a row's result does not depend on its neighbours.
+- bf16 on a CPU with bf16 instructions, and on CUDA: plain `F.linear` in bf16.
+- bf16 on other CPUs: 16-bit weights in FBGEMM's layout, fp32 activations and accumulation
+  (PyTorch's bf16 GEMM falls back to a scalar loop there, ten times slower at 16 rows).
+"""
+
+import warnings
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimode.errors import InputError
+
+DTYPES = ("auto", "fp32", "bf16")
+Kernel = Literal["plain", "onednn", "fbgemm"]
+
+_PACK_ROWS = 16
+"""Row count oneDNN lays weights out for; 4 to 128 time alike, 1 is slower beyond one row."""
+
+
+def choose_kernel(dtype: str, device: str) -> tuple[torch.dtype, Kernel]:
+    """Activation dtype and weight format for a requested dtype.
+
+    Raises:
+        InputError: the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise InputError("dtype", repr(dtype), f"allowed: {', '.join(DTYPES)}")
+    on_cpu = torch.device(device).type == "cpu"
+    if dtype == "auto":
+        dtype = "fp32" if on_cpu else "bf16"
+    if not on_cpu:
+        return (torch.float32 if dtype == "fp32" else torch.bfloat16), "plain"
+    if dtype == "fp32":
+        return torch.float32, "onednn" if torch.backends.mkldnn.is_available() else "plain"
+    if _cpu_multiplies_bf16():
+        return torch.bfloat16, "plain"
+    if "fbgemm" in torch.backends.quantized.supported_engines:
+        return torch.float32, "fbgemm"
+    return torch.bfloat16, "plain"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512", "NO AVX"):  # x86
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class PlainLinear(nn.Module):
+    """`F.linear` over ordinary parameters: training, CUDA, native bf16."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class OneDnnLinear(nn.Module):
+    """fp32 weights packed once into oneDNN's blocked layout; CPU inference only."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_ROWS)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+class FbgemmLinear(nn.Module):
+    """16-bit weights, fp32 activations and accumulation; CPU inference only.
+
+    A bf16 weight above 6e-5 in magnitude is exact in fp16; a smaller one is off by at most 3e-8.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of fp16 saturation on every call
+            self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+
+KERNELS: dict[Kernel, type[nn.Module]] = {
+    "plain": PlainLinear,
+    "onednn": OneDnnLinear,
+    "fbgemm": FbgemmLinear,
+}

@@ -1,0 +1,16 @@
+"""The only place with strings: tokenizer, chat template, detokenizer, stop strings."""
+
+from trimode.text.chat_template import ChatTemplate, find_chat_template
+from trimode.text.detokenizer import Detokenizer
+from trimode.text.stop_strings import StopStrings
+from trimode.text.text_stream import TextStream
+from trimode.text.tokenizer import Tokenizer
+
+__all__ = [
+    "ChatTemplate",
+    "Detokenizer",
+    "StopStrings",
+    "TextStream",
+    "Tokenizer",
+    "find_chat_template",
+]
