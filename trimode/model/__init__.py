@@ -3,7 +3,7 @@
 from trimode.model.adapter import AdapterScope, AdapterWeights
 from trimode.model.attention import CachedAttention, Segment
 from trimode.model.kv_cache import KVCache
-from trimode.model.linear import DTYPES
+from trimode.model.linear import DTYPES, describe_kernel
 from trimode.model.parameters import expected_tensors
 from trimode.model.transformer import Transformer
 
@@ -15,5 +15,6 @@ __all__ = [
     "KVCache",
     "Segment",
     "Transformer",
+    "describe_kernel",
     "expected_tensors",
 ]

@@ -101,3 +101,13 @@ KERNELS: dict[Kernel, type[nn.Module]] = {
     "onednn": OneDnnLinear,
     "fbgemm": FbgemmLinear,
 }
+
+
+def describe_kernel(dtype: str, device: str) -> str:
+    """How linears run for a dtype on a device, in words."""
+    activations, kernel = choose_kernel(dtype, device)
+    return {
+        "plain": f"F.linear in {str(activations).removeprefix('torch.')}",
+        "onednn": "oneDNN, fp32 weights packed",
+        "fbgemm": "FBGEMM, 16-bit weights, fp32 accumulation (no bf16 instructions here)",
+    }[kernel]

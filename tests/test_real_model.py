@@ -1,0 +1,94 @@
+"""The embedded SmolLM2 against transformers reading the same GGUF: an outside oracle."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimode import generate_batch, load
+from trimode.engine import encode_prompt
+from trimode.model import CachedAttention, KVCache, Segment
+
+pytestmark = pytest.mark.real
+
+PROMPTS = 20
+NEW_TOKENS = 24
+LOGIT_TOLERANCE = 2e-5
+"""Relative to the largest logit, fp32 on both sides."""
+
+
+@pytest.fixture(scope="module")
+def ours(real_cache):
+    return load(dtype="fp32", progress=False)
+
+
+@pytest.fixture(scope="module")
+def theirs(ours):
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        ours.path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts(ours):
+    data = Path(__file__).parents[2] / "shared" / "data"
+    path = data / "self_instruct" / "user_oriented_instructions.jsonl"
+    if not path.exists():
+        texts = [f"Write {n} short sentences about the number {n}." for n in range(PROMPTS)]
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines()[:PROMPTS]]
+        texts = [f"{row['instruction']}\n{row['instances'][0]['input']}" for row in rows]
+    return [encode_prompt(ours, text) for text in texts]
+
+
+@torch.inference_mode()
+def test_logits_equal_those_of_transformers(ours, theirs, prompts):
+    transformer = ours.transformer
+    for prompt in prompts:
+        cache = KVCache(ours.config, len(prompt))
+        attend = CachedAttention([Segment(0, len(prompt), cache, "causal")], transformer.embedding)
+        hidden = transformer(torch.tensor(prompt), torch.arange(len(prompt)), attend)
+        logits = transformer.logits(hidden)
+        oracle = theirs(torch.tensor([prompt])).logits[0]
+        error = (logits - oracle).abs().max() / oracle.abs().max()
+        assert error < LOGIT_TOLERANCE, f"relative error {error:.1e}"
+
+
+@torch.inference_mode()
+def test_greedy_tokens_equal_those_of_transformers(ours, theirs, prompts):
+    results = generate_batch(ours, prompts, max_tokens=NEW_TOKENS)
+    for prompt, result in zip(prompts, results, strict=True):
+        oracle = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            repetition_penalty=1.0,
+        )[0, len(prompt) :]
+        assert list(result.token_ids) == oracle.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_speculation_emits_exactly_the_ar_tokens(ours, prompts, temperature):
+    options = {"max_tokens": 16, "temperature": temperature, "top_p": 0.95, "seed": 11}
+    reference = generate_batch(ours, prompts, **options)
+    for mode, block_length in (("linear", 8), ("linear", 32), ("quadratic", 4)):
+        found = generate_batch(ours, prompts, mode=mode, block_length=block_length, **options)
+        assert [r.token_ids for r in found] == [r.token_ids for r in reference]
+
+
+def test_the_saved_checkpoint_opens_in_transformers(ours, prompts):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(ours.path, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(ours.path)
+    text = "How many are 12 and 345?"
+    messages = [{"role": "user", "content": text}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids == encode_prompt(ours, text)
+    with torch.inference_mode():
+        logits = model.eval()(torch.tensor([prompts[0]])).logits[0, -1]
+    assert int(logits.argmax()) == generate_batch(ours, prompts[:1], max_tokens=1)[0].token_ids[0]

@@ -1,0 +1,206 @@
+"""`trimode chat`: a conversation in the terminal, with the mode switched live."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimode.cli import options as opt
+from trimode.cli.batch import ALIASES
+from trimode.cli.signals import Terminated
+from trimode.errors import InputError, TrimodeError
+
+if TYPE_CHECKING:
+    from trimode.checkpoints import LoadedModel
+    from trimode.config import GenerationOptions
+
+_HELP = """/mode ar|diffusion|linear|quadratic|auto   switch the decoding mode
+/set NAME VALUE                            set an option: /set threshold 0.8
+/system TEXT                               system message (none: remove it)
+/clear                                     forget the conversation
+/save FILE                                 write the conversation as JSON
+/quit                                      leave (also Ctrl-D)
+\"\"\"                                        begin and end a message of several lines
+"""
+
+
+@dataclass(slots=True)
+class Session:
+    """A conversation and the options of its next answer."""
+
+    model: "LoadedModel"
+    options: "GenerationOptions"
+    variables: dict[str, Any]
+    system: str | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+
+def chat(
+    model_argument: Annotated[str | None, typer.Argument(metavar="[MODEL]")] = None,
+    model: opt.Model = opt.DEFAULT_MODEL,
+    mode: opt.Mode = "ar",
+    max_tokens: opt.MaxTokens = 512,
+    temperature: opt.Temperature = 0.0,
+    top_p: opt.TopP = 1.0,
+    seed: opt.Seed = 0,
+    block_length: opt.BlockLength = None,
+    threshold: opt.Threshold = None,
+    system: opt.System = None,
+    enable_thinking: opt.EnableThinking = False,
+    force: opt.Force = False,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    adapter: opt.Adapter = None,
+    offline: opt.Offline = False,
+    show_drafts: Annotated[
+        bool, typer.Option("--show-drafts", help="Repaint the open block in place.")
+    ] = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Talk to a model; /help lists what can be typed besides messages."""
+    parameters = dict(locals())
+    from trimode.config import GenerationOptions
+
+    options = GenerationOptions.from_mapping(opt.generation_values(parameters))
+    loaded = opt.load_model(parameters, model_argument or model)
+    if loaded.chat_template is None:
+        raise InputError("model", f"{loaded.name} has no chat template", "use trimode generate")
+    session = Session(loaded, options, {"enable_thinking": enable_thinking}, system)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 - gives input() its line editing
+
+        _say(f"{loaded.name}, mode {options.mode}. /help lists commands, Ctrl-D leaves.")
+    _loop(session)
+
+
+def _loop(session: Session) -> None:
+    while True:
+        try:
+            message = _read_message()
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            _say("\n(Ctrl-D or /quit leaves)")
+            continue
+        if message is None:
+            return
+        try:
+            if message.startswith("/"):
+                if _command(session, message) == "quit":
+                    return
+            elif message.strip():
+                _answer(session, message)
+        except TrimodeError as error:
+            _say(f"error: {error}")
+
+
+def _read_message() -> str | None:
+    """A line, or the lines between triple quotes; None at the end of input."""
+    prompt = ">>> " if sys.stdin.isatty() else ""
+    try:
+        line = input(prompt)
+        if not line.startswith('"""'):
+            return line
+        lines = [line[3:]]
+        while not lines[-1].endswith('"""'):
+            lines.append(input("... " if prompt else ""))
+    except EOFError:
+        return None
+    except UnicodeDecodeError as error:
+        raise InputError("stdin", f"byte {error.start} is not UTF-8", "must be UTF-8") from None
+    lines[-1] = lines[-1].removesuffix('"""')
+    return "\n".join(lines)
+
+
+def _command(session: Session, line: str) -> str:
+    """Carry out a slash command; returns its name."""
+    name, _, rest = line[1:].partition(" ")
+    rest = rest.strip()
+    match name:
+        case "mode":
+            session.options = session.options.updated({"mode": rest})
+            _say(f"mode {session.options.mode}")
+        case "set":
+            key, _, raw = rest.partition(" ")
+            key = ALIASES.get(key, key)
+            session.options = session.options.updated({key: _value(raw)})
+            _say(f"{key} {getattr(session.options, key)}")
+        case "system":
+            session.system = rest or None
+        case "clear":
+            session.messages.clear()
+        case "save":
+            _save(session, Path(rest))
+        case "help":
+            _say(_HELP.rstrip())
+        case "quit" | "exit" | "bye":
+            return "quit"
+        case _:
+            raise InputError("command", f"/{name}", "/help lists the commands")
+    return name
+
+
+def _value(raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return {"none": None, "None": None}.get(raw, raw)
+
+
+def _save(session: Session, path: Path) -> None:
+    """Write the conversation, whole or not at all."""
+    if not path.name:
+        raise InputError("/save", "no file name", "give one: /save chat.json")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps({"messages": _conversation(session)}, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TrimodeError(f"/save: {error}") from None
+    _say(f"saved {path}")
+
+
+def _conversation(session: Session) -> list[dict[str, Any]]:
+    first = [] if session.system is None else [{"role": "system", "content": session.system}]
+    return [*first, *session.messages]
+
+
+def _answer(session: Session, message: str) -> None:
+    """Decode one answer; Ctrl-C ends it and keeps what there is of it."""
+    from trimode.cli.render import printer, summary
+    from trimode.engine import Engine, drain, encode_prompt
+
+    session.messages.append({"role": "user", "content": message})
+    try:
+        ids = encode_prompt(session.model, _conversation(session), **session.variables)
+        engine = Engine(session.model, max_sequences=1)
+        sequence = engine.add(ids, session.options)
+    except TrimodeError:
+        session.messages.pop()
+        raise
+    try:
+        with printer(show_drafts=session.options.show_drafts) as out:
+            for update in drain(engine):
+                out.show(update)
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        engine.cancel(sequence)
+        _say(" (stopped)")
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    session.messages.append({"role": "assistant", "content": sequence.stream.text})
+    stats = sequence.stats
+    rate = f"{stats.tokens_per_second:.1f} tok/s"
+    figures = f"{summary(stats, sequence.options.mode)}, {stats.completion_tokens} tokens, {rate}"
+    _say(f"\x1b[2m{figures}\x1b[0m" if sys.stderr.isatty() else figures)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,91 @@
+"""`trimode`: the commands, and the one place where errors become a line and an exit code."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from trimode.cli import signals
+from trimode.cli.chat import chat
+from trimode.cli.compare import compare
+from trimode.cli.env import env
+from trimode.cli.generate import generate
+from trimode.cli.models import models_app
+from trimode.errors import TrimodeError
+
+app = typer.Typer(
+    name="trimode",
+    help="One language-model checkpoint, three ways to decode it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(chat)
+app.command()(compare)
+app.add_typer(models_app, name="models")
+app.command()(env)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from trimode import __version__
+
+        typer.echo(f"trimode {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0 done, 2 bad usage or input, 1 failure, 130 and 143 interrupted.
+    """
+    signals.install()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except TrimodeError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.Exit as done:
+        return done.exit_code
+    except signals.Terminated:
+        return 143
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:  # the reader has gone; nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if _is_usage_error(error):
+            error.show()  # type: ignore[attr-defined]
+            return 2
+        if os.environ.get("TRIMODE_DEBUG"):
+            raise
+        if isinstance(error, OSError):
+            return _fail(str(error), 1)
+        what = f"{type(error).__name__}: {error}"
+        return _fail(f"internal error: {what} (TRIMODE_DEBUG=1 shows the traceback)", 1)
+
+
+def _is_usage_error(error: Exception) -> bool:
+    return hasattr(error, "show") and hasattr(error, "format_message")
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
