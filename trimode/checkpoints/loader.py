@@ -10,7 +10,7 @@ from trimode.checkpoints.adapters import read_adapter
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
-from trimode.checkpoints.sources import DEFAULT_MODEL, resolve
+from trimode.checkpoints.sources import DEFAULT_MODEL, ResolvedSource, resolve
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError, InputError
 from trimode.model import AdapterScope, Transformer
@@ -45,7 +45,7 @@ class LoadedModel:
 
 
 def load(
-    source: str | Path = DEFAULT_MODEL,
+    source: str | Path | ResolvedSource = DEFAULT_MODEL,
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -56,7 +56,7 @@ def load(
     """Load a model.
 
     Args:
-        source: see `trimode.checkpoints.resolve`.
+        source: see `trimode.checkpoints.resolve`; or what that returned.
         dtype: `fp32`, `bf16`, or `auto` (fp32 on CPU, bf16 on a GPU).
         device: a torch device, or `auto` (CUDA where there is one).
         adapter: a draft adapter's directory (PEFT layout). NLD checkpoints bring their own.
@@ -68,8 +68,9 @@ def load(
         FetchError: a download failed.
     """
     device = _device(device)
-    resolved = resolve(str(source), offline=offline, progress=progress)
-    path = resolved.path
+    if not isinstance(source, ResolvedSource):
+        source = resolve(str(source), offline=offline, progress=progress)
+    path = source.path
     if path.is_file():
         model = open_gguf(path)
         config, read = model.config, model.read
@@ -89,7 +90,7 @@ def load(
         config, read, dtype=dtype, device=device, adapter=weights
     )
     return LoadedModel(
-        name=resolved.name,
+        name=source.name,
         config=config,
         transformer=transformer,
         tokenizer=tokenizer,

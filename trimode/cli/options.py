@@ -133,19 +133,21 @@ def as_messages(prompt: str, system: str | None) -> str | list[dict[str, Any]]:
 
 
 def load_model(parameters: dict[str, Any], model: str) -> "LoadedModel":
-    """Load with a spinner on stderr where it is a terminal."""
+    """Fetch and load, with progress on stderr where it is a terminal."""
     from trimode.cli.render import spinner
 
-    with spinner(f"loading {model}", enabled=not parameters.get("no_progress")):
-        from trimode.checkpoints import load
-
+    progress = not parameters.get("no_progress")
+    with spinner("starting", enabled=progress):  # importing torch takes a second or two
+        from trimode.checkpoints import load, resolve
+    path = resolve(model, offline=parameters["offline"], progress=progress)
+    with spinner(f"loading {path.name}", enabled=progress):
         return load(
-            model,
+            path,
             dtype=parameters["dtype"],
             device=parameters["device"],
             adapter=parameters["adapter"],
             offline=parameters["offline"],
-            progress=not parameters.get("no_progress"),
+            progress=False,
         )
 
 
