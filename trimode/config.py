@@ -1,6 +1,7 @@
 """What a model is and what a request asks: frozen dataclasses, validated once."""
 
 from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from typing import Literal, Self, cast, get_args
 
 from trimode.errors import CheckpointError, InputError
@@ -222,7 +223,7 @@ def _check_range(
     if value is None:
         return
     above = value > low if exclusive_low else value >= low
-    if above and (high is None or value <= high):  # NaN fails every comparison
+    if above and isfinite(value) and (high is None or value <= high):
         return
     bound = f"above {low:g}" if exclusive_low else f"at least {low:g}"
     raise InputError(

@@ -25,6 +25,8 @@ class OpenBlock:
     """Offsets that are given, not denoised: the AR seed, a forced token."""
     confidences: list[float] = field(init=False)
     revised: set[int] = field(default_factory=set)
+    forced: int | None = None
+    """Offset of a forced end-of-thinking token."""
 
     def __post_init__(self) -> None:
         self.confidences = [float(token != self.mask_token_id) for token in self.tokens]
@@ -43,6 +45,13 @@ class OpenBlock:
             for i, token in enumerate(self.tokens)
             if token != self.mask_token_id and i not in settled
         ]
+
+    def drop_needless_forced(self) -> None:
+        """Reopen the forced token's offset once denoising has put the same token before it."""
+        if self.forced is not None and self.tokens[self.forced] in self.tokens[: self.forced]:
+            self.tokens[self.forced], self.confidences[self.forced] = self.mask_token_id, 0.0
+            self.fixed -= {self.forced}
+            self.forced = None
 
     def end(self, stop_token_ids: frozenset[int]) -> int | None:
         """Length up to a stop token that has no mask before it, else None."""
@@ -82,12 +91,14 @@ def open_block(
         fixed.add(0)
         history = [*history, seed]
     forced = context.forced_offset(start, length, history)
-    if forced is not None and forced not in fixed:
+    if forced in fixed:  # the seed was chosen under the same budget
+        forced = None
+    if forced is not None:
         token = context.sampler.forced(start + forced, history)
         assert token is not None
         tokens[forced] = token
         fixed.add(forced)
-    return OpenBlock(start, tokens, context.mask_token_id, frozenset(fixed))
+    return OpenBlock(start, tokens, context.mask_token_id, frozenset(fixed), forced=forced)
 
 
 def denoise(
@@ -118,11 +129,9 @@ def denoise(
     options = context.options
     passes = 1 if at_once else options.max_denoising_steps or context.block_length
     schedule = quota_schedule(len(block.masked), passes)
-    for step in range(passes):
-        masked = block.masked
-        if not masked:
-            return
-        last = step + 1 == passes
+    step = 0
+    while masked := block.masked:
+        last = step + 1 >= passes
         revise = options.revision_threshold is not None and not last
         revisable = block.revisable if revise else []
         logits = yield Span(
@@ -135,35 +144,37 @@ def denoise(
         )
         assert logits is not None
         rows = context.sampler.exclude_mask(logits.rows)
-        changed = _revise(block, rows[len(masked) :], revisable, context)
-        quota = len(masked) if last else schedule[step]
-        changed |= _fill(block, rows[: len(masked)], masked, history, context, quota=quota)
+        known = [*history, *(t for t in block.tokens if t != block.mask_token_id)]
+        changed = _revise(block, rows[len(masked) :], revisable, known, context)
+        quota = None if last else schedule[step]
+        changed |= _fill(block, rows[: len(masked)], masked, known, context, quota=quota)
+        block.drop_needless_forced()
         if options.show_drafts:
             yield block.snapshot(changed)
         if block.end(stop_token_ids) is not None:
             return
+        step += 1
 
 
 def _fill(
     block: OpenBlock,
     rows: Tensor,
     masked: list[int],
-    history: Sequence[int],
+    known: Sequence[int],
     context: DecodingContext,
     *,
-    quota: int,
+    quota: int | None,
 ) -> set[int]:
-    """Commit the masked offsets that the rule trusts, all where the quota is all; returns them."""
-    candidates = _candidates(rows, block.start, masked, history, context)
+    """Commit the masked offsets that the rule trusts, or all where quota is None; returns them."""
+    candidates = _candidates(rows, block.start, masked, known, context)
     options = context.options
-    fill_all = quota == len(masked)
     chosen = [True] * len(masked)
     confidences = [1.0] * len(masked)
-    if not fill_all or options.show_drafts:
+    if quota is not None or options.show_drafts:
         probabilities = rows.softmax(-1)
         sure = probabilities.gather(-1, candidates[:, None])[:, 0]
         confidences = sure.tolist()
-        if not fill_all:
+        if quota is not None:
             proposal = Proposal(sure, probabilities, quota)
             chosen = select(options.commit_rule, proposal, options.threshold).tolist()
     tokens = candidates.tolist()
@@ -177,40 +188,46 @@ def _fill(
 
 
 def _candidates(
-    rows: Tensor, start: int, masked: list[int], history: Sequence[int], context: DecodingContext
+    rows: Tensor, start: int, offsets: list[int], known: Sequence[int], context: DecodingContext
 ) -> Tensor:
-    """The token proposed at each masked offset, `[masks]`."""
+    """The token proposed at each offset, `[n]`; `known` are the tokens already decided."""
     sampler = context.sampler
-    if context.options.temperature == 0:
-        return sampler.sample(rows, start, history)
-    offsets = zip(masked, rows, strict=True)
-    return torch.cat([sampler.sample(row[None], start + i, history) for i, row in offsets])
+    if sampler.greedy:
+        return sampler.sample(rows, start, known)
+    picks = zip(offsets, rows, strict=True)
+    return torch.cat([sampler.sample(row[None], start + i, known) for i, row in picks])
 
 
 def _revise(
-    block: OpenBlock, rows: Tensor, revisable: list[int], context: DecodingContext
+    block: OpenBlock,
+    rows: Tensor,
+    revisable: list[int],
+    known: Sequence[int],
+    context: DecodingContext,
 ) -> set[int]:
     """Replace or reopen committed offsets whose probability has collapsed; returns those replaced.
 
-    A replacement must itself pass the bar a first commit would; otherwise the offset becomes a
-    mask again and later passes fill it. Each offset is revised at most once, so this ends.
+    A replacement must itself pass the bar of a first commit; otherwise the offset becomes a mask
+    again and later passes fill it. Each offset is revised at most once, so this ends.
     """
-    floor = context.options.revision_threshold
-    if floor is None or not revisable:
+    options = context.options
+    if options.revision_threshold is None or not revisable:
         return set()
     probabilities = rows.softmax(-1)
-    best, tokens = probabilities.max(-1)
-    bar = context.options.threshold or DEFAULT_THRESHOLD
+    candidates = _candidates(rows, block.start, revisable, known, context).tolist()
+    by_confidence = options.commit_rule == "threshold" and options.threshold is not None
+    bar = options.threshold if by_confidence else DEFAULT_THRESHOLD
+    assert bar is not None
     replaced = set()
     for i, offset in enumerate(revisable):
-        if float(probabilities[i, block.tokens[offset]]) >= floor:
+        old, new = block.tokens[offset], candidates[i]
+        if new == old or float(probabilities[i, old]) >= options.revision_threshold:
             continue
         block.revised.add(offset)
-        if float(best[i]) >= bar:
-            block.tokens[offset] = int(tokens[i])
-            block.confidences[offset] = float(best[i])
+        confidence = float(probabilities[i, new])
+        if confidence >= bar:
+            block.tokens[offset], block.confidences[offset] = new, confidence
             replaced.add(offset)
         else:
-            block.tokens[offset] = block.mask_token_id
-            block.confidences[offset] = 0.0
+            block.tokens[offset], block.confidences[offset] = block.mask_token_id, 0.0
     return replaced

@@ -48,4 +48,5 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         if scored:
             first = sampler.logprobs(before, block_tokens[:1])
             logprobs = first + sampler.logprobs(logits.rows[:-1], block_tokens[1:])
-        yield Committed(tokens=block_tokens, logprobs=logprobs)
+        revisions = len(block.revised)
+        yield Committed(tokens=block_tokens, logprobs=logprobs, revisions=revisions)

@@ -38,6 +38,8 @@ class Committed:
     """One per token where the request asked for them, else empty."""
     drafted: int | None = None
     """Draft tokens this draft-verify cycle offered; None outside speculation."""
+    revisions: int = 0
+    """Positions that denoising changed after it had filled them."""
 
 
 Event = Drafted | Committed

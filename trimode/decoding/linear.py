@@ -41,7 +41,11 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
         accepted = sampler.verify(logits.rows, start + 1, checked[1:], tokens)
         yield Keep(range(len(accepted)))
         logprobs = sampler.logprobs(logits.rows[: len(accepted)], accepted)
-        drafted = len(checked) - 1
-        yield Committed(tokens=tuple(accepted), logprobs=logprobs, drafted=drafted)
+        yield Committed(
+            tokens=tuple(accepted),
+            logprobs=logprobs,
+            drafted=len(checked) - 1,
+            revisions=len(block.revised),
+        )
         tokens.extend(accepted[:-1])
         seed = accepted[-1]

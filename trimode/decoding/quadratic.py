@@ -52,7 +52,11 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         logits = yield Span(
             kind=kind,
             tokens=[t for token in draft for t in (token, *[context.mask_token_id] * masks)],
-            positions=[start + j + i for j in range(len(draft)) for i in range(masks + 1)],
+            positions=[
+                min(start + j + i, context.context_length - 1)  # later groups may reach past it
+                for j in range(len(draft))
+                for i in range(masks + 1)
+            ],
             visibility=visibility,
             adapter=is_mask & context.draft_adapter,
             logits=range(0, len(is_mask), masks + 1),

@@ -18,6 +18,7 @@ from torch import Tensor
 from trimode.config import GenerationOptions
 from trimode.decoding.events import TokenLogprob
 
+_GREEDY_BELOW = 1e-5
 _MIN_EXPONENTIAL = 1e-30
 """Keeps the logarithm of an exponential draw finite in fp32."""
 
@@ -33,8 +34,13 @@ class Sampler:
     _noise: dict[int, Tensor] = field(default_factory=dict)
 
     @property
+    def greedy(self) -> bool:
+        """Whether tokens are argmaxes; so small a temperature would overflow the scores."""
+        return self.options.temperature < _GREEDY_BELOW
+
+    @property
     def _plain(self) -> bool:
-        return self.options.temperature == 0 and self.options.repetition_penalty == 1
+        return self.greedy and self.options.repetition_penalty == 1
 
     def exclude_mask(self, logits: Tensor) -> Tensor:
         """Take the mask id out of every later argmax and softmax, in place."""
@@ -61,7 +67,7 @@ class Sampler:
         if self._plain:
             return logits.argmax(-1)
         scores = penalise_repetition(logits, history, self.options.repetition_penalty)
-        if self.options.temperature == 0:
+        if self.greedy:
             return scores.argmax(-1)
         scores = filter_scores(scores / self.options.temperature, self.options)
         for i, row in enumerate(scores):

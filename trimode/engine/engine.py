@@ -89,6 +89,7 @@ class Engine:
             InputError: the prompt is empty, too long or not of this model's vocabulary, the
                 request can never fit the KV pool, or the checkpoint lacks what the mode needs.
         """
+        prompt = tuple(prompt)
         context = self._context(prompt, options)
         options = context.options
         scratch = scratch_rows(options.mode, context.block_length)
@@ -97,11 +98,12 @@ class Engine:
             raise InputError(
                 "max_tokens",
                 f"prompt and answer need {cache_tokens} KV cache tokens in mode {options.mode}",
-                f"the pool holds {self.pool.max_tokens}; raise kv_cache_bytes or ask for less",
+                f"the pool holds {self.pool.max_tokens}; ask for fewer, or a smaller block_length, "
+                "or raise kv_cache_bytes",
             )
         sequence = Sequence(
             id=sequence_id if sequence_id is not None else str(next(self._ids)),
-            prompt=tuple(prompt),
+            prompt=prompt,
             options=options,
             context=context,
             cache_tokens=cache_tokens,
@@ -141,9 +143,7 @@ class Engine:
                 updates.extend(self._advance(part.sequence, logits))
         return updates
 
-    def _context(
-        self, prompt: tuple[int, ...] | list[int], options: GenerationOptions
-    ) -> DecodingContext:
+    def _context(self, prompt: tuple[int, ...], options: GenerationOptions) -> DecodingContext:
         """Check a request against the model and resolve its defaults."""
         config = self.model.config
         limit = config.max_position_embeddings
@@ -216,7 +216,6 @@ class Engine:
                 if sequence.finish_reason is not None:
                     return updates
             else:
-                sequence.stats.revisions += request.states.count("revised")
                 updates.append(Update(sequence, request))
             request = next(sequence.decoder)
         sequence.span = request
@@ -242,14 +241,15 @@ class Engine:
         event = replace(event, tokens=event.tokens[:taken], logprobs=event.logprobs[:taken])
         sequence.logprobs.extend(event.logprobs)
         sequence.stats.count_commit(taken, event.drafted)
+        sequence.stats.revisions += event.revisions
         if sequence.stats.first_token_at is None:
             sequence.stats.first_token_at = time.monotonic()
         if reason is not None:
-            text += sequence.stream.finish()
-            self._finish(sequence, reason)
+            text += self._finish(sequence, reason)
         return Update(sequence, event, text)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> str:
+        """End a sequence, free its cache, and return the text that was held back."""
         sequence.finish_reason = reason
         sequence.stats.finished_at = time.monotonic()
         sequence.decoder.close()
@@ -258,6 +258,7 @@ class Engine:
             self.live.remove(sequence)
             self.pool.release(sequence.cache)
             sequence.cache = None
+        return sequence.stream.finish()
 
 
 def drain(engine: Engine) -> Iterator[Update]:

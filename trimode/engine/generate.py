@@ -33,7 +33,7 @@ def encode_prompt(
         if raw or model.chat_template is None:
             return model.tokenizer.encode(prompt)
         prompt = [{"role": "user", "content": prompt}]
-    if all(type(item) is int for item in prompt):
+    if all(hasattr(item, "__index__") for item in prompt):  # int, numpy and torch integers
         return [int(item) for item in prompt]  # type: ignore[arg-type]
     if model.chat_template is None:
         raise InputError("messages", "given", f"{model.name} has no chat template; use a prompt")

@@ -5,6 +5,8 @@ import torch
 from trimode.config import ModelConfig
 from trimode.model import KVCache
 
+_MAX_WASTE = 2
+"""A freed cache goes to a request that needs more than 1 / this of it."""
 _ROUND = 64
 """Capacities are rounded up to this many tokens so that freed caches fit later requests."""
 
@@ -28,8 +30,10 @@ class KVPool:
         capacity = min(-(-tokens // _ROUND) * _ROUND, self.max_tokens)
         if capacity < tokens or self.tokens_lent + capacity > self.max_tokens:
             return None
-        fitting = [c for c in self._free if c.capacity >= capacity]
-        if fitting and self.tokens_lent + min(c.capacity for c in fitting) <= self.max_tokens:
+        room = self.max_tokens - self.tokens_lent
+        sizes = range(capacity, min(_MAX_WASTE * capacity, room + 1))
+        fitting = [c for c in self._free if c.capacity in sizes]
+        if fitting:
             cache = min(fitting, key=lambda c: c.capacity)
             self._free.remove(cache)
         else:

@@ -25,19 +25,20 @@ class Slice:
 def plan(sequences: Seq[Sequence], max_rows: int) -> list[Slice]:
     """Choose what runs in the next pass, at most `max_rows` rows where that is possible.
 
-    Spans that cannot be split go first, longest waiting first, at least one of all; prefills
-    fill what is left, so that a long prompt delays its neighbours by one chunk at most.
+    Spans that cannot be split go first, longest waiting first; prefills fill what is left, so
+    that a long prompt delays its neighbours by one chunk at most. A span larger than a pass runs
+    alone, when no prefill has waited longer.
     """
     waiting = sorted(sequences, key=lambda s: s.last_step)
     whole = [s for s in waiting if not s.splittable]
     prefills = [s for s in waiting if s.splittable]
-    # A prefill that nobody made room for in the last pass must not starve behind decoders.
-    reserve = max_rows // 4 if prefills else 0
+    reserve = max(1, max_rows // 4) if prefills else 0
     slices: list[Slice] = []
     free = max_rows
     for sequence in whole:
         rows = sequence.rows_left
-        if rows <= free - reserve or not slices:
+        its_turn = not prefills or sequence.last_step <= prefills[0].last_step
+        if rows <= free - reserve or (not slices and its_turn):
             slices.append(Slice(sequence, 0, rows))
             free -= rows
     for sequence in prefills:
