@@ -6,16 +6,21 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 JOBS ?= 2
 
-.PHONY: demo test test-slow check bench docs format clean
+.PHONY: demo test test-slow check bench lossless format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
 
+# Tests marked `real` use the embedded model in the user's own cache; it is fetched if missing.
+CACHE := $(or $(TRIMODE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/trimode)
+TEST_ENV := TRIMODE_TEST_CACHE=$(CACHE) OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
+
 test: $(VENV)/.dev
-	$(BIN)/pytest -n $(JOBS) -m "not slow"
+	TRIMODE_CACHE=$(CACHE) $(BIN)/python -c "from trimode.checkpoints import resolve; resolve()"
+	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m "not slow"
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,7 +33,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/linear_kernels.py
 	$(BIN)/python benchmarks/pass_cost.py
+	$(BIN)/python benchmarks/contention.py
+
+# Half an hour: every prompt in every lossless mode and block length.
+DATA ?= ../shared/data
+lossless: $(VENV)/.dev
+	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 200
+	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 100 --temperature 0.8
 
 $(VENV)/.runtime: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

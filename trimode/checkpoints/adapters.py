@@ -17,6 +17,8 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _MASK_EMBEDDING = "trimode.mask_embedding"
 """Kept outside PEFT's prefix: PEFT has no notion of an embedding that is on in some rows only."""
+_SCOPE = "trimode_scope"
+"""Key in the weights file's metadata; PEFT warns of unknown keys in the config."""
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
@@ -32,7 +34,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 def read_adapter(directory: Path) -> AdapterWeights:
     """Read `adapter_config.json` and `adapter_model.safetensors`.
 
-    `trimode_scope` in the config says when the adapter is on; without it, in drafts only, which is
+    The weights file's metadata says when the adapter is on; without it, in drafts only, which is
     what NVIDIA's `linear_spec_lora` is for.
 
     Raises:
@@ -43,9 +45,6 @@ def read_adapter(directory: Path) -> AdapterWeights:
         if fields.get(name) not in neutral:
             allowed = f"supported: {neutral[0]!r}"
             raise CheckpointError(f"{directory / _CONFIG}: {name}", repr(fields[name]), allowed)
-    scope = fields.get("trimode_scope", "draft")
-    if scope not in get_args(AdapterScope):
-        raise CheckpointError("trimode_scope", repr(scope), "allowed: draft, denoise")
     try:
         rank, alpha = int(fields["r"]), float(fields["lora_alpha"])
     except (KeyError, TypeError, ValueError) as error:
@@ -55,8 +54,11 @@ def read_adapter(directory: Path) -> AdapterWeights:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            scope = (file.metadata() or {}).get(_SCOPE, "draft")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(path), f"not readable ({error})", "fetch it again") from None
+    if scope not in get_args(AdapterScope):
+        raise CheckpointError(f"{path}: {_SCOPE}", repr(scope), "allowed: draft, denoise")
     mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
     downs, ups = {}, {}
     for published, tensor in tensors.items():
@@ -106,7 +108,6 @@ def save_adapter(directory: Path, adapter: AdapterWeights, config: ModelConfig) 
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted({name.rpartition(".")[2] for name in adapter.targets}),
-        "trimode_scope": adapter.scope,
     }
     tensors = {}
     for name, (down, up) in adapter.targets.items():
@@ -117,4 +118,4 @@ def save_adapter(directory: Path, adapter: AdapterWeights, config: ModelConfig) 
         tensors[_MASK_EMBEDDING] = adapter.mask_embedding.contiguous()
     with atomic_directory(directory, replaceable=_CONFIG) as temporary:
         (temporary / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
-        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt", _SCOPE: adapter.scope})

@@ -119,6 +119,10 @@ def _rope(fields: dict[str, Any]) -> RopeConfig:
         given.setdefault("original_max_position_embeddings", fields["max_position_embeddings"])
         if given["original_max_position_embeddings"] is None:
             given["original_max_position_embeddings"] = fields["max_position_embeddings"]
+    if not given.get("llama_4_scaling_beta"):
+        given.pop("llama_4_scaling_beta", None)
+        if given["rope_type"] in ("default", "linear"):  # nothing else counts from it
+            given.pop("original_max_position_embeddings", None)
     known = {k: v for k, v in given.items() if k in _ROPE_FIELDS and v is not None}
     return RopeConfig(**known)
 
@@ -149,7 +153,7 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_position_embeddings,
-        "rope_parameters": _rope_to_hf(config.rope),
+        "rope_parameters": _rope_to_hf(config),
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_word_embeddings,
@@ -167,7 +171,8 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
     return fields
 
 
-def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
+def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
+    rope = config.rope
     scaling = {
         "default": (),
         "linear": ("factor",),
@@ -178,6 +183,8 @@ def _rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
     }[rope.rope_type]  # fmt: skip
     names = ("rope_type", "rope_theta", *scaling, "llama_4_scaling_beta")
     values = {name: getattr(rope, name) for name in names}
-    if rope.llama_4_scaling_beta:
-        values["original_max_position_embeddings"] = rope.original_max_position_embeddings
+    if rope.llama_4_scaling_beta or config.family == "ministral3":  # it reads both always
+        original = rope.original_max_position_embeddings or config.max_position_embeddings
+        values["original_max_position_embeddings"] = original
+        values["llama_4_scaling_beta"] = rope.llama_4_scaling_beta or 0.0
     return {name: value for name, value in values.items() if value is not None}

@@ -52,6 +52,8 @@ def run_batch(parameters: dict[str, Any], model: str, options: GenerationOptions
     Raises:
         InputError: a line is wrong, or the output belongs to something else.
     """
+    if parameters["concurrency"] < 1:
+        raise InputError("concurrency", str(parameters["concurrency"]), "must be at least 1")
     source = opt.existing_file(parameters["input_file"], "input")
     lines = read_lines(source, options)
     output: Path | None = parameters["output_file"]

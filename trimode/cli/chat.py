@@ -40,7 +40,9 @@ class Session:
 
 
 def chat(
-    model_argument: Annotated[str | None, typer.Argument(metavar="[MODEL]")] = None,
+    model_argument: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="As --model.")
+    ] = None,
     model: opt.Model = opt.DEFAULT_MODEL,
     mode: opt.Mode = "ar",
     max_tokens: opt.MaxTokens = 512,

@@ -75,7 +75,11 @@ class Tokenizer:
         single_digits, pattern = _PRE_TOKENIZERS[pre]
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
         vocabulary = {token: i for i, token in enumerate(tokens)}
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+        try:
+            backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            allowed = "each merge must join two tokens into a third"
+            raise CheckpointError("tokenizer.ggml.merges", str(error), allowed) from None
         steps: list[pre_tokenizers.PreTokenizer] = []
         if single_digits:
             steps.append(pre_tokenizers.Digits(individual_digits=True))

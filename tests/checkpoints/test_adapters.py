@@ -1,0 +1,185 @@
+"""Draft adapters in PEFT's layout, with peft as the oracle."""
+
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from trimode import load
+from trimode.checkpoints import read_adapter, save_adapter
+from trimode.errors import CheckpointError
+from trimode.model import AdapterWeights, CachedAttention, KVCache, Segment, expected_tensors
+from trimode.testing import tiny_config, write_tiny_checkpoint
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def adapter(config, *, targets=TARGETS, scope="denoise", rank=4, embedding=False):
+    generator = torch.Generator().manual_seed(1)
+    parts = {}
+    for name, shape in expected_tensors(config).items():
+        stem = name.removesuffix(".weight")
+        if stem.rpartition(".")[2] in targets:
+            down = torch.randn(rank, shape[1], generator=generator) * 0.1
+            parts[stem] = (down, torch.randn(shape[0], rank, generator=generator) * 0.1)
+    mask = torch.randn(config.hidden_size, generator=generator) if embedding else None
+    return AdapterWeights(2.0, parts, scope, mask)
+
+
+@torch.inference_mode()
+def logits(model, tokens, rows):
+    transformer = model.transformer
+    cache = KVCache(model.config, len(tokens))
+    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.embedding)
+    return transformer.logits(transformer(tokens, torch.arange(len(tokens)), attend, rows))
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_an_adapter_survives_saving_and_reading(tmp_path, embedding):
+    config = tiny_config("llama")
+    written = adapter(config, embedding=embedding)
+    save_adapter(tmp_path / "a", written, config)
+    again = read_adapter(tmp_path / "a")
+    assert (again.scale, again.scope) == (written.scale, written.scope)
+    assert again.targets.keys() == written.targets.keys()
+    for name, (down, up) in written.targets.items():
+        assert torch.equal(again.targets[name][0], down)
+        assert torch.equal(again.targets[name][1], up)
+    if embedding:
+        assert torch.equal(again.mask_embedding, written.mask_embedding)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("o_proj",), ("q_proj", "v_proj", "down_proj")])
+def test_peft_loads_it_and_computes_the_same(tmp_path, targets):
+    config = tiny_config("llama")
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    save_adapter(tmp_path / "a", adapter(config, targets=targets), config)
+    ours = load(path, dtype="fp32", adapter=tmp_path / "a")
+    base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()
+    tokens = torch.arange(12) * 9
+    with torch.inference_mode():
+        oracle = theirs(tokens[None]).logits[0]
+    torch.testing.assert_close(logits(ours, tokens, slice(None)), oracle, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(ours, tokens, None), oracle, atol=1e-2)
+
+
+def test_rows_with_the_adapter_off_are_those_of_the_plain_model(tmp_path):
+    config = tiny_config("llama")
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    save_adapter(tmp_path / "a", adapter(config, embedding=True), config)
+    tokens = torch.arange(12) * 9
+    plain = logits(load(path), tokens, None)
+    with_adapter = load(path, adapter=tmp_path / "a")
+    assert torch.equal(logits(with_adapter, tokens, None), plain)
+
+
+def test_the_mask_embedding_stands_in_for_the_mask_token_on_adapted_rows_only(tmp_path):
+    config = tiny_config("llama")
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    given = adapter(config, targets=("o_proj",), embedding=True)
+    for _, up in given.targets.values():
+        up.zero_()
+    save_adapter(tmp_path / "a", given, config)
+    model, plain = load(path, adapter=tmp_path / "a"), load(path)
+    mask = config.mask_token_id
+    tokens = torch.tensor([5, mask, 7, mask])
+    changed = logits(model, tokens, torch.tensor([3]))
+    assert torch.equal(changed[:3], logits(plain, tokens, None)[:3])
+    assert not torch.allclose(changed[3], logits(plain, tokens, None)[3])
+
+
+def test_an_nld_checkpoint_brings_its_draft_adapter(tmp_path):
+    path = write_tiny_checkpoint(tmp_path / "model")
+    config = tiny_config()
+    save_adapter(
+        path / "linear_spec_lora", adapter(config, targets=("o_proj",), scope="draft"), config
+    )
+    weights = path / "linear_spec_lora" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file(tensors, weights)  # NVIDIA's file says nothing of a scope
+    names = tensors.keys()
+    assert "base_model.model.encoder.layers.0.self_attn.o_proj.lora_A.weight" in names
+    assert load(path).adapter_scope == "draft"
+
+
+def damage(tmp_path, *, fields=None, tensors=None):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", adapter(config, targets=("o_proj",)), config)
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (fields or {})))
+    if tensors:
+        weights = tmp_path / "a" / "adapter_model.safetensors"
+        content = load_file(weights)
+        tensors(content)
+        save_file(content, weights)
+    with pytest.raises(CheckpointError) as error:
+        load(write_tiny_checkpoint(tmp_path / "model", "llama"), adapter=tmp_path / "a")
+    return str(error.value)
+
+
+A = "base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"use_dora": True}, "use_dora: True"),
+        ({"bias": "all"}, "bias: 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"rank_pattern": {"x": 3}}, "rank_pattern"),
+        ({"r": None}, "r and lora_alpha"),
+    ],
+)
+def test_an_option_that_would_change_the_arithmetic_is_refused(tmp_path, fields, words):
+    assert words in damage(tmp_path, fields=fields)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (lambda t: t.pop(A), "lora_A without lora_B or the reverse"),
+        (lambda t: t.update(odd=torch.zeros(1)), "odd: unknown tensor"),
+        (lambda t: t.update({A: torch.zeros(4, 31)}), "it belongs to another model"),
+        (lambda t: t.update({A: torch.zeros(3, 32)}), "it belongs to another model"),
+        (
+            lambda t: t.update({n.replace("layers.1.", "layers.9."): t.pop(n) for n in list(t)}),
+            "layers.9.self_attn.o_proj: no such linear",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, tensors, words):
+    assert words in damage(tmp_path, tensors=tensors)
+
+
+def test_a_missing_adapter_directory_is_refused(tmp_path):
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    with pytest.raises(ValueError, match=r"adapter: .*must be a directory in PEFT's layout"):
+        load(path, adapter=tmp_path / "none")
+
+
+def test_an_unknown_scope_is_refused(tmp_path):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", adapter(config), config)
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, metadata={"trimode_scope": "always"})
+    with pytest.raises(CheckpointError, match="trimode_scope: 'always'; allowed: draft, denoise"):
+        read_adapter(tmp_path / "a")
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_peft_reads_the_config_without_a_warning(tmp_path):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", adapter(config), config)
+    assert peft.PeftConfig.from_pretrained(tmp_path / "a").r == 4
+
+
+def test_rslora_scales_by_the_root_of_the_rank(tmp_path):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", adapter(config), config)
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": True}))
+    assert read_adapter(tmp_path / "a").scale == 8.0 / 4**0.5
