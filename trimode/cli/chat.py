@@ -11,7 +11,6 @@ import typer
 
 from trimode.cli import options as opt
 from trimode.cli.batch import ALIASES
-from trimode.cli.signals import Terminated
 from trimode.errors import InputError, TrimodeError
 
 if TYPE_CHECKING:
@@ -83,8 +82,6 @@ def _loop(session: Session) -> None:
     while True:
         try:
             message = _read_message()
-        except Terminated:
-            raise
         except KeyboardInterrupt:
             _say("\n(Ctrl-D or /quit leaves)")
             continue
@@ -189,8 +186,6 @@ def _answer(session: Session, message: str) -> None:
         with printer(show_drafts=session.options.show_drafts) as out:
             for update in drain(engine):
                 out.show(update)
-    except Terminated:
-        raise
     except KeyboardInterrupt:
         engine.cancel(sequence)
         _say(" (stopped)")

@@ -66,9 +66,10 @@ def _run() -> int:
         return _fail(str(error), error.exit_code)
     except typer.Exit as done:
         return done.exit_code
-    except (KeyboardInterrupt, typer.Abort) as stop:  # typer makes an Abort of the former
-        terminated = isinstance(stop.__cause__ or stop, signals.Terminated)
-        return 143 if terminated else 130
+    except signals.Terminated:
+        return 143
+    except (KeyboardInterrupt, typer.Abort):  # typer itself returns 130 for most of these
+        return 130
     except BrokenPipeError:  # the reader has gone; nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

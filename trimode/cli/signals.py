@@ -1,11 +1,14 @@
-"""SIGTERM, handled as Ctrl-C is."""
+"""SIGTERM as an exception."""
 
 import signal
 from typing import NoReturn
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end; what was running cleans up behind itself."""
+class Terminated(BaseException):
+    """The process was asked to end; what was running cleans up behind itself.
+
+    No KeyboardInterrupt: that ends an answer of a chat, this ends the program.
+    """
 
 
 def _raise(*_: object) -> NoReturn:
