@@ -49,13 +49,17 @@ class Builder:
         self._read = read
         self._adapter = adapter
 
-    def tensor(self, name: str) -> Tensor:
-        """A tensor on the device in the activation dtype."""
-        return self._read(name).to(device=self.device, dtype=self.dtype)
+    def tensor(self, name: str, *, own: bool = False) -> Tensor:
+        """A tensor on the device in the activation dtype.
+
+        `own`: a copy, where the tensor is kept as it is. A view would keep the whole mapped file
+        in memory beside the packed weights.
+        """
+        return self._read(name).to(device=self.device, dtype=self.dtype, copy=own)
 
     def norm(self, name: str, eps: float) -> RMSNorm:
         """An RMSNorm from `name.weight`."""
-        return RMSNorm(self.tensor(f"{name}.weight"), eps)
+        return RMSNorm(self.tensor(f"{name}.weight", own=True), eps)
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
         """A weight in the chosen format."""
@@ -151,15 +155,16 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.dtype, self.device = build.dtype, build.device
-        self.embedding = nn.Parameter(build.tensor("embed_tokens.weight"), requires_grad=False)
+        embedding = build.tensor("embed_tokens.weight", own=True)
+        self.embedding = nn.Parameter(embedding, requires_grad=False)
         layers = (Block(config, f"layers.{i}", build) for i in range(config.num_layers))
         self.layers = nn.ModuleList(layers)
         self.norm = build.norm("norm", config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.head = build.linear(self.embedding.data if tied else build.tensor("lm_head.weight"))
         self.rope = Rope(config.rope, config.head_dim).to(build.device)
-        embedding = adapter.mask_embedding if adapter else None
-        self.mask_embedding = None if embedding is None else embedding.to(self.embedding)
+        mask = adapter.mask_embedding if adapter else None
+        self.mask_embedding = None if mask is None else mask.to(self.embedding)
 
     @classmethod
     def from_tensors(

@@ -14,25 +14,28 @@ class Detokenizer:
     """Incremental decoding of one answer; special tokens are skipped.
 
     Whatever the split, all pushes and the flush together equal `tokenizer.decode` of all ids.
+    Byte-level vocabularies need no more than a UTF-8 decoder. For the others the text of a token is
+    what decoding gains by it, with the last few tokens before it as context.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._context: list[int] = []
-        self._shown = ""
+        """Tokens shown already, the last ones."""
+        self._held: list[int] = []
+        """Tokens whose text the next ones may change."""
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that these tokens make final."""
         return "".join(map(self._push_one, tokens))
 
     def flush(self) -> str:
-        """What is left at the end; incomplete bytes become U+FFFD."""
-        if self._tokenizer.byte_level:
-            return self._utf8.decode(b"", final=True)
-        text = self._tokenizer.decode(self._context)[len(self._shown) :]
-        self._context, self._shown = [], ""
-        return text
+        """What is left at the end; incomplete bytes become U+FFFD. Ready for another answer."""
+        rest = self._utf8.decode(b"", final=True) + self._gain()
+        self._utf8.reset()
+        self._context, self._held = [], []
+        return rest
 
     def preview(self, tokens: Sequence[int]) -> list[str]:
         """Text each further token would add, without changing state.
@@ -42,27 +45,37 @@ class Detokenizer:
         """
         clone = Detokenizer(self._tokenizer)
         clone._utf8.setstate(self._utf8.getstate())
-        clone._context, clone._shown = list(self._context), self._shown
-        return [clone._push_one(token) for token in tokens]
+        clone._context, clone._held = list(self._context), list(self._held)
+        pieces = [clone._push_one(token) for token in tokens]
+        if pieces and _REPLACEMENT not in (rest := clone.flush()):
+            pieces[-1] += rest  # whole characters, held only for what might have followed
+        return pieces
 
     def _push_one(self, token: int) -> str:
         if token in self._tokenizer.special_ids:
             return ""
         if self._tokenizer.byte_level:
             return self._utf8.decode(self._tokenizer.token_bytes(token))
-        return self._push_by_difference(token)
-
-    def _push_by_difference(self, token: int) -> str:
-        """For tokenizers whose decoding depends on neighbours (leading spaces, byte fallback)."""
-        self._context.append(token)
-        text = self._tokenizer.decode(self._context)
+        if self._tokenizer.is_unknown(token):
+            return ""  # decoding leaves it out, so it must not end a run of bytes
+        self._held.append(token)
+        if self._tokenizer.fallback_byte(token) is not None:
+            return ""  # one wrong byte spoils the whole run: nothing is final before its end
+        text = self._gain()
         if text.endswith(_REPLACEMENT):
             return ""  # the middle of a character, as far as one can tell
-        new = text[len(self._shown) :]
-        self._shown = text
+        self._context += self._held
+        self._held = []
         if len(self._context) > 2 * _WINDOW:
             shorter = self._context[-_WINDOW:]
-            tail = self._tokenizer.decode(shorter)
-            if not tail.startswith(_REPLACEMENT) and text.endswith(tail):
-                self._context, self._shown = shorter, tail
-        return new
+            # Decoders treat the beginning of a text in their own way; it has to be past.
+            if self._tokenizer.decode(shorter).strip():
+                self._context = shorter
+        return text
+
+    def _gain(self) -> str:
+        """Text that the held tokens add to the context."""
+        if not self._held:
+            return ""
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode([*self._context, *self._held])[len(before) :]

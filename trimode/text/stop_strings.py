@@ -2,22 +2,33 @@
 
 
 class StopStrings:
-    """Cuts text before the earliest stop string; holds back what may become one."""
+    """Cuts text before the first stop string to be complete; holds back what may become one.
+
+    The first is the one that ends first in the text, and of two that end together the longer. So
+    the outcome does not depend on how the text is cut into pieces, and is known at once.
+
+    Args:
+        stops: the strings; empty ones are ignored.
+    """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
+        self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
+        self._stopped = False
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that may be shown, and whether a stop string was completed."""
+        """Text that may be shown, and whether a stop string was completed, now or before."""
+        if self._stopped:
+            return "", True
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            shown, self._held = self._held[: min(found)], ""
+        places = ((self._held.find(stop), len(stop)) for stop in self._stops)
+        ends = [(at + length, at) for at, length in places if at >= 0]
+        if ends:
+            _, at = min(ends)
+            shown, self._held, self._stopped = self._held[:at], "", True
             return shown, True
-        keep = self._possible_start()
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        final = len(self._held) - self._possible_start()
+        shown, self._held = self._held[:final], self._held[final:]
         return shown, False
 
     def flush(self) -> str:
@@ -27,8 +38,9 @@ class StopStrings:
 
     def _possible_start(self) -> int:
         """Length of the longest suffix that begins a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+            suffix = self._held[-length:]
+            if any(stop.startswith(suffix) for stop in self._stops):
                 return length
         return 0

@@ -1,58 +1,77 @@
 """Tokens: a thin class over `tokenizers`, from a `tokenizer.json` or from GGUF metadata."""
 
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, processors
 
 from trimode.errors import CheckpointError, InputError
+from trimode.text.byte_bpe import BYTE_OF, byte_bpe
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-# Values of GGUF's `tokenizer.ggml.pre` -> (digits split one by one, regex)
-_PRE_TOKENIZERS = {
-    "smollm": (True, _GPT2),
-    "default": (False, _GPT2),
-    "gpt-2": (False, _GPT2),
-    "llama-bpe": (False, _LLAMA3),
-    "qwen2": (False, _QWEN2),
-}
 _CONTROL, _USER_DEFINED = 3, 4
 """GGUF token types."""
 
+_FALLBACK_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+"""How SentencePiece vocabularies spell a single byte."""
+
 
 class Tokenizer:
-    """Text to token ids and back."""
+    """Text to token ids and back.
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, add_bos_id: int | None = None) -> None:
+    Args:
+        backend: the tokenizer proper.
+        bos_token_id: the token that begins a text, if there is one.
+        eos_token_id: the token that ends one.
+        add_bos: whether `encode` begins with BOS unless told otherwise.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        add_bos: bool = False,
+    ) -> None:
         self.backend = backend
-        self.add_bos_id = add_bos_id
-        """Put before every encoded text unless told otherwise."""
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.add_bos = add_bos and bos_token_id is not None
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
-        """Read a `tokenizer.json`.
+        """Read a `tokenizer.json`, and BOS and EOS from the config files beside it.
+
+        `tokenizer_config.json` and then `special_tokens_map.json` name the two tokens; a name that
+        the vocabulary lacks counts as none.
 
         Raises:
-            CheckpointError: the file is missing or damaged.
+            CheckpointError: the file is missing, or one of the three is damaged.
         """
-        try:
+        with _damage_named(str(path), "a tokenizer.json"):
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-            raise CheckpointError(
-                str(path), f"not readable ({error})", "a tokenizer.json"
-            ) from None
         backend.no_padding()
         backend.no_truncation()
-        return cls(backend)
+        configs = [
+            _json_object(path.with_name(name))
+            for name in ("tokenizer_config.json", "special_tokens_map.json")
+        ]
+        bos = _configured_token(backend, "bos_token", configs)
+        eos = _configured_token(backend, "eos_token", configs)
+        built_in = _leading_special(backend)
+        explicit = configs[0].get("add_bos_token")
+        if isinstance(explicit, bool):
+            bos, add_bos = (built_in if bos is None else bos), explicit
+        else:
+            bos, add_bos = (bos if built_in is None else built_in), built_in is not None
+        return cls(backend, bos_token_id=bos, eos_token_id=eos, add_bos=add_bos)
 
     @classmethod
     def from_gguf(
@@ -62,46 +81,68 @@ class Tokenizer:
         merges: Sequence[str],
         pre: str,
         *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        add_bos: bool = False,
         add_bos_id: int | None = None,
     ) -> "Tokenizer":
         """Build byte-level BPE from GGUF metadata (`tokenizer.ggml.*`).
 
+        Args:
+            tokens: the vocabulary, in GPT-2's byte alphabet, by id.
+            token_types: one a token; control tokens are special, user-defined ones are matched
+                whole in text but not special.
+            merges: pairs joined by a space, best first.
+            pre: the pre-tokenizer's name.
+            bos_token_id: the token that begins a text.
+            eos_token_id: the token that ends one.
+            add_bos: whether `encode` begins with BOS unless told otherwise.
+            add_bos_id: short for `bos_token_id` together with `add_bos=True`.
+
         Raises:
-            CheckpointError: the pre-tokenizer is not one of those supported.
+            CheckpointError: the pre-tokenizer is not supported, or the lists contradict each other.
         """
-        if pre not in _PRE_TOKENIZERS:
-            supported = ", ".join(_PRE_TOKENIZERS)
-            raise CheckpointError("tokenizer.ggml.pre", repr(pre), f"supported: {supported}")
-        single_digits, pattern = _PRE_TOKENIZERS[pre]
-        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-        vocabulary = {token: i for i, token in enumerate(tokens)}
-        try:
-            backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-            allowed = "each merge must join two tokens into a third"
-            raise CheckpointError("tokenizer.ggml.merges", str(error), allowed) from None
-        steps: list[pre_tokenizers.PreTokenizer] = []
-        if single_digits:
-            steps.append(pre_tokenizers.Digits(individual_digits=True))
-        steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-        backend.decoder = decoders.ByteLevel()
+        if add_bos_id is not None:
+            bos_token_id, add_bos = add_bos_id, True
+        if len(tokens) != len(token_types):
+            found = f"{len(token_types)} types for {len(tokens)} tokens"
+            raise CheckpointError("tokenizer.ggml.token_type", found, "one type a token")
+        for name, token in (("bos", bos_token_id), ("eos", eos_token_id)):
+            if token is not None and not 0 <= token < len(tokens):
+                raise CheckpointError(
+                    f"tokenizer.ggml.{name}_token_id", str(token), f"0 to {len(tokens) - 1}"
+                )
+        with _damage_named("tokenizer.ggml", "a byte-level BPE vocabulary"):
+            backend = byte_bpe(tokens, merges, pre)
         typed = list(zip(tokens, token_types, strict=True))
-        backend.add_special_tokens(
-            [_added(t, special=True) for t, kind in typed if kind == _CONTROL]
-        )
-        backend.add_tokens([_added(t, special=False) for t, kind in typed if kind == _USER_DEFINED])
-        return cls(backend, add_bos_id=add_bos_id)
+        backend.add_special_tokens([_added(t, special=True) for t, k in typed if k == _CONTROL])
+        backend.add_tokens([_added(t, special=False) for t, k in typed if k == _USER_DEFINED])
+        if add_bos and bos_token_id is not None:
+            # `encode` does not use it; a saved tokenizer.json carries the fact to other readers.
+            bos = tokens[bos_token_id]
+            backend.post_processor = processors.TemplateProcessing(
+                single=[bos, "$A"],
+                pair=[bos, "$A", f"{bos}:1", "$B:1"],
+                special_tokens=[(bos, bos_token_id)],
+            )
+        return cls(backend, bos_token_id=bos_token_id, eos_token_id=eos_token_id, add_bos=add_bos)
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, whole or not at all."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        self.backend.save(str(temporary))
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(self.backend.to_str(pretty=True))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of a text; special tokens written in it are recognised.
+
+        Nothing but BOS is ever added, and BOS not a second time where the text begins with it.
 
         Args:
             text: any string that UTF-8 can hold.
@@ -115,14 +156,15 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             found = f"character {error.start} is a lone surrogate"
             raise InputError("prompt", found, "must be text that UTF-8 can hold") from None
-        ids = self.backend.encode(text, add_special_tokens=add_bos is not False).ids
-        bos = self.add_bos_id
-        if bos is not None and add_bos is not False and ids[:1] != [bos]:
-            ids.insert(0, bos)
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        wanted = self.add_bos if add_bos is None else add_bos
+        bos = self.bos_token_id
+        if wanted and bos is not None and ids[:1] != [bos]:
+            return [bos, *ids]
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD, unknown ids are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def token_id(self, token: str) -> int | None:
@@ -130,19 +172,40 @@ class Tokenizer:
         return self.backend.token_to_id(token)
 
     def token_text(self, token_id: int) -> str:
-        """Text of one token, special tokens included."""
-        if token_id in self.special_ids:
-            return self.backend.id_to_token(token_id) or ""
-        return self.decode([token_id], skip_special=False)
+        """Text of one token as it reads inside a text (spaces kept, special tokens spelled out).
+
+        A piece of a character reads U+FFFD; `token_bytes` tells what it is.
+        """
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """Raw bytes of one token, which may be a piece of a UTF-8 character."""
-        text = self.backend.id_to_token(token_id)
-        if text is None:
+        spelled = self.backend.id_to_token(token_id)
+        if spelled is None:
             return b""
-        if self.byte_level and token_id not in self._added_ids:
-            return bytes(_BYTE_OF.get(c, 0xFF) for c in text)
-        return self.token_text(token_id).encode()
+        if self.byte_level:
+            # The decoder does the same with added tokens, so one with a letter such as "é" beside
+            # ASCII comes out as a bare byte: exact, if not what the token's author had in mind.
+            known = [BYTE_OF.get(character) for character in spelled]
+            return spelled.encode() if None in known else bytes(b for b in known if b is not None)
+        if token_id in self.special_ids:
+            return spelled.encode()
+        byte = self.fallback_byte(token_id)
+        return self._text_inside(token_id).encode() if byte is None else bytes([byte])
+
+    def fallback_byte(self, token_id: int) -> int | None:
+        """The byte that a token such as `<0x0A>` stands for, where the vocabulary has such tokens.
+
+        Neighbouring byte tokens decode together: all of a run is text, or each is U+FFFD.
+        """
+        if not self._has_byte_fallback:
+            return None
+        match = _FALLBACK_BYTE.fullmatch(self.backend.id_to_token(token_id) or "")
+        return None if match is None else int(match[1], 16)
+
+    def is_unknown(self, token_id: int) -> bool:
+        """Whether the vocabulary has no such id (models pad theirs); decoding leaves it out."""
+        return self.backend.id_to_token(token_id) is None
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -153,7 +216,7 @@ class Tokenizer:
     @cached_property
     def byte_level(self) -> bool:
         """Whether every token is a run of bytes in GPT-2's byte alphabet."""
-        return type(self.backend.decoder).__name__ == "ByteLevel"
+        return _decoder(self.backend).get("type") == "ByteLevel"
 
     @property
     def vocab_size(self) -> int:
@@ -161,20 +224,81 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     @cached_property
-    def _added_ids(self) -> frozenset[int]:
-        return frozenset(self.backend.get_added_tokens_decoder())
+    def _has_byte_fallback(self) -> bool:
+        decoder = _decoder(self.backend)
+        steps = decoder.get("decoders", [decoder])
+        return any(step.get("type") == "ByteFallback" for step in steps)
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """A token with visible text: after it, decoders leave a leading space alone."""
+        for token in sorted(self.backend.get_vocab().values()):
+            plain = token not in self.special_ids and self.fallback_byte(token) is None
+            if plain and self.decode([token]).strip("\ufffd "):
+                return [token]
+        return []
+
+    def _text_inside(self, token_id: int) -> str:
+        before = self.decode(self._anchor)
+        return self.decode([*self._anchor, token_id])[len(before) :]
 
 
 def _added(text: str, *, special: bool) -> AddedToken:
     return AddedToken(text, special=special, normalized=False)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte, inverted."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
+def _decoder(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    return {} if backend.decoder is None else json.loads(backend.decoder.__getstate__())
 
 
-_BYTE_OF = _byte_alphabet()
+def _leading_special(backend: tokenizers.Tokenizer) -> int | None:
+    """The special token that the post-processor writes before a text."""
+    with_special = backend.encode("a").ids
+    plain = backend.encode("a", add_special_tokens=False).ids
+    if with_special[: len(plain)] == plain:
+        return None
+    return with_special[0] if with_special[1 : 1 + len(plain)] == plain else None
+
+
+def _configured_token(
+    backend: tokenizers.Tokenizer, name: str, configs: Sequence[dict[str, Any]]
+) -> int | None:
+    """Id of the first token that the configs give under `name`; makes it special."""
+    for config in configs:
+        token = config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str):
+            continue
+        token_id = backend.token_to_id(text)
+        if token_id is not None:
+            added = backend.get_added_tokens_decoder().get(token_id)
+            if added is None or not added.special:
+                backend.add_special_tokens([_added(text, special=True)])
+            return token_id
+    return None
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that may be missing."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(str(path), type(value).__name__, "a JSON object")
+    return value
+
+
+@contextmanager
+def _damage_named(field: str, allowed: str) -> Iterator[None]:
+    """Turn what the library raises into a CheckpointError: bare exceptions, and Rust panics."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(field, f"not readable ({error})", allowed) from None

@@ -1,0 +1,74 @@
+"""Losses against their formulas written out."""
+
+import torch
+
+from trimode.training.objective import ar_loss, diffusion_loss, distillation_loss, joint_loss
+
+
+def example(rows=5, vocab=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, vocab, generator=generator, dtype=torch.double)
+    targets = torch.randint(vocab, (rows,), generator=generator)
+    weights = torch.rand(rows, generator=generator, dtype=torch.double) * 5
+    return logits, targets, weights
+
+
+def test_the_ar_loss_is_a_sum_of_negative_log_likelihoods():
+    logits, targets, _ = example()
+    loss = ar_loss(logits, targets)
+    expected = -sum(torch.log_softmax(row, 0)[t] for row, t in zip(logits, targets, strict=True))
+    torch.testing.assert_close(loss.total, expected)
+    assert int(loss.count) == 5
+
+
+def test_the_diffusion_loss_weighs_each_masked_token():
+    logits, targets, weights = example()
+    rows = zip(logits, targets, weights, strict=True)
+    expected = -sum(w * torch.log_softmax(row, 0)[t] for row, t, w in rows)
+    torch.testing.assert_close(diffusion_loss(logits, targets, weights).total, expected)
+
+
+def test_distillation_is_the_weighted_divergence_from_the_ar_distribution():
+    (student, _, weights), (teacher, _, _) = example(), example(seed=1)
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    expected = (weights * (p * (p / q).log()).sum(-1)).sum()
+    torch.testing.assert_close(distillation_loss(student, teacher, weights).total, expected)
+    same = distillation_loss(teacher, teacher, weights).total
+    assert abs(float(same)) < 1e-12
+
+
+def test_the_teacher_gets_no_gradient():
+    (student, _, weights), (teacher, _, _) = example(), example(seed=1)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    distillation_loss(student, teacher, weights).total.backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+
+
+def test_the_joint_loss_is_one_average_over_all_tokens_of_the_batch():
+    a, d = example(4), example(3, seed=1)
+    ar, diffusion = ar_loss(*a[:2]), diffusion_loss(*d)
+    expected = (ar.total + 0.3 * diffusion.total) / 7
+    torch.testing.assert_close(joint_loss(ar, diffusion, 0.3), expected)
+
+
+def test_the_loss_of_a_batch_is_that_of_its_rows():
+    logits, targets, weights = example(6)
+    parts = [
+        diffusion_loss(logits[i : i + 2], targets[i : i + 2], weights[i : i + 2]) for i in (0, 2, 4)
+    ]
+    torch.testing.assert_close(
+        sum(parts[1:], parts[0]).mean, diffusion_loss(logits, targets, weights).mean
+    )
+
+
+def test_gradients_equal_finite_differences():
+    logits, targets, weights = example()
+    teacher = example(seed=1)[0]
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ar_loss(x, targets).total, logits)
+    assert torch.autograd.gradcheck(lambda x: diffusion_loss(x, targets, weights).total, logits)
+    assert torch.autograd.gradcheck(
+        lambda x: distillation_loss(x, teacher, weights, 2.0).total, logits
+    )

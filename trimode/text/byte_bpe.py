@@ -1,0 +1,94 @@
+"""Byte-level BPE from a vocabulary and merges, split the way GGUF's `tokenizer.ggml.pre` says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from trimode.errors import CheckpointError
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+@dataclass(frozen=True)
+class _Pre:
+    """How a family of tokenizers cuts text before merging."""
+
+    regex: str | None = None
+    """None is GPT-2's, which the library has built in."""
+    single_digits: bool = False
+    nfc: bool = False
+    whole_words: bool = False
+    """A piece that is in the vocabulary is one token, whatever the merges would make of it."""
+
+
+_PRES = {
+    "smollm": _Pre(single_digits=True),
+    "default": _Pre(),
+    "gpt-2": _Pre(),
+    "llama-bpe": _Pre(_LLAMA3, whole_words=True),
+    "qwen2": _Pre(_QWEN2, nfc=True),
+}
+
+
+def byte_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:
+    """A tokenizer without added tokens.
+
+    Args:
+        tokens: the vocabulary, in GPT-2's byte alphabet, by id.
+        merges: pairs joined by a space, best first.
+        pre: value of `tokenizer.ggml.pre`.
+
+    Raises:
+        CheckpointError: `pre` is not supported, or a merge or token does not fit the rest.
+    """
+    if pre not in _PRES:
+        supported = ", ".join(_PRES)
+        raise CheckpointError("tokenizer.ggml.pre", repr(pre), f"supported: {supported}")
+    rules = _PRES[pre]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
+        raise CheckpointError("tokenizer.ggml.tokens", f"{twice!r} twice", "each token once")
+    pairs = [_pair(merge, vocabulary, i) for i, merge in enumerate(merges)]
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rules.whole_words)
+    )
+    if rules.nfc:
+        backend.normalizer = normalizers.NFC()
+    steps: list[pre_tokenizers.PreTokenizer] = []
+    if rules.single_digits:
+        steps.append(pre_tokenizers.Digits(individual_digits=True))
+    if rules.regex is not None:
+        steps.append(pre_tokenizers.Split(Regex(rules.regex), behavior="isolated"))
+    built_in = rules.regex is None
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=built_in))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _pair(merge: str, vocabulary: dict[str, int], index: int) -> tuple[str, str]:
+    left, space, right = merge.partition(" ")
+    # The library panics on some merges that do not fit, so they are checked here.
+    if not space or any(text not in vocabulary for text in (left, right, left + right)):
+        allowed = "must be two tokens joined by a space whose concatenation is a token"
+        raise CheckpointError(f"tokenizer.ggml.merges[{index}]", repr(merge), allowed)
+    return left, right
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte, inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+"""The byte that each character of a byte-level vocabulary stands for."""

@@ -1,0 +1,90 @@
+"""Conversations as they come in: checked, copied, and free of anything that is not JSON."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimode.errors import InputError
+
+Message = dict[str, Any]
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names in use for a message's thoughts, the usual one first."""
+_CONTENT = "must be text or a list of text parts"
+
+
+def checked_messages(messages: Any) -> list[Message]:
+    """Copies of the messages, text parts joined.
+
+    A missing content becomes the empty text: a template that prints it would print "None". Thoughts
+    are given under the names that templates read, as Hugging Face does.
+
+    Raises:
+        InputError: names the message and field at fault.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise InputError("messages", type(messages).__name__, "must be a list of messages")
+    if not messages:
+        raise InputError("messages", "empty", "must hold at least one message")
+    return [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def plain_data(value: Any, where: str) -> Any:
+    """A copy of a JSON value, lists and objects rebuilt.
+
+    A template is foreign code: it must not get hold of objects with methods.
+
+    Raises:
+        InputError: names the place where something else was found.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):  # an enum, say
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {_key(k, where): plain_data(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise InputError(where, type(value).__name__, "must be a JSON value")
+
+
+def _checked(message: Any, where: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise InputError(where, type(message).__name__, "must be an object")
+    role = message.get("role")
+    if role not in _ROLES:
+        raise InputError(f"{where}.role", repr(role), f"allowed: {', '.join(_ROLES)}")
+    content = _content(message.get("content"), f"{where}.content")
+    if content is None and not message.get("tool_calls"):
+        raise InputError(f"{where}.content", "missing", _CONTENT)
+    plain = plain_data({k: v for k, v in message.items() if k != "content"}, where)
+    plain["content"] = content or ""
+    thoughts = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
+    if thoughts is not None:
+        plain = {"thinking": thoughts, **plain, "reasoning_content": thoughts}
+    return plain
+
+
+def _content(content: Any, where: str) -> str | None:
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise InputError(where, type(content).__name__, _CONTENT)
+    return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, Mapping):
+        raise InputError(where, type(part).__name__, "must be an object")
+    if part.get("type") != "text":
+        raise InputError(f"{where}.type", repr(part.get("type")), "allowed: text")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InputError(f"{where}.text", type(text).__name__, "must be a string")
+    return text
+
+
+def _key(key: Any, where: str) -> str:
+    if not isinstance(key, str):
+        raise InputError(where, f"key {key!r}", "must have strings as keys")
+    return str.__str__(key)

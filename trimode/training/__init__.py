@@ -1,0 +1,1 @@
+"""The training that makes an AR checkpoint tri-modal: noise, masks, objective."""
