@@ -41,7 +41,7 @@ bench: $(VENV)/.dev
 DATA ?= ../shared/data
 lossless: $(VENV)/.dev
 	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 200
-	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 100 --temperature 0.8
+	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 100 --max-tokens 10 --temperature 0.8
 
 $(VENV)/.runtime: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -23,7 +23,7 @@ from trimode.engine import Engine, drain, encode_prompt
 from trimode.model import CachedAttention, KVCache, Segment
 
 BLOCK_LENGTHS = (1, 2, 5, 8, 16, 32)
-QUADRATIC_SHARE = {16: 10, 32: 40}
+QUADRATIC_SHARE = {8: 4, 16: 10, 32: 40}
 """A quadratic pass has B(B+1) rows: at these lengths only one prompt in so many is run."""
 
 

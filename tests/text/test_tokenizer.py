@@ -81,7 +81,7 @@ def test_control_tokens_are_skipped_and_user_defined_ones_are_not():
 def test_bos_is_added_where_the_checkpoint_says_so_and_not_twice():
     tokens, types, merges = alphabet_model(MERGES)
     bos = tokens.index("<|im_start|>")
-    tokenizer = Tokenizer.from_gguf(tokens, types, merges, "smollm", add_bos_id=bos)
+    tokenizer = Tokenizer.from_gguf(tokens, types, merges, "smollm", bos_token_id=bos, add_bos=True)
     assert tokenizer.encode("a")[0] == bos
     assert tokenizer.encode("<|im_start|>a").count(bos) == 1
     assert bos not in tokenizer.encode("a", add_bos=False)

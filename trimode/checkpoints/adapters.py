@@ -6,6 +6,7 @@ from typing import Any, cast, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from trimode.checkpoints.atomic import atomic_directory
 from trimode.checkpoints.names import from_published, to_published
@@ -18,9 +19,13 @@ _PREFIX = "base_model.model."
 _MASK_EMBEDDING = "trimode.mask_embedding"
 """Kept outside PEFT's prefix: PEFT has no notion of an embedding that is on in some rows only."""
 _SCOPE = "trimode_scope"
-"""Key in the weights file's metadata; PEFT warns of unknown keys in the config."""
+"""Key in the weights file's metadata; PEFT warns of unknown keys in the config.
+
+It also marks a directory as ours.
+"""
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA", None),
     "use_dora": (False, None),
     "bias": ("none", None),
     "modules_to_save": ([], None),
@@ -45,11 +50,7 @@ def read_adapter(directory: Path) -> AdapterWeights:
         if fields.get(name) not in neutral:
             allowed = f"supported: {neutral[0]!r}"
             raise CheckpointError(f"{directory / _CONFIG}: {name}", repr(fields[name]), allowed)
-    try:
-        rank, alpha = int(fields["r"]), float(fields["lora_alpha"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(str(directory / _CONFIG), repr(error), "r and lora_alpha") from None
-    scale = alpha / (rank**0.5 if fields.get("use_rslora") else rank)
+    rank, scale = _rank_and_scale(fields, directory / _CONFIG)
     path = directory / _WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
@@ -60,12 +61,32 @@ def read_adapter(directory: Path) -> AdapterWeights:
     if scope not in get_args(AdapterScope):
         raise CheckpointError(f"{path}: {_SCOPE}", repr(scope), "allowed: draft, denoise")
     mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
+    targets = _pairs(tensors, rank, path)
+    return AdapterWeights(scale, targets, cast(AdapterScope, scope), mask_embedding)
+
+
+def _rank_and_scale(fields: dict[str, Any], path: Path) -> tuple[int, float]:
+    rank, alpha = fields.get("r"), fields.get("lora_alpha")
+    allowed = "r and lora_alpha must be numbers, r whole and at least 1"
+    if type(rank) is not int or rank < 1:
+        raise CheckpointError(f"{path}: r", repr(rank), allowed)
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
+        raise CheckpointError(f"{path}: lora_alpha", repr(alpha), allowed)
+    return rank, float(alpha) / (rank**0.5 if fields.get("use_rslora") else rank)
+
+
+def _pairs(tensors: dict[str, Tensor], rank: int, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Canonical linear name -> (A `[rank, in]`, B `[out, rank]`), from PEFT's tensor names."""
     downs, ups = {}, {}
     for published, tensor in tensors.items():
         stem = published.removeprefix(_PREFIX)
         for suffix, side in ((".lora_A.weight", downs), (".lora_B.weight", ups)):
             if stem.endswith(suffix):
-                side[from_published(stem.removesuffix(suffix))] = tensor
+                name = from_published(stem.removesuffix(suffix))
+                if name is None or name in side:
+                    found = "not of the text model" if name is None else f"is {name} once more"
+                    raise CheckpointError(f"{path}: {published}", found, "each linear once")
+                side[name] = tensor
                 break
         else:
             raise CheckpointError(
@@ -74,8 +95,13 @@ def read_adapter(directory: Path) -> AdapterWeights:
     if downs.keys() != ups.keys():
         odd = sorted(downs.keys() ^ ups.keys())[0]
         raise CheckpointError(f"{path}: {odd}", "lora_A without lora_B or the reverse", "need both")
-    targets = {name: (downs[name], ups[name]) for name in downs}
-    return AdapterWeights(scale, targets, cast(AdapterScope, scope), mask_embedding)
+    for name, down in downs.items():
+        if down.ndim != 2 or ups[name].ndim != 2 or len(down) != rank or ups[name].shape[1] != rank:
+            found = f"A {list(down.shape)} and B {list(ups[name].shape)}"
+            raise CheckpointError(
+                f"{path}: {name}", found, f"r is {rank}: it belongs to another model"
+            )
+    return {name: (downs[name], ups[name]) for name in downs}
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -88,11 +114,14 @@ def _read_fields(path: Path) -> dict[str, Any]:
     return fields
 
 
-def save_adapter(directory: Path, adapter: AdapterWeights, config: ModelConfig) -> None:
+def save_adapter(
+    directory: Path, adapter: AdapterWeights, config: ModelConfig, *, overwrite: bool = False
+) -> None:
     """Write an adapter that PEFT and this program load; the directory appears whole or not at all.
 
     Raises:
-        CheckpointError: the directory exists and is no adapter.
+        CheckpointError: the directory exists and is no adapter of ours.
+        OSError: the disk is full; nothing is left behind.
     """
     ranks = {len(a) for a, _ in adapter.targets.values()}
     if len(ranks) != 1:
@@ -107,7 +136,7 @@ def save_adapter(directory: Path, adapter: AdapterWeights, config: ModelConfig) 
         "lora_alpha": adapter.scale * rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted({name.rpartition(".")[2] for name in adapter.targets}),
+        "target_modules": _target_modules(adapter, config),
     }
     tensors = {}
     for name, (down, up) in adapter.targets.items():
@@ -116,6 +145,26 @@ def save_adapter(directory: Path, adapter: AdapterWeights, config: ModelConfig) 
         tensors[f"{stem}.lora_B.weight"] = up.contiguous()
     if adapter.mask_embedding is not None:
         tensors[_MASK_EMBEDDING] = adapter.mask_embedding.contiguous()
-    with atomic_directory(directory, replaceable=_CONFIG) as temporary:
+    with atomic_directory(directory, replaceable=_is_ours, overwrite=overwrite) as temporary:
         (temporary / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
-        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt", _SCOPE: adapter.scope})
+        try:
+            metadata = {"format": "pt", _SCOPE: adapter.scope}
+            save_file(tensors, temporary / _WEIGHTS, metadata=metadata)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{directory}: could not be written ({error})") from None
+
+
+def _target_modules(adapter: AdapterWeights, config: ModelConfig) -> list[str]:
+    """`o_proj` and the like where all layers have them, else every linear by its path."""
+    kinds = {name.rpartition(".")[2] for name in adapter.targets}
+    if len(adapter.targets) == len(kinds) * config.num_layers:
+        return sorted(kinds)
+    return sorted(adapter.targets)
+
+
+def _is_ours(directory: Path) -> bool:
+    try:
+        with safe_open(directory / _WEIGHTS, framework="pt") as file:
+            return _SCOPE in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False

@@ -1,8 +1,9 @@
 """Directories that appear whole or not at all."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,19 +11,22 @@ from trimode.errors import CheckpointError
 
 
 @contextmanager
-def atomic_directory(target: Path, *, replaceable: str) -> Iterator[Path]:
+def atomic_directory(
+    target: Path, *, replaceable: Callable[[Path], bool], overwrite: bool = False
+) -> Iterator[Path]:
     """A temporary sibling to fill; it becomes `target` when the block ends without an error.
 
     Args:
-        target: must not exist, be empty, or hold a file named `replaceable`.
-        replaceable: the file that marks a directory of the same kind, which may be replaced.
+        target: must not exist, be empty, or be `replaceable`.
+        replaceable: tells an earlier directory of ours, which may be replaced, from others.
+        overwrite: replace any directory.
 
     Raises:
         CheckpointError: `target` holds something else.
     """
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if occupied and not (target / replaceable).is_file():
-        allowed = f"must be new, empty or hold {replaceable}"
+    if occupied and not (target.is_dir() and (overwrite or replaceable(target))):
+        allowed = "must be new, empty or saved by this program (or ask to overwrite it)"
         raise CheckpointError(str(target), "exists and holds something else", allowed)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -30,19 +34,44 @@ def atomic_directory(target: Path, *, replaceable: str) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        mode = temporary.stat().st_mode & 0o666
         for path in temporary.iterdir():
+            if path.is_file():
+                path.chmod(mode)  # safetensors makes files that only their owner may read
             _sync(path)
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        _sync(temporary)
+        _put_in_place(temporary, target)
+        _sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename over what was there; what was there comes back if that fails."""
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    replaces = target.exists()
+    if replaces:
+        target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if replaces:
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def marked(directory: Path, file: str, field: str) -> bool:
+    """Whether a JSON file of the directory has the field that only our files have."""
+    try:
+        fields = json.loads((directory / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and field in fields
+
+
 def _sync(path: Path) -> None:
-    """Have the disk hold a file before its name becomes visible."""
+    """Have the disk hold a file or directory before its name becomes visible."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

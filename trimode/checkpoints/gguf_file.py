@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimode.checkpoints.gguf_header import check_header
 from trimode.checkpoints.names import check_tensors, from_gguf
 from trimode.config import ModelConfig, RopeConfig
 from trimode.errors import CheckpointError
@@ -16,7 +17,6 @@ from trimode.text import ChatTemplate, Tokenizer
 
 _FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K")
-_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,9 @@ def open_gguf(path: Path) -> GgufModel:
     """
     import gguf  # slow to import; only needed here
 
+    check_header(path)
     try:
-        with path.open("rb") as file:
-            if file.read(4) != _MAGIC:
-                raise CheckpointError(str(path), "not a GGUF file", "its first bytes must be GGUF")
         reader = gguf.GGUFReader(path)
-    except CheckpointError:
-        raise
     except Exception as error:  # noqa: BLE001 - the reader raises whatever a bad offset leads to
         found = f"not readable ({type(error).__name__}: {error}); truncated or damaged"
         raise CheckpointError(str(path), found, "fetch it again") from None
@@ -95,7 +91,32 @@ class _Metadata:
         self._fields, self._path = fields, path
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self._fields[key].contents() if key in self._fields else default
+        try:
+            return self._fields[key].contents() if key in self._fields else default
+        except (ValueError, IndexError) as error:
+            found = f"not readable ({error})"
+            raise CheckpointError(f"{self._path}: {key}", found, "fetch it again") from None
+
+    def strings(self, key: str) -> list[str]:
+        """A list of texts."""
+        value = self.need(key)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise CheckpointError(f"{self._path}: {key}", "of another type", "a list of texts")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if not isinstance(value, int | float):
+            raise CheckpointError(f"{self._path}: {key}", repr(value), "must be a number")
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number; some architectures hold one per layer, which no family here does."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if type(value) is not int:
+            raise CheckpointError(f"{self._path}: {key}", repr(value), "must be a whole number")
+        return value
 
     def need(self, key: str) -> Any:
         if key not in self._fields:
@@ -111,36 +132,45 @@ def _config(
     tied: bool,
     factors: tuple[float, ...] | None,
 ) -> ModelConfig:
-    def need(key: str) -> Any:
-        return metadata.need(f"{architecture}.{key}")
+    def integer(key: str, default: int | None = None) -> int:
+        return metadata.integer(f"{architecture}.{key}", default)
 
     def get(key: str, default: Any = None) -> Any:
         return metadata.get(f"{architecture}.{key}", default)
 
-    heads, hidden = need("attention.head_count"), need("embedding_length")
+    heads, hidden = integer("attention.head_count"), integer("embedding_length")
+    if heads < 1:
+        raise CheckpointError(f"{architecture}.attention.head_count", str(heads), "at least 1")
+    rotated = get("rope.dimension_count")
+    head_dim = integer("attention.key_length", rotated or hidden // heads)
+    if rotated not in (None, head_dim):
+        raise CheckpointError(
+            f"{architecture}.rope.dimension_count", str(rotated), f"supported: {head_dim}, all"
+        )
     scaling: Any = get("rope.scaling.type", "none")
     rope = RopeConfig(
         rope_type="default" if scaling == "none" else scaling,
-        rope_theta=get("rope.freq_base", 10_000.0),
-        factor=get("rope.scaling.factor", 1.0),
+        rope_theta=metadata.number(f"{architecture}.rope.freq_base", 10_000.0),
+        factor=metadata.number(f"{architecture}.rope.scaling.factor", 1.0),
         original_max_position_embeddings=get("rope.scaling.original_context_length"),
         frequency_factors=factors,
     )
     ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
     return ModelConfig(
         family=_FAMILIES[architecture],
-        vocab_size=shapes.get("embed_tokens.weight", (get("vocab_size", 0), 0))[0],
+        vocab_size=shapes.get("embed_tokens.weight", (0,))[0] or integer("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=need("feed_forward_length"),
-        num_layers=need("block_count"),
+        intermediate_size=integer("feed_forward_length"),
+        num_layers=integer("block_count"),
         num_heads=heads,
-        num_kv_heads=get("attention.head_count_kv", heads),
-        head_dim=get("attention.key_length") or get("rope.dimension_count") or hidden // heads,
-        rms_norm_eps=need("attention.layer_norm_rms_epsilon"),
-        max_position_embeddings=need("context_length"),
+        num_kv_heads=integer("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        rms_norm_eps=metadata.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
+        max_position_embeddings=integer("context_length"),
         rope=rope,
         qkv_bias="layers.0.self_attn.q_proj.bias" in shapes,
         o_bias="layers.0.self_attn.o_proj.bias" in shapes,
+        mlp_bias="layers.0.mlp.down_proj.bias" in shapes,
         qk_norm="layers.0.self_attn.q_norm.weight" in shapes,
         tie_word_embeddings=tied,
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
@@ -169,13 +199,28 @@ def _tokenizer(metadata: _Metadata) -> Tokenizer:
         raise CheckpointError(
             "tokenizer.ggml.model", repr(model), "supported: gpt2 (byte-level BPE)"
         )
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", False)
-    return Tokenizer.from_gguf(
-        metadata.need("tokenizer.ggml.tokens"),
+    tokens, types, merges = (
+        metadata.strings("tokenizer.ggml.tokens"),
         metadata.need("tokenizer.ggml.token_type"),
-        metadata.need("tokenizer.ggml.merges"),
+        metadata.strings("tokenizer.ggml.merges"),
+    )
+    if not isinstance(types, list) or len(types) != len(tokens):
+        allowed = f"one type for each of {len(tokens)} tokens"
+        raise CheckpointError("tokenizer.ggml.token_type", "of another length", allowed)
+    known = set(tokens)
+    for merge in merges:  # the tokenizers library panics on an unknown one
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= known:
+            allowed = "a merge and its parts must be tokens"
+            raise CheckpointError("tokenizer.ggml.merges", repr(merge), allowed)
+    return Tokenizer.from_gguf(
+        tokens,
+        types,
+        merges,
         metadata.get("tokenizer.ggml.pre", "default"),
-        add_bos_id=metadata.get("tokenizer.ggml.bos_token_id") if add_bos else None,
+        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
     )
 
 
@@ -183,10 +228,10 @@ def _chat_template(metadata: _Metadata) -> ChatTemplate | None:
     source = metadata.get("tokenizer.chat_template")
     if source is None:
         return None
-    tokens = metadata.need("tokenizer.ggml.tokens")
+    tokens = metadata.strings("tokenizer.ggml.tokens")
 
     def text(kind: str) -> str:
         token = metadata.get(f"tokenizer.ggml.{kind}_token_id")
-        return "" if token is None else tokens[token]
+        return tokens[token] if type(token) is int and token < len(tokens) else ""
 
     return ChatTemplate(source, bos_token=text("bos"), eos_token=text("eos"))

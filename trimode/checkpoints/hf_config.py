@@ -17,8 +17,21 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-_NESTED = ("mistral3", "nemotron_labs_diffusion_vlm")
+_NLD_VLM = "nemotron_labs_diffusion_vlm"
+_NESTED = ("mistral3", _NLD_VLM)
 """Multimodal configs whose text part is under `text_config`."""
+_OUTER = ("mask_token_id", "eos_token_id", "block_size", "quantization_config")
+"""Fields of a multimodal config that hold for its text part too."""
+
+# What transformers' config classes assume where a field is absent.
+_DEFAULT_HEAD_DIM = {NLD: 128, "ministral3": 128, "qwen3": 128}
+_DEFAULT_EPS = {NLD: 1e-5, "ministral3": 1e-5}
+_DEFAULT_WINDOW = {"mistral": 4096}
+_BIASED = ("llama", "qwen3")
+"""Families whose `attention_bias` means biases on q, k, v and o; the others have no such switch."""
+
+SAVED_BY_US = "trimode_format"
+"""Field that marks a `config.json` of ours: a directory with it may be replaced."""
 
 _ROPE_FIELDS = tuple(
     name for name in RopeConfig.__dataclass_fields__ if name != "frequency_factors"
@@ -58,11 +71,8 @@ def from_hf(fields: dict[str, Any]) -> ModelConfig:
         CheckpointError: a family, activation or quantisation that is not supported.
         KeyError: a field is missing.
     """
+    fields = _text_fields(fields)
     family = fields.get("model_type")
-    if family in _NESTED and isinstance(fields.get("text_config"), dict):
-        outer = {k: v for k, v in fields.items() if k in ("mask_token_id", "eos_token_id")}
-        fields = {**outer, **fields["text_config"]}
-        family = fields.get("model_type")
     if family not in _FAMILIES:
         supported = ", ".join(_FAMILIES)
         raise CheckpointError("model_type", repr(family), f"supported: {supported}")
@@ -70,27 +80,31 @@ def from_hf(fields: dict[str, Any]) -> ModelConfig:
     if activation != "silu":
         raise CheckpointError("hidden_act", repr(activation), "supported: silu")
     if fields.get("quantization_config"):
-        method = fields["quantization_config"].get("quant_method")
+        quantization = fields["quantization_config"]
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        found = repr(method or quantization)
         raise CheckpointError(
-            "quantization_config", repr(method), "supported: unquantised weights, or a GGUF file"
+            "quantization_config", found, "supported: unquantised weights, or a GGUF file"
         )
-    heads = fields["num_attention_heads"]
+    hidden, heads = _integer(fields, "hidden_size"), _integer(fields, "num_attention_heads")
+    if heads < 1:
+        raise CheckpointError("num_attention_heads", str(heads), "must be at least 1")
     eos = fields.get("eos_token_id")
-    attention_bias = bool(fields.get("attention_bias", False))
+    attention_bias = bool(fields.get("attention_bias", False)) and family in _BIASED
     return ModelConfig(
         family=family,
-        vocab_size=fields["vocab_size"],
-        hidden_size=fields["hidden_size"],
-        intermediate_size=fields["intermediate_size"],
-        num_layers=fields["num_hidden_layers"],
+        vocab_size=_integer(fields, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_integer(fields, "intermediate_size"),
+        num_layers=_integer(fields, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or fields["hidden_size"] // heads,
-        rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
-        max_position_embeddings=_context(fields),
+        num_kv_heads=_integer(fields, "num_key_value_heads", heads),
+        head_dim=_integer(fields, "head_dim", _DEFAULT_HEAD_DIM.get(family, hidden // heads)),
+        rms_norm_eps=fields.get("rms_norm_eps", _DEFAULT_EPS.get(family, 1e-6)),
+        max_position_embeddings=_context(fields, family),
         rope=_rope(fields),
         qkv_bias=attention_bias or family == "qwen2",
-        o_bias=attention_bias and family in ("llama", "qwen3"),
+        o_bias=attention_bias,
         mlp_bias=bool(fields.get("mlp_bias", False)) and family == "llama",
         qk_norm=family == "qwen3",
         tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
@@ -102,12 +116,43 @@ def from_hf(fields: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _context(fields: dict[str, Any]) -> int:
+def _text_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The text model's fields of a multimodal config; others as they are."""
+    outer, text = fields, fields.get("text_config")
+    if outer.get("model_type") not in _NESTED or not isinstance(text, dict):
+        return fields
+    merged = {name: outer[name] for name in _OUTER if name in outer} | text
+    if outer.get("quantization_config"):
+        merged["quantization_config"] = outer["quantization_config"]
+    if "tie_word_embeddings" in outer:  # the head belongs to the outer model
+        merged["tie_word_embeddings"] = outer["tie_word_embeddings"]
+    if outer["model_type"] == _NLD_VLM:
+        merged["model_type"] = NLD
+    return merged
+
+
+def _integer(fields: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number; absent or null means the default, if there is one."""
+    value = fields[name] if default is None else fields.get(name)
+    value = default if value is None else value
+    if type(value) is not int:
+        allowed = f"must be a whole number, not a {type(value).__name__}"
+        raise CheckpointError(name, repr(value), allowed)
+    return value
+
+
+def _context(fields: dict[str, Any], family: str) -> int:
     """Context length; full attention equals sliding attention up to the window, not beyond."""
-    length = fields["max_position_embeddings"]
-    window = fields.get("sliding_window")
-    uses_window = fields.get("use_sliding_window", True)
-    return min(length, window) if window and uses_window else length
+    length = _integer(fields, "max_position_embeddings")
+    window = fields.get("sliding_window", _DEFAULT_WINDOW.get(family))
+    if family in ("qwen2", "qwen3"):  # a window is listed in most, and used in few
+        kinds = fields.get("layer_types")
+        first = fields.get("max_window_layers", 28)
+        some = "sliding_attention" in kinds if kinds else first < fields["num_hidden_layers"]
+        used = some and fields.get("use_sliding_window", False)
+    else:
+        used = fields.get("use_sliding_window", True)
+    return min(length, window) if window and used else length
 
 
 def _rope(fields: dict[str, Any]) -> RopeConfig:
@@ -115,10 +160,15 @@ def _rope(fields: dict[str, Any]) -> RopeConfig:
     given = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
     given.setdefault("rope_theta", fields.get("rope_theta", 10_000.0))
     given.setdefault("rope_type", given.pop("type", None) or "default")
+    partial = given.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
+    if partial != 1.0:
+        raise CheckpointError("partial_rotary_factor", repr(partial), "supported: 1.0")
     if given["rope_type"] in ("yarn", "llama3"):
-        given.setdefault("original_max_position_embeddings", fields["max_position_embeddings"])
-        if given["original_max_position_embeddings"] is None:
-            given["original_max_position_embeddings"] = fields["max_position_embeddings"]
+        length = fields["max_position_embeddings"]
+        if given.get("original_max_position_embeddings") is None:
+            given["original_max_position_embeddings"] = length
+        if given.get("factor") is None:  # as transformers infers it
+            given["factor"] = length / given["original_max_position_embeddings"]
     if not given.get("llama_4_scaling_beta"):
         given.pop("llama_4_scaling_beta", None)
         if given["rope_type"] in ("default", "linear"):  # nothing else counts from it
@@ -139,6 +189,7 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
             "per-dimension frequency factors of a GGUF file",
             "cannot be saved as config.json",
         )
+    _check_biases(config)
     eos = list(config.eos_token_ids)
     fields: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[config.family]],
@@ -161,14 +212,32 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "sliding_window": None,
         "dtype": dtype,
+        "block_size": config.block_length,
+        SAVED_BY_US: 1,
     }
     if config.mask_token_id is not None:
-        fields |= {"mask_token_id": config.mask_token_id, "block_size": config.block_length}
+        fields["mask_token_id"] = config.mask_token_id
     if config.family == NLD:
         fields |= {"dlm_paradigm": "bidirectional", "ar_loss_weight": 1.0, "attention_dropout": 0.0}
     elif config.trained_to_denoise:
         fields["trimode_trained_to_denoise"] = True
     return fields
+
+
+def _check_biases(config: ModelConfig) -> None:
+    """A family's `config.json` can say only some combinations of biases and norms."""
+    family = config.family
+    if family == "qwen2":
+        allowed = config.qkv_bias and not config.o_bias
+    elif family in _BIASED:
+        allowed = config.qkv_bias == config.o_bias
+    else:
+        allowed = not config.qkv_bias and not config.o_bias
+    if not allowed or (config.mlp_bias and family != "llama"):
+        found = f"qkv {config.qkv_bias}, o {config.o_bias}, mlp {config.mlp_bias}"
+        raise CheckpointError("biases", found, f"config.json of {family} cannot say so")
+    if config.qk_norm != (family == "qwen3"):
+        raise CheckpointError("qk_norm", str(config.qk_norm), f"not what {family} has")
 
 
 def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def from_gguf(name: str) -> str | None:
         return None
     stem, _, kind = name.rpartition(".")
     if stem.startswith("blk."):
-        _, layer, part = stem.split(".", 2)
+        layer, _, part = stem.removeprefix("blk.").partition(".")
         return f"layers.{layer}.{_GGUF_LAYER_TENSORS.get(part, part)}.{kind}"
     return f"{_GGUF_TENSORS.get(stem, stem)}.{kind}"
 
@@ -81,6 +81,10 @@ def check_tensors(
     Raises:
         CheckpointError: names every kind of mismatch: missing, unknown, misshapen tensors.
     """
+    if config.num_layers > len(found):  # a damaged count would fill the memory with names
+        raise CheckpointError(
+            where, f"{len(found)} tensors", f"must hold those of {config.num_layers} layers"
+        )
     expected = expected_tensors(config)
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected and name not in set(ignore)]
@@ -93,9 +97,8 @@ def check_tensors(
         hint = f", nearest expected name {close[0]}" if close else ""
         problems.append(f"{len(extra)} unknown ({_some(extra)}{hint})")
     if wrong:
-        name = wrong[0]
-        shapes = f"{list(found[name])} where {list(expected[name])} is expected"
-        problems.append(f"{len(wrong)} misshapen ({name} is {shapes})")
+        shapes = [f"{n} is {list(found[n])} where {list(expected[n])} is expected" for n in wrong]
+        problems.append(f"{len(wrong)} misshapen ({_some(shapes)})")
     if problems:
         allowed = f"must hold the {len(expected)} tensors of a {config.family} model"
         raise CheckpointError(where, "; ".join(problems), allowed)

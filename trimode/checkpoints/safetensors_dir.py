@@ -34,6 +34,11 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
             if header.get_dtype() not in _DTYPES:
                 supported = f"supported: {', '.join(_DTYPES)}"
                 raise CheckpointError(f"{path}: {published}", header.get_dtype(), supported)
+            if name in homes:
+                first = homes[name][1]
+                raise CheckpointError(
+                    f"{path}: {published}", f"is {name}, as {first} is", "each tensor once"
+                )
             homes[name] = (path, published)
             shapes[name] = tuple(header.get_shape())
     tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
@@ -48,14 +53,19 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
 
 def _shards(directory: Path) -> list[Path]:
     """The weight files themselves; adapters and subfolders are not looked at."""
-    index = directory / _INDEX
+    single, index = directory / _SINGLE, directory / _INDEX
     if not index.exists():
-        return [directory / _SINGLE]
+        return [single]
+    allowed = 'must be a JSON object with a "weight_map" of tensor names to file names'
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(str(index), f"not readable ({error!r})", "a weight map") from None
-    return [directory / name for name in names]
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(index), f"not readable ({error})", allowed) from None
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
+    if not names or any(Path(name).name != name for name in names):
+        raise CheckpointError(str(index), "not readable (no usable weight map)", allowed)
+    return [directory / name for name in sorted(names)]
 
 
 def _open(path: Path):  # noqa: ANN202 - the handle's class is private to safetensors

