@@ -209,7 +209,23 @@ def _check_type(name: str, value: object, annotation: str) -> None:
         boolean = isinstance(value, bool) and bool not in wanted
         ok = (optional and value is None) or (isinstance(value, wanted) and not boolean)
     if not ok:
-        raise InputError(name, repr(value), f"must be of type {annotation}")
+        raise InputError(name, repr(value), f"must be {_in_words(annotation)}")
+
+
+def _in_words(annotation: str) -> str:
+    """A field's type as a user would say it."""
+    base = annotation.removesuffix("| None").strip().removeprefix("<class '").removesuffix("'>")
+    if base.startswith("tuple"):
+        return "a list of texts" if "str" in base else "a list of whole numbers"
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+    return words.get(base, "a name") + (" or null" if annotation.endswith("| None") else "")
+
+
+def _finite(value: float) -> bool:
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer beyond floats
+        return False
 
 
 def _check_range(
@@ -223,7 +239,7 @@ def _check_range(
     if value is None:
         return
     above = value > low if exclusive_low else value >= low
-    if above and isfinite(value) and (high is None or value <= high):
+    if above and _finite(value) and (high is None or value <= high):
         return
     bound = f"above {low:g}" if exclusive_low else f"at least {low:g}"
     raise InputError(

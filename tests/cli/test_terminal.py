@@ -1,6 +1,7 @@
 """What a person at a terminal sees: repainted drafts, the prompt of chat, Ctrl-C."""
 
 import json
+import time
 
 import pytest
 
@@ -27,7 +28,8 @@ def test_the_screen_of_these_tests_overwrites_erases_and_scrolls():
 
 @pytest.mark.parametrize("mode", ["ar", "linear", "quadratic", "diffusion"])
 def test_drafts_are_repainted_until_the_plain_text_is_left(cli, letters, mode):
-    arguments = ["generate", letters, "hi", "--mode", mode, "--max-tokens", 200, "-q"]
+    arguments = ["generate", letters, "hi", "--mode", mode, "--max-tokens", 150, "-q"]
+    arguments += ["--block-length", 6]
     plain = cli(*arguments).out
     code, output = run(*arguments, "--show-drafts")
     assert code == 0
@@ -48,7 +50,6 @@ def test_the_plain_text_of_a_terminal_has_no_control_sequences_in_it(cli, letter
     assert (code, output) == (0, cli(*arguments).out.replace("\n", "\r\n"))
 
 
-@pytest.mark.xfail(strict=True, reason="rich.Live repaints into the scrollback: lines repeat")
 def test_an_answer_taller_than_the_terminal_is_seen_once(cli, letters):
     arguments = ["generate", letters, "hi", "--mode", "linear", "--max-tokens", 240, "-q"]
     plain = cli(*arguments).out
@@ -71,7 +72,7 @@ def test_ctrl_c_while_drafts_are_painted_leaves_the_text_and_the_cursor(endless)
     assert code == 130
     assert "Traceback" not in output
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l"), "the cursor stays hidden"
-    assert len(seen_on(output, 100, 50)) > 20
+    assert len(seen_on(output, 100, 50)) > 5
 
 
 def test_chat_prompts_answers_and_leaves_at_ctrl_d(letters, tmp_path):
@@ -96,6 +97,7 @@ def test_ctrl_c_at_the_prompt_of_chat_keeps_the_session(letters):
 
     def press(output, terminal):
         if keys and output.count(">>> ") == 3 - len(keys) and output.endswith(">>> "):
+            time.sleep(0.5)  # CPython hears a signal only once readline waits
             terminal.type(keys.pop(0))
 
     code, output = run("chat", letters, typed=press)

@@ -61,6 +61,8 @@ def run_batch(parameters: dict[str, Any], model: str, options: GenerationOptions
         engine, sequences = _queue(parameters, model, source, lines)
         _run(engine, sequences, lines, _ordered_stdout(lines), parameters)
         return
+    if output.exists() and output.samefile(source):
+        raise InputError("output", f"{output} is the input", "must be another file")
     journal = Journal(output, _fingerprint(parameters, model, source, options))
     done = journal.open(overwrite=parameters["overwrite"])
     todo = [line for line in lines if line.number not in done]
@@ -96,7 +98,7 @@ def read_lines(path: Path, defaults: GenerationOptions) -> list[Line]:
 def _parse(raw: str, number: int, where: str, defaults: GenerationOptions) -> Line:
     try:
         row: Any = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(where, f"not JSON ({error})", "must be one object a line") from None
     if not isinstance(row, dict):
         raise InputError(where, type(row).__name__, "must be a JSON object")
@@ -108,6 +110,10 @@ def _parse(raw: str, number: int, where: str, defaults: GenerationOptions) -> Li
         raise InputError(f"{where}: prompt", repr(prompt), "must be a string, not empty")
     if messages is not None and not (isinstance(messages, list) and messages):
         raise InputError(f"{where}: messages", repr(messages), "must be a list, not empty")
+    for i, message in enumerate(messages or ()):
+        if not isinstance(message, dict):
+            found = type(message).__name__
+            raise InputError(f"{where}: messages[{i}]", found, "must be an object")
     try:
         values = {str(ALIASES.get(key, key)): value for key, value in row.items()}
         options = defaults.updated(values)
@@ -209,24 +215,34 @@ class Journal:
         Raises:
             InputError: the output exists, or the journal is of another run.
         """
-        if overwrite:
-            self.path.unlink(missing_ok=True)
-            self.output.unlink(missing_ok=True)
-        if self.output.exists():
-            raise InputError("output", f"{self.output} exists", "remove it or pass --overwrite")
+        if self.output.is_dir():
+            raise InputError("output", f"{self.output} is a directory", "must be a file")
         if not self.output.parent.is_dir():
             raise InputError("output", f"no directory {self.output.parent}", "create it first")
+        if overwrite:  # nothing is lost before the new output is whole
+            return set()
+        if self.output.exists():
+            raise InputError("output", f"{self.output} exists", "remove it or pass --overwrite")
         rows = self._rows()
+        if not rows and self.path.exists() and not self._header().startswith(self._content()):
+            raise InputError("output", f"{self.path} is no journal", "move it away")
         if rows and rows[0].get("fingerprint") != self.fingerprint:
             found = f"{self.path} was left by another input or other options"
             raise InputError("output", found, "remove it or pass --overwrite")
         return {row["line"] for row in rows[1:]}
 
+    def _header(self) -> bytes:
+        return (json.dumps({"fingerprint": self.fingerprint}) + "\n").encode()
+
+    def _content(self) -> bytes:
+        return self.path.read_bytes()
+
     def begin(self, file: TextIO) -> None:
         """Cut off a torn last line; write the header of a new journal."""
         os.truncate(file.fileno(), self._intact)
         if self._intact == 0:
-            self._write(file, {"fingerprint": self.fingerprint})
+            file.write(self._header().decode())
+            file.flush()
 
     def append(self, file: TextIO, line: Line, row: dict[str, Any]) -> None:
         """Record a finished result."""

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,23 +88,24 @@ def _loop(session: Session) -> None:
             continue
         if message is None:
             return
+        text, quoted = message
         try:
-            if message.startswith("/"):
-                if _command(session, message) == "quit":
+            if text.startswith("/") and not quoted:
+                if _command(session, text) == "quit":
                     return
-            elif message.strip():
-                _answer(session, message)
+            elif text.strip():
+                _answer(session, text)
         except TrimodeError as error:
             _say(f"error: {error}")
 
 
-def _read_message() -> str | None:
-    """A line, or the lines between triple quotes; None at the end of input."""
+def _read_message() -> tuple[str, bool] | None:
+    """A line, or the lines between triple quotes, and whether it was these; None at the end."""
     prompt = ">>> " if sys.stdin.isatty() else ""
     try:
         line = input(prompt)
         if not line.startswith('"""'):
-            return line
+            return line, False
         lines = [line[3:]]
         while not lines[-1].endswith('"""'):
             lines.append(input("... " if prompt else ""))
@@ -112,7 +114,7 @@ def _read_message() -> str | None:
     except UnicodeDecodeError as error:
         raise InputError("stdin", f"byte {error.start} is not UTF-8", "must be UTF-8") from None
     lines[-1] = lines[-1].removesuffix('"""')
-    return "\n".join(lines)
+    return "\n".join(lines), True
 
 
 def _command(session: Session, line: str) -> str:
@@ -159,7 +161,8 @@ def _save(session: Session, path: Path) -> None:
         temporary.write_text(json.dumps({"messages": _conversation(session)}, indent=1) + "\n")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise TrimodeError(f"/save: {error}") from None
     _say(f"saved {path}")
 

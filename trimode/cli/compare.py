@@ -46,7 +46,7 @@ def compare(
     all_options = [
         GenerationOptions.from_mapping({**values, "mode": mode, "force": True}) for mode in wanted
     ]
-    if len(wanted) != len(set(wanted)):
+    if len(wanted) != len({options.mode for options in all_options}):
         raise InputError("modes", modes, "name each mode once")
     model, prompt = opt.model_and_prompt(model, words)
     loaded = opt.load_model(parameters, model)

@@ -77,8 +77,6 @@ def generate(
     if output_file is not None:
         raise InputError("output", str(output_file), "goes with --input; redirect stdout instead")
     model, prompt = opt.model_and_prompt(model, words)
-    if not prompt:
-        raise InputError("prompt", "empty", "must have at least one character")
     loaded = opt.load_model(parameters, model)
     _one(loaded, opt.as_messages(prompt, system), options, parameters)
 

@@ -1,7 +1,9 @@
 """`trimode`: the commands, and the one place where errors become a line and an exit code."""
 
+import io
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -56,12 +58,16 @@ def main() -> None:
     # ten (benchmarks/contention.py). Read when torch is imported, so set here.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     signals.install()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end the run
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(_run())
 
 
 def _run() -> int:
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
+        sys.stdout.flush()  # here, where a full disk or a reader that has gone can be handled
+        return code
     except TrimodeError as error:
         return _fail(str(error), error.exit_code)
     except typer.Exit as done:
@@ -71,7 +77,7 @@ def _run() -> int:
     except (KeyboardInterrupt, typer.Abort):  # typer itself returns 130 for most of these
         return 130
     except BrokenPipeError:  # the reader has gone; nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
     except Exception as error:
         if _is_usage_error(error):
@@ -80,9 +86,16 @@ def _run() -> int:
         if os.environ.get("TRIMODE_DEBUG"):
             raise
         if isinstance(error, OSError):
+            _drop_stdout()
             return _fail(str(error), 1)
         what = f"{type(error).__name__}: {error}"
         return _fail(f"internal error: {what} (TRIMODE_DEBUG=1 shows the traceback)", 1)
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere; the interpreter would fail on it again at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_usage_error(error: Exception) -> bool:

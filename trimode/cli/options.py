@@ -113,12 +113,19 @@ def model_and_prompt(model: str, words: list[str] | None) -> tuple[str, str]:
         raise InputError("prompt", found, "give [MODEL] PROMPT; put a prompt with spaces in quotes")
     if len(words) == 2:
         model, words = words[0], words[1:]
-    if words and words[0] != "-":
-        return model, words[0]
-    if not words and sys.stdin.isatty():
+    if not words and (sys.stdin is None or sys.stdin.isatty()):
         raise InputError("prompt", "missing", "give a prompt, - for stdin, or --input FILE.jsonl")
+    prompt = words[0] if words and words[0] != "-" else _read_stdin()
+    if not prompt:
+        raise InputError("prompt", "empty", "must have at least one character")
+    return model, prompt
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise InputError("stdin", "closed", "must be open to read the prompt from it")
     try:
-        return model, sys.stdin.buffer.read().decode("utf-8")
+        return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             "stdin", f"byte {error.start} is not UTF-8", "must be UTF-8 text"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import chop_cells
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -85,20 +86,25 @@ class PlainPrinter:
 
 
 class DraftPrinter:
-    """Repaints the open block behind the committed text; brightness is confidence."""
+    """Repaints the open block behind the committed text; brightness is confidence.
+
+    Only the last line of the committed text is repainted with the block. Lines above it are
+    printed once, so that an answer may grow taller than the terminal.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._committed = ""
+        self._line = ""
+        """Committed text behind the last line break."""
         self._painted_at = 0.0
-        self._live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
     def __enter__(self) -> "DraftPrinter":
         self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.update(Text(self._committed), refresh=True)
+        self._live.update(Text(self._line), refresh=True)
         self._live.stop()
 
     def show(self, update: "Update") -> None:
@@ -106,13 +112,21 @@ class DraftPrinter:
         from trimode.decoding import Drafted
 
         if not isinstance(update.event, Drafted):
-            self._committed += update.text
-            self._paint(Text(self._committed))
+            self._commit(update.text)
+            self._paint(Text(self._line))
             return
         sequence = update.sequence
         committed = len(sequence.prompt) + len(sequence.tokens)
         block = shaded(update.event, committed, sequence.stream, sequence.context.mask_token_id)
-        self._paint(Text(self._committed) + block)
+        self._paint(Text(self._line) + block)
+
+    def _commit(self, text: str) -> None:
+        """Print the lines that this text completes; keep the one that it leaves open."""
+        lines = (self._line + text).split("\n")
+        width = self._console.width
+        *complete, self._line = [row for line in lines for row in chop_cells(line, width) or [""]]
+        for row in complete:
+            self._live.console.print(Text(row), no_wrap=True, overflow="ignore", crop=False)
 
     def _paint(self, text: Text) -> None:
         now = time.monotonic()

@@ -1,0 +1,201 @@
+"""What a line of `--input` may say, and what its result says back."""
+
+import json
+
+import pytest
+
+from tests.cli.conftest import assert_one_line_error
+
+
+@pytest.fixture
+def batch(cli, letters, tmp_path):
+    """Run lines, given as objects or as raw text, three tokens each."""
+
+    def run(*lines, options=("--max-tokens", 3)):
+        path = tmp_path / "in.jsonl"
+        rows = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return cli("generate", letters, "--input", path, *options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", ["text", "", 7, 0, 1.5, True, False, [1, "a"], {"deep": [None]}, "é"], ids=repr
+)
+def test_an_id_of_any_type_comes_back_first(batch, name):
+    row = batch({"prompt": "hi", "id": name}).json()
+    assert next(iter(row)) == "id"
+    assert (row["id"], type(row["id"])) == (name, type(name))
+
+
+def test_without_an_id_the_object_is_that_of_a_single_prompt(batch, cli, letters):
+    single = cli("generate", letters, "hi", "--max-tokens", 3, "--json").json()
+    row = batch({"prompt": "hi"}).json()
+    assert list(row) == list(single)
+    assert row["token_ids"] == single["token_ids"]
+
+
+def test_a_user_message_is_the_same_as_a_prompt(batch):
+    prompt, messages = batch(
+        {"prompt": "hi"}, {"messages": [{"role": "user", "content": "hi"}]}
+    ).rows()
+    assert messages["token_ids"] == prompt["token_ids"]
+    assert messages["prompt_tokens"] == prompt["prompt_tokens"]
+
+
+def test_a_message_may_hold_text_parts(batch):
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    plain, split = batch(
+        {"prompt": "hi"}, {"messages": [{"role": "user", "content": parts}]}
+    ).rows()
+    assert split["token_ids"] == plain["token_ids"]
+
+
+def test_a_null_prompt_beside_messages_is_no_prompt(batch):
+    row = {"prompt": None, "messages": [{"role": "user", "content": "hi"}]}
+    assert batch(row).json()["completion_tokens"] == 3
+
+
+def test_the_system_option_goes_before_every_prompt(batch):
+    options = ("--max-tokens", 3, "--system", "be brief")
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    with_option = batch({"prompt": "hi"}, options=options).json()
+    assert with_option["prompt_tokens"] == batch({"messages": turns}).json()["prompt_tokens"]
+
+
+ALIASES = {
+    "max_new_tokens": ("completion_tokens", 5, 5),
+    "max_completion_tokens": ("completion_tokens", 5, 5),
+    "n_predict": ("completion_tokens", 5, 5),
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_line_may_use_the_names_of_other_programs(batch, name):
+    key, value, expected = ALIASES[name]
+    assert batch({"prompt": "hi", name: value}).json()[key] == expected
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("temp", "temperature", 3.0),
+        ("block_size", "block_length", 1),
+        ("canvas_length", "block_length", 1),
+        ("confidence_threshold", "threshold", 0.0),
+        ("steps", "max_denoising_steps", 1),
+    ],
+)
+def test_an_alias_does_what_its_option_does(batch, alias, name, value):
+    base = {"prompt": "hi", "mode": "dlm", "max_tokens": 24}
+    plain, own, other = batch(base, base | {name: value}, base | {alias: value}).rows()
+    assert (other["token_ids"], other["nfe"]) == (own["token_ids"], own["nfe"])
+    assert (own["token_ids"], own["nfe"]) != (plain["token_ids"], plain["nfe"])
+
+
+def test_a_line_wins_over_the_command_line(batch):
+    rows = batch({"prompt": "hi", "max_tokens": 2, "mode": "linear_spec"}, {"prompt": "hi"}).rows()
+    assert [(row["completion_tokens"], row["mode"]) for row in rows] == [(2, "linear"), (3, "ar")]
+
+
+def test_stop_may_be_one_string_or_a_list(batch):
+    whole = batch({"prompt": "hi", "max_tokens": 12}).json()["text"]
+    stop = whole[4:6]
+    one, several = batch(
+        {"prompt": "hi", "max_tokens": 12, "stop": stop},
+        {"prompt": "hi", "max_tokens": 12, "stop": ["NEVER", stop]},
+    ).rows()
+    assert one["text"] == several["text"] == whole[: whole.index(stop)]
+
+
+def test_results_are_in_input_order_however_long_each_takes(batch):
+    lengths = [40, 1, 20, 2, 30, 3]
+    lines = [{"prompt": "hi", "id": n, "max_tokens": n} for n in lengths]
+    for concurrency in (1, 2, 8):
+        rows = batch(*lines, options=("--concurrency", concurrency)).rows()
+        assert [row["id"] for row in rows] == lengths
+        assert [row["completion_tokens"] for row in rows] == lengths
+
+
+def test_every_line_has_one_result_with_drafts_asked_for(batch):
+    lines = [{"prompt": f"p{n}", "show_drafts": True, "mode": "linear"} for n in range(5)]
+    assert len(batch(*lines).rows()) == 5
+
+
+@pytest.mark.parametrize("ending", ["\r\n", "\n\n\n"])
+def test_line_ends_of_any_kind_and_blank_lines_separate_prompts(cli, letters, tmp_path, ending):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(ending.join(['{"prompt": "a"}', '{"prompt": "b"}']).encode())
+    assert len(cli("generate", letters, "--input", path, "--max-tokens", 2).rows()) == 2
+
+
+def test_a_line_separator_inside_a_string_ends_no_line(batch):
+    assert len(batch('{"prompt": "a\u2028b\x85c"}').rows()) == 1
+
+
+def test_line_numbers_count_blank_lines(batch):
+    outcome = batch('{"prompt": "a"}', "", "", "{")
+    assert_one_line_error(outcome, 2, "in.jsonl line 4: not JSON")
+
+
+def test_a_wrong_line_stops_the_lines_before_it_too(batch):
+    outcome = batch({"prompt": "a"}, {"prompt": "b", "top_p": 0})
+    assert_one_line_error(outcome, 2, "in.jsonl line 2: top_p: 0")
+
+
+BAD = {
+    "a type": ({"prompt": "x", "max_tokens": 3.5}, "max_tokens: 3.5"),
+    "a boolean for a number": ({"prompt": "x", "temperature": True}, "temperature: True"),
+    "a string for a boolean": ({"prompt": "x", "ignore_eos": "yes"}, "ignore_eos: 'yes'"),
+    "null where there is no default": ({"prompt": "x", "seed": None}, "seed: None"),
+    "a number among stop strings": ({"prompt": "x", "stop": ["a", 1]}, "stop: "),
+    "a mode that is a list": ({"prompt": "x", "mode": ["ar"]}, "mode: "),
+    "infinity": ('{"prompt": "x", "temperature": Infinity}', "temperature: inf"),
+    "NaN": ('{"prompt": "x", "temperature": NaN}', "temperature: nan"),
+    "a lone surrogate": ({"prompt": "\ud800"}, "prompt: "),
+    "messages that are text": ({"messages": "hi"}, "messages: 'hi'"),
+    "a message that is text": ({"messages": ["hi"]}, "messages[0]: str"),
+    "an unknown role": ({"messages": [{"role": "king", "content": ""}]}, "messages[0].role"),
+    "content that is a number": ({"messages": [{"role": "user", "content": 5}]}, "content: int"),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages[0].content[0].type",
+    ),
+    "false for messages": ({"messages": False}, "messages: False"),
+    "both, one of them empty": ({"prompt": "", "messages": []}, "prompt and messages"),
+    "neither, both null": ({"prompt": None, "messages": None}, "neither prompt nor messages"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), BAD.values(), ids=BAD)
+def test_a_wrong_line_is_refused_with_file_line_and_field(batch, line, words):
+    assert_one_line_error(batch({"prompt": "fine"}, line), 2, "in.jsonl line 2: ", words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(
+            {"messages": [1, 2, 3]},
+            id="messages that are numbers",
+        ),
+        pytest.param(
+            "[" * 100_000,
+            id="brackets without end",
+        ),
+        pytest.param(
+            {"prompt": "x", "temperature": 10**400},
+            id="a number beyond floats",
+        ),
+    ],
+)
+def test_a_line_from_hell_is_refused_all_the_same(batch, line):
+    assert_one_line_error(batch(line), 2, "in.jsonl line 1")
+
+
+@pytest.mark.parametrize("line", [{"max_tokens": "3"}, {"mode": 3}], ids=str)
+def test_a_wrong_type_is_explained_without_python(batch, line):
+    err = batch({"prompt": "x"} | line).err
+    assert "<class" not in err
+    assert "typing." not in err

@@ -1,0 +1,224 @@
+"""What `--output` promises: nothing is lost, nothing is computed twice, nothing is half there."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.cli.conftest import assert_one_line_error
+
+COUNT = 6
+
+
+def timeless(text):
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows
+    ]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.jsonl"
+    rows = [{"prompt": f"prompt {n}", "id": n, "max_tokens": 3 + n % 3} for n in range(COUNT)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def batch(cli, letters, source, tmp_path):
+    """Run the batch into out.jsonl."""
+
+    def run(*more, model=letters):
+        output = tmp_path / "out.jsonl"
+        return cli("generate", model, "--input", source, "--output", output, *more)
+
+    return run
+
+
+@pytest.fixture
+def unfinished(batch, monkeypatch, tmp_path):
+    """The journal of a run that came to its last line, as bytes; and that run's output."""
+    with monkeypatch.context() as patch:
+        patch.setattr("trimode.cli.batch.Journal.finish", lambda *_: None)
+        assert batch().code == 0
+    journal = tmp_path / "out.jsonl.partial"
+    content = journal.read_bytes()
+    assert content.count(b"\n") == COUNT + 1
+    return content
+
+
+def test_the_output_appears_only_when_all_is_done(unfinished, batch, tmp_path):
+    output = tmp_path / "out.jsonl"
+    assert not output.exists()
+    assert batch().code == 0
+    assert len(output.read_text().splitlines()) == COUNT
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.1, 0.3, 0.5, 0.77, 0.99, 0.9999, 1])
+def test_a_journal_cut_anywhere_leads_to_the_same_output(unfinished, batch, tmp_path, share):
+    journal, output = tmp_path / "out.jsonl.partial", tmp_path / "out.jsonl"
+    batch()
+    expected = timeless(output.read_text())
+    output.unlink()
+    journal.write_bytes(unfinished[: int(len(unfinished) * share)])
+    assert batch().code == 0
+    assert timeless(output.read_text()) == expected
+    assert not journal.exists()
+
+
+def test_finished_lines_are_taken_from_the_journal_to_the_digit(unfinished, batch, tmp_path):
+    header, *rows = map(json.loads, unfinished.splitlines())
+    kept = rows[:4]
+    for row in kept:
+        row["result"]["seconds"] = 1000.0 + row["line"]
+    journal = tmp_path / "out.jsonl.partial"
+    journal.write_text("".join(json.dumps(row) + "\n" for row in [header, *kept]))
+    batch()
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    seconds = {row["line"]: results[row["line"] - 1]["seconds"] for row in kept}
+    assert seconds == {line: 1000.0 + line for line in seconds}
+    assert sum(row["seconds"] >= 1000 for row in results) == 4
+
+
+def test_a_cut_journal_is_repaired_before_it_is_continued(unfinished, batch, monkeypatch, tmp_path):
+    journal = tmp_path / "out.jsonl.partial"
+    journal.write_bytes(unfinished[: int(len(unfinished) * 0.6)])
+    monkeypatch.setattr("trimode.cli.batch.Journal.finish", lambda *_: None)
+    batch()
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert sorted(row["line"] for row in rows[1:]) == list(range(1, COUNT + 1))
+
+
+def test_every_line_is_journalled_once(unfinished):
+    lines = [json.loads(line)["line"] for line in unfinished.splitlines()[1:]]
+    assert sorted(lines) == list(range(1, COUNT + 1))
+
+
+def test_every_line_is_journalled_once_with_drafts_asked_for(batch, monkeypatch, tmp_path):
+    monkeypatch.setattr("trimode.cli.batch.Journal.finish", lambda *_: None)
+    batch("--show-drafts", "--mode", "linear", "--block-length", 4)
+    rows = (tmp_path / "out.jsonl.partial").read_text().splitlines()[1:]
+    assert len(rows) == COUNT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--seed", 3],
+        ["--mode", "linear"],
+        ["--raw"],
+        ["--system", "be brief"],
+        ["--dtype", "bf16"],
+        ["--enable-thinking"],
+    ],
+    ids=lambda change: change[0],
+)
+def test_a_journal_of_other_options_is_refused_and_kept(unfinished, batch, tmp_path, change):
+    outcome = batch(*change)
+    assert_one_line_error(outcome, 2, "output: ", "other options", "--overwrite")
+    assert (tmp_path / "out.jsonl.partial").read_bytes() == unfinished
+
+
+def test_a_journal_of_another_model_is_refused(unfinished, batch, llama):
+    assert_one_line_error(batch(model=llama), 2, "output: ", "--overwrite")
+
+
+def test_a_journal_of_another_input_is_refused(unfinished, batch, source):
+    source.write_text(source.read_text() + '{"prompt": "one more"}\n')
+    assert_one_line_error(batch(), 2, "output: ", "another input")
+
+
+@pytest.mark.parametrize("change", [["--concurrency", 1], ["--no-progress"]], ids=lambda c: c[0])
+def test_options_that_change_no_answer_may_change_between_runs(unfinished, batch, change):
+    assert batch(*change).code == 0
+
+
+def test_an_existing_output_is_refused_before_the_model_is_loaded(batch, tmp_path):
+    (tmp_path / "out.jsonl").write_text("precious\n")
+    outcome = batch(model=tmp_path / "nosuch")
+    assert_one_line_error(outcome, 2, "output: ", "exists", "--overwrite")
+
+
+def test_overwrite_replaces_output_and_journal(unfinished, batch, tmp_path):
+    output = tmp_path / "out.jsonl"
+    output.write_text("old\n")
+    assert batch("--seed", 3, "--overwrite").code == 0
+    assert len(output.read_text().splitlines()) == COUNT
+    assert not (tmp_path / "out.jsonl.partial").exists()
+
+
+@pytest.mark.parametrize("fault", ["model", "prompt"])
+def test_a_refused_run_with_overwrite_leaves_the_old_output(batch, source, tmp_path, fault):
+    output = tmp_path / "out.jsonl"
+    output.write_text("precious\n")
+    if fault == "prompt":
+        source.write_text(json.dumps({"prompt": "x" * 3000}) + "\n")
+    outcome = batch("--overwrite", **({"model": tmp_path / "no"} if fault == "model" else {}))
+    assert outcome.code == 2
+    assert output.exists()
+    assert output.read_text() == "precious\n"
+
+
+def test_an_output_that_is_the_input_is_refused(cli, letters, source):
+    before = source.read_text()
+    outcome = cli("generate", letters, "--input", source, "--output", source, "--overwrite")
+    assert source.read_text() == before
+    assert outcome.code == 2
+
+
+def test_a_file_that_is_no_journal_is_not_destroyed(batch, tmp_path):
+    (tmp_path / "out.jsonl.partial").write_text("my notes\n")
+    outcome = batch()
+    assert outcome.code == 2
+    assert (tmp_path / "out.jsonl.partial").read_text() == "my notes\n"
+
+
+def test_a_directory_as_output_is_wrong_input_also_with_overwrite(cli, letters, source, tmp_path):
+    outcome = cli("generate", letters, "--input", source, "--output", tmp_path, "--overwrite")
+    assert_one_line_error(outcome, 2, "output: ")
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_result(batch, monkeypatch, tmp_path):
+    """The journal stays, and the next run only writes the output."""
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trimode.cli.batch.os.fsync", full)
+        outcome = batch()
+    assert_one_line_error(outcome, 1, "No space left on device")
+    journal = tmp_path / "out.jsonl.partial"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    assert not (tmp_path / "out.jsonl").exists()
+    assert batch().code == 0
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert results == [row["result"] for row in sorted(rows, key=lambda row: row["line"])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(
+    cli, start, letters, tmp_path, number, code
+):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(f'{{"prompt": "p{n}", "max_tokens": 40}}\n' for n in range(40)))
+    journal = tmp_path / "out.jsonl.partial"
+    arguments = ("generate", letters, "--input", source, "--output", output, "--concurrency", 2)
+    process = start(*arguments)
+    deadline = time.monotonic() + 60
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (code, b"")
+    assert not output.exists()
+    done = {row["line"]: row["result"] for row in map(json.loads, journal.open()) if "line" in row}
+    assert cli(*arguments).code == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 40
+    assert {line: rows[line - 1] for line in done} == done
