@@ -2,7 +2,8 @@
 
     python benchmarks/lossless.py --data ../shared/data [--prompts 200] [--temperature 0.8]
 
-Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others.
+Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others
+of its mode; then each in one mode and length, packed with others of every mode, and alone.
 A difference is a flip: where the two answers part, the verifier's two best logits were nearly
 tied. The gap at that point (recomputed by a fresh prefill) is printed for each.
 """
@@ -23,6 +24,14 @@ from trimode.engine import Engine, drain, encode_prompt
 from trimode.model import CachedAttention, KVCache, Segment
 
 BLOCK_LENGTHS = (1, 2, 5, 8, 16, 32)
+MIXED = [
+    ("linear", 8),
+    ("quadratic", 2),
+    ("ar", None),
+    ("linear", 16),
+    ("quadratic", 5),
+    ("linear", 5),
+]
 QUADRATIC_SHARE = {8: 4, 16: 10, 32: 40}
 """A quadratic pass has B(B+1) rows: at these lengths only one prompt in so many is run."""
 
@@ -64,13 +73,13 @@ def answers(
     prompts: list[list[int]],
     options: list[GenerationOptions],
     progress: Progress,
+    name: str,
+    together: int = 16,
 ) -> list[list[int]]:
-    """Completion tokens of each prompt, packed sixteen at a time."""
-    engine = Engine(model)
+    """Completion tokens of each prompt, `together` sequences packed into a pass."""
+    engine = Engine(model, max_sequences=together)
     sequences = [engine.add(p, o) for p, o in zip(prompts, options, strict=True)]
-    task = progress.add_task(
-        f"{options[0].mode} {options[0].block_length or ''}", total=len(prompts)
-    )
+    task = progress.add_task(name, total=len(prompts))
     for update in drain(engine):
         if update.sequence.finish_reason is not None:
             progress.advance(task)
@@ -92,29 +101,38 @@ def main() -> None:
     texts = read_prompts(arguments.data, arguments.prompts)
     prompts = [encode_prompt(model, text)[:1024] for text in texts]
 
-    def options(mode: str, block_length: int | None) -> list[GenerationOptions]:
+    def options(i: int, mode: str, block_length: int | None) -> GenerationOptions:
         fields = {
             "mode": mode,
             "max_tokens": arguments.max_tokens,
             "temperature": arguments.temperature,
             "block_length": block_length,
+            "seed": i,
         }
-        return [GenerationOptions.from_mapping({**fields, "seed": i}) for i in range(len(prompts))]
+        return GenerationOptions.from_mapping(fields)
+
+    everyone = range(len(prompts))
+    runs: list[tuple[str, int, list[GenerationOptions]]] = []
+    for mode, block_length in itertools.product(("linear", "quadratic"), BLOCK_LENGTHS):
+        share = QUADRATIC_SHARE.get(block_length, 1) if mode == "quadratic" else 1
+        asked = [options(i, mode, block_length) for i in everyone[: max(1, len(prompts) // share)]]
+        runs.append((f"{mode} {block_length}", 16, asked))
+    cycled = [options(i, *MIXED[i % len(MIXED)]) for i in everyone]
+    runs += [("all modes mixed", 16, cycled), ("each mode alone", 1, cycled)]
 
     console = Console()
     table = Table(
         title=f"{len(prompts)} prompts, {arguments.max_tokens} tokens, T {arguments.temperature}"
     )
-    for column in ("mode", "block", "equal to ar", "tokens", "flips: prompt, token, logit gap"):
+    for column in ("run", "equal to ar", "tokens", "flips: prompt, token, logit gap"):
         table.add_column(column)
     rows, flips_total, total = [], 0, 0
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        reference = answers(model, prompts, options("ar", None), progress)
-        for mode, block_length in itertools.product(("linear", "quadratic"), BLOCK_LENGTHS):
-            share = QUADRATIC_SHARE.get(block_length, 1) if mode == "quadratic" else 1
-            count = max(1, len(prompts) // share)
-            asked = options(mode, block_length)[:count]
-            found = answers(model, prompts[:count], asked, progress)
+        plain = [options(i, "ar", None) for i in everyone]
+        reference = answers(model, prompts, plain, progress, "ar")
+        for name, together, asked in runs:
+            count = len(asked)
+            found = answers(model, prompts[:count], asked, progress, name, together)
             flips = []
             for i, (ours, wanted) in enumerate(zip(found, reference, strict=False)):
                 if ours != wanted:
@@ -124,14 +142,12 @@ def main() -> None:
                     flips.append({"prompt": i, "token": at, "logit_gap": gap})
             flips_total += len(flips)
             total += count
-            rows.append(
-                {"mode": mode, "block_length": block_length, "prompts": count, "flips": flips}
-            )
+            rows.append({"run": name, "prompts": count, "flips": flips})
             listed = "; ".join(f"{f['prompt']}, {f['token']}, {f['logit_gap']:.1e}" for f in flips)
             tokens = sum(map(len, found))
             equal = f"{count - len(flips)}/{count}"
-            table.add_row(mode, str(block_length), equal, str(tokens), listed)
-            console.print(f"{mode} {block_length}: {equal} equal", highlight=False)
+            table.add_row(name, equal, str(tokens), listed)
+            console.print(f"{name}: {equal} equal", highlight=False)
     console.print(table)
     name = f"lossless_{arguments.dtype}_T{arguments.temperature:g}"
     save(name, {**header(), "prompts": len(prompts), "max_tokens": arguments.max_tokens,

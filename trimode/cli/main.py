@@ -54,9 +54,9 @@ def main() -> None:
 
     Exit codes: 0 done, 2 bad usage or input, 1 failure, 130 and 143 interrupted.
     """
-    # GNU OpenMP threads spin while they wait; beside other busy programs that costs a factor of
-    # ten (benchmarks/contention.py). Read when torch is imported, so set here.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # GNU OpenMP threads spin almost without bound while they wait; beside other busy programs that
+    # makes a pass ten times slower (benchmarks/contention.py). Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signals.install()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end the run
         sys.stdout.reconfigure(errors="replace")
