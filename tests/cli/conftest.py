@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,18 @@ def start():
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def wait_until_blocked(process: subprocess.Popen) -> None:
+    """Return once the process sleeps and has used no processor time for a while (Linux)."""
+    before = None
+    while True:
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        now = (stat[0], stat[11], stat[12])  # state, user and system time
+        if now[0] == "S" and now == before:
+            return
+        before = now
+        time.sleep(0.3)
 
 
 def assert_one_line_error(outcome: Outcome, code: int, *words: str) -> None:

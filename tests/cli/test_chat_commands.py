@@ -3,9 +3,10 @@
 import json
 import os
 import signal
-import time
 
 import pytest
+
+from tests.cli.conftest import wait_until_blocked
 
 
 @pytest.fixture
@@ -235,7 +236,7 @@ def test_ctrl_c_while_chat_waits_for_a_line_keeps_the_session(start, letters):
     process.stdin.flush()
     process.stdout.readline()
     process.stderr.readline()
-    time.sleep(0.3)  # it waits for the next line now
+    wait_until_blocked(process)
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == b"\n"
     assert b"/quit leaves" in process.stderr.readline()

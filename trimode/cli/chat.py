@@ -83,18 +83,16 @@ def _loop(session: Session) -> None:
     while True:
         try:
             message = _read_message()
-        except KeyboardInterrupt:
-            _say("\n(Ctrl-D or /quit leaves)")
-            continue
-        if message is None:
-            return
-        text, quoted = message
-        try:
+            if message is None:
+                return
+            text, quoted = message
             if text.startswith("/") and not quoted:
                 if _command(session, text) == "quit":
                     return
             elif text.strip():
                 _answer(session, text)
+        except KeyboardInterrupt:
+            _say("\n(Ctrl-D or /quit leaves)")
         except TrimodeError as error:
             _say(f"error: {error}")
 
