@@ -17,7 +17,7 @@ TEST_ENV := TRIMODE_TEST_CACHE=$(CACHE) OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 
 test: $(VENV)/.dev
 	TRIMODE_CACHE=$(CACHE) $(BIN)/python -c "from trimode.checkpoints import resolve; resolve()"
-	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m "not slow"
+	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow

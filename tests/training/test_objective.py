@@ -1,8 +1,17 @@
 """Losses against their formulas written out."""
 
+import pytest
 import torch
 
-from trimode.training.objective import ar_loss, diffusion_loss, distillation_loss, joint_loss
+from trimode.errors import InputError
+from trimode.training.objective import (
+    ObjectiveConfig,
+    ar_loss,
+    diffusion_loss,
+    distillation_loss,
+    head_loss,
+    joint_loss,
+)
 
 
 def example(rows=5, vocab=7, seed=0):
@@ -50,7 +59,9 @@ def test_the_joint_loss_is_one_average_over_all_tokens_of_the_batch():
     a, d = example(4), example(3, seed=1)
     ar, diffusion = ar_loss(*a[:2]), diffusion_loss(*d)
     expected = (ar.total + 0.3 * diffusion.total) / 7
-    torch.testing.assert_close(joint_loss(ar, diffusion, 0.3), expected)
+    found = {"ar": ar, "diffusion": diffusion}
+    loss = joint_loss(found, {"ar": 1.0, "diffusion": 0.3}, count=7)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_the_loss_of_a_batch_is_that_of_its_rows():
@@ -72,3 +83,35 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(
         lambda x: distillation_loss(x, teacher, weights, 2.0).total, logits
     )
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_the_loss_through_the_head_equals_that_over_all_logits(chunk):
+    _, targets, weights = example(8)
+    hidden = torch.randn(8, 4, dtype=torch.double, requires_grad=True)
+    head = torch.randn(7, 4, dtype=torch.double, requires_grad=True)
+    whole = diffusion_loss((hidden @ head.T).float(), targets, weights.float()).total
+    wanted = torch.autograd.grad(whole * 3, [hidden, head])
+    loss = head_loss(
+        hidden, head, lambda z, t, w: diffusion_loss(z, t, w).total, targets, weights, chunk=chunk
+    )
+    found = torch.autograd.grad(loss * 3, [hidden, head])
+    torch.testing.assert_close(loss.detach(), whole.detach())
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden = torch.randn(3, 4, requires_grad=True)
+    head = torch.randn(7, 4)
+    head_loss(hidden, head, lambda z, t: ar_loss(z, t).total, torch.tensor([1, 2, 3])).backward()
+    assert hidden.grad is not None
+    assert head.grad is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"ar_loss_weight": -1}, {"distance_decay": 0}, {"distillation_temperature": 0}]
+)
+def test_a_value_out_of_range_is_named(fields):
+    with pytest.raises(InputError, match=next(iter(fields))):
+        ObjectiveConfig(**fields)

@@ -1,7 +1,7 @@
 """From files to weights and back: other people's formats, and where they are fetched from."""
 
 from trimode.checkpoints.adapters import read_adapter, save_adapter
-from trimode.checkpoints.loader import LoadedModel, load
+from trimode.checkpoints.loader import Checkpoint, LoadedModel, load, open_checkpoint
 from trimode.checkpoints.save import save_checkpoint
 from trimode.checkpoints.sources import (
     BUILT_IN,
@@ -18,11 +18,13 @@ __all__ = [
     "BUILT_IN",
     "DEFAULT_MODEL",
     "CachedModel",
+    "Checkpoint",
     "LoadedModel",
     "ResolvedSource",
     "cache_directory",
     "list_cached",
     "load",
+    "open_checkpoint",
     "read_adapter",
     "remove_cached",
     "resolve",

@@ -13,7 +13,7 @@ from trimode.checkpoints.safetensors_dir import open_weights
 from trimode.checkpoints.sources import DEFAULT_MODEL, ResolvedSource, resolve
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError, InputError
-from trimode.model import AdapterScope, Transformer
+from trimode.model import AdapterScope, AdapterWeights, ReadTensor, Transformer
 from trimode.text import ChatTemplate, Tokenizer, find_chat_template
 
 NLD_DRAFT_ADAPTER = "linear_spec_lora"
@@ -44,6 +44,77 @@ class LoadedModel:
         return self.config.trained_to_denoise or self.adapter_scope is not None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """An open checkpoint: everything but the weights is read."""
+
+    name: str
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    read: ReadTensor
+    """Reads a weight by canonical name."""
+
+    def build(
+        self,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        adapter: AdapterWeights | None = None,
+        plain: bool = False,
+    ) -> LoadedModel:
+        """Read the weights; see `load` and `Transformer.from_tensors`."""
+        transformer = Transformer.from_tensors(
+            self.config,
+            self.read,
+            dtype=dtype,
+            device=_device(device),
+            adapter=adapter,
+            plain=plain,
+        )
+        return LoadedModel(
+            name=self.name,
+            config=self.config,
+            transformer=transformer,
+            tokenizer=self.tokenizer,
+            chat_template=self.chat_template,
+            adapter_scope=None if adapter is None else adapter.scope,
+            path=self.path,
+        )
+
+
+def open_checkpoint(
+    source: str | Path | ResolvedSource = DEFAULT_MODEL,
+    *,
+    offline: bool = False,
+    progress: bool = True,
+) -> Checkpoint:
+    """Find a checkpoint and read all of it but the weights.
+
+    Raises:
+        InputError: no such source; a checkpoint that cannot be read.
+        FetchError: a download failed.
+    """
+    if not isinstance(source, ResolvedSource):
+        source = resolve(str(source), offline=offline, progress=progress)
+    path = source.path
+    if path.is_file():
+        model = open_gguf(path)
+        config, read = model.config, model.read
+        tokenizer, chat_template = model.tokenizer, model.chat_template
+    else:
+        config = _with_generation_config(read_config(path / "config.json"), path)
+        read = open_weights(path, config)
+        tokenizer = Tokenizer.from_file(path / "tokenizer.json")
+        chat_template = _chat_template(path, config, tokenizer)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            "tokenizer", f"{tokenizer.vocab_size} ids", f"the model has {config.vocab_size}"
+        )
+    return Checkpoint(source.name, path, config, tokenizer, chat_template, read)
+
+
 def load(
     source: str | Path | ResolvedSource = DEFAULT_MODEL,
     *,
@@ -68,36 +139,10 @@ def load(
         FetchError: a download failed.
     """
     device = _device(device)
-    if not isinstance(source, ResolvedSource):
-        source = resolve(str(source), offline=offline, progress=progress)
-    path = source.path
-    if path.is_file():
-        model = open_gguf(path)
-        config, read = model.config, model.read
-        tokenizer, chat_template = model.tokenizer, model.chat_template
-    else:
-        config = _with_generation_config(read_config(path / "config.json"), path)
-        read = open_weights(path, config)
-        tokenizer = Tokenizer.from_file(path / "tokenizer.json")
-        chat_template = _chat_template(path, config, tokenizer)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            "tokenizer", f"{tokenizer.vocab_size} ids", f"the model has {config.vocab_size}"
-        )
-    adapter_path = _adapter_path(adapter, path)
+    checkpoint = open_checkpoint(source, offline=offline, progress=progress)
+    adapter_path = _adapter_path(adapter, checkpoint.path)
     weights = None if adapter_path is None else read_adapter(adapter_path)
-    transformer = Transformer.from_tensors(
-        config, read, dtype=dtype, device=device, adapter=weights
-    )
-    return LoadedModel(
-        name=source.name,
-        config=config,
-        transformer=transformer,
-        tokenizer=tokenizer,
-        chat_template=chat_template,
-        adapter_scope=None if weights is None else weights.scope,
-        path=path,
-    )
+    return checkpoint.build(dtype=dtype, device=device, adapter=weights)
 
 
 def _device(device: str) -> str:

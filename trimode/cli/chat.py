@@ -83,18 +83,22 @@ def _loop(session: Session) -> None:
     while True:
         try:
             message = _read_message()
-            if message is None:
+            if message is None or _react(session, *message) == "quit":
                 return
-            text, quoted = message
-            if text.startswith("/") and not quoted:
-                if _command(session, text) == "quit":
-                    return
-            elif text.strip():
-                _answer(session, text)
         except KeyboardInterrupt:
             _say("\n(Ctrl-D or /quit leaves)")
-        except TrimodeError as error:
-            _say(f"error: {error}")
+
+
+def _react(session: Session, text: str, quoted: bool) -> str | None:
+    """Carry out a command, whose name is returned, or answer a message; errors are said."""
+    try:
+        if text.startswith("/") and not quoted:
+            return _command(session, text)
+        if text.strip():
+            _answer(session, text)
+    except TrimodeError as error:
+        _say(f"error: {error}")
+    return None
 
 
 def _read_message() -> tuple[str, bool] | None:

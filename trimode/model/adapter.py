@@ -28,12 +28,19 @@ class AdapterWeights:
 
 
 class LowRankDelta(nn.Module):
-    """x -> scale * B(A(x)) for one linear, or for several fused into one."""
+    """x -> scale * B(A(x)) for one linear, or for several fused into one.
 
-    def __init__(self, down: Tensor, up: Tensor) -> None:
+    Fused parts lie on the diagonal of `up`; what is off it is zero and `on_diagonal` says where.
+    """
+
+    def __init__(
+        self, down: Tensor, up: Tensor, parts: Sequence[tuple[slice, slice] | None]
+    ) -> None:
+        """`parts`: rows of `up` and rows of `down` that each linear has; None where it has none."""
         super().__init__()
         self.down = nn.Parameter(down, requires_grad=False)
         self.up = nn.Parameter(up, requires_grad=False)
+        self.parts = tuple(parts)
 
     @classmethod
     def fused(
@@ -54,31 +61,59 @@ class LowRankDelta(nn.Module):
             return None
         down = torch.cat([a for a, _ in present])
         up = down.new_zeros(sum(sizes), len(down))
+        places: list[tuple[slice, slice] | None] = []
         row = column = 0
         for part, size in zip(parts, sizes, strict=True):
+            place = None
             if part is not None:
-                b = part[1]
-                up[row : row + size, column : column + b.shape[1]] = b * scale
-                column += b.shape[1]
+                place = slice(row, row + size), slice(column, column + part[1].shape[1])
+                up[place] = part[1] * scale
+                column = place[1].stop
+            places.append(place)
             row += size
-        return cls(down, up)
+        return cls(down, up, places)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` -> `[T, out]`."""
         return (x @ self.down.T) @ self.up.T
 
+    def split(self) -> list[tuple[Tensor, Tensor] | None]:
+        """(A, scale * B) of each linear, as views; the reverse of `fused`."""
+        return [
+            None if place is None else (self.down[place[1]], self.up[place]) for place in self.parts
+        ]
+
+    def on_diagonal(self) -> Tensor:
+        """Where `up` may differ from zero, bool `[out, rank]`."""
+        kept = torch.zeros_like(self.up, dtype=torch.bool)
+        for place in self.parts:
+            if place is not None:
+                kept[place] = True
+        return kept
+
 
 class Projection(nn.Module):
-    """A linear layer with an optional delta on chosen rows."""
+    """Linears over one input, fused, with an optional delta on chosen rows."""
 
-    def __init__(self, linear: nn.Module, delta: LowRankDelta | None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        linear: nn.Module,
+        delta: LowRankDelta | None,
+    ) -> None:
+        """`names` and output `sizes` of the fused linears, in order."""
         super().__init__()
+        self.names, self.sizes = tuple(names), tuple(sizes)
         self.linear = linear
         self.delta = delta
 
     def forward(self, x: Tensor, rows: AdapterRows) -> Tensor:
         """`[T, in]` -> `[T, out]`; the delta is added on `rows`."""
         y = self.linear(x)
-        if self.delta is not None and rows is not None:
-            y[rows] += self.delta(x[rows])
+        if self.delta is None or rows is None:
+            return y
+        if isinstance(rows, slice) and rows == slice(None):
+            return y + self.delta(x)
+        y[rows] += self.delta(x[rows])
         return y

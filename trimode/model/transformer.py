@@ -17,7 +17,7 @@ from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
 from trimode.model.adapter import AdapterRows, AdapterWeights, LowRankDelta, Projection
 from trimode.model.attention import Attend
-from trimode.model.linear import KERNELS, choose_kernel
+from trimode.model.linear import KERNELS, PlainLinear, choose_kernel
 from trimode.model.parameters import expected_tensors
 from trimode.model.rope import Rope, rotate
 
@@ -41,9 +41,18 @@ class Builder:
     """Turns named tensors into modules of one dtype and weight format, each read once."""
 
     def __init__(
-        self, read: ReadTensor, adapter: AdapterWeights | None, dtype: str, device: str
+        self,
+        read: ReadTensor,
+        adapter: AdapterWeights | None,
+        dtype: str,
+        device: str,
+        *,
+        plain: bool = False,
     ) -> None:
+        """`plain`: keep weights as ordinary parameters of the dtype, as training needs them."""
         self.dtype, kernel = choose_kernel(dtype, device)
+        if plain:
+            self.dtype, kernel = (torch.bfloat16 if dtype == "bf16" else torch.float32), "plain"
         self.device = device
         self._kernel = KERNELS[kernel]
         self._read = read
@@ -71,7 +80,7 @@ class Builder:
         sizes = [len(weight) for weight in weights]
         biases = torch.cat([self.tensor(f"{name}.bias") for name in names]) if bias else None
         linear = self.linear(torch.cat(weights) if len(weights) > 1 else weights[0], biases)
-        return Projection(linear, self._delta(names, sizes))
+        return Projection(names, sizes, linear, self._delta(names, sizes))
 
     def _delta(self, names: Sequence[str], sizes: Sequence[int]) -> LowRankDelta | None:
         if self._adapter is None:
@@ -162,9 +171,13 @@ class Transformer(nn.Module):
         self.norm = build.norm("norm", config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.head = build.linear(self.embedding.data if tied else build.tensor("lm_head.weight"))
+        if tied and isinstance(self.head, PlainLinear):
+            self.head.weight = self.embedding  # one parameter, one gradient
         self.rope = Rope(config.rope, config.head_dim).to(build.device)
         mask = adapter.mask_embedding if adapter else None
-        self.mask_embedding = None if mask is None else mask.to(self.embedding)
+        self.mask_embedding = (
+            None if mask is None else nn.Parameter(mask.to(self.embedding), requires_grad=False)
+        )
 
     @classmethod
     def from_tensors(
@@ -175,8 +188,11 @@ class Transformer(nn.Module):
         dtype: str = "auto",
         device: str = "cpu",
         adapter: AdapterWeights | None = None,
+        plain: bool = False,
     ) -> Self:
-        """Build for inference; `read` is called once for each canonical tensor name.
+        """Build; `read` is called once for each canonical tensor name.
+
+        `plain` keeps the weights as ordinary parameters, for training; they are packed otherwise.
 
         Raises:
             InputError: unknown dtype.
@@ -184,7 +200,7 @@ class Transformer(nn.Module):
         """
         if adapter is not None:
             check_adapter(config, adapter)
-        return cls(config, Builder(read, adapter, dtype, device), adapter).eval()
+        return cls(config, Builder(read, adapter, dtype, device, plain=plain), adapter).eval()
 
     def forward(
         self,

@@ -1,60 +1,148 @@
-"""Who sees whom in training: a clean copy of the sequence and a noisy one.
+"""Who sees whom in training: a clean copy of each sequence, and blocks of noisy copies.
 
 NLD writes them as one sequence [noisy | clean] of twice the length. Here the clean copy goes first
-in a pass of its own and the noisy copy attends to its keys and values, which is the same arithmetic
-and lets the clean pass go without a gradient where the base weights are frozen.
+in a pass of its own and the noisy blocks attend to its keys and values. That is the same
+arithmetic; it lets the clean pass go without a gradient where the base weights are frozen, gives
+any number of noisy copies for one clean pass, and lets blocks start anywhere.
+
+Axis letters: R rows of a batch, L tokens of a row, N blocks of a row, B tokens of a block.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Context = Literal["causal", "block"]
+CleanContext = Literal["causal", "block"]
 """How the clean copy sees itself: token-causal (NLD; allows the AR loss), or block-causal."""
 
+PADDING = -1
+"""Document number of padding."""
 
-def assign_blocks(length: int, block_length: int, offset: int = 0) -> Tensor:
-    """Block index of each position, int64 `[length]`.
 
-    Blocks are cut every `block_length` tokens from position `offset` on; what is before it is a
-    shorter first block.
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Where the noisy blocks of a batch lie."""
+
+    starts: Tensor
+    """First position of each block in its row, int64 `[R, N]`."""
+    index: Tensor
+    """Position in the row of each token, cut off at the row's end, int64 `[R, N, B]`."""
+    inside: Tensor
+    """Whether a token lies in the document that its block starts in, bool `[R, N, B]`. What is
+    outside is masked and never trained on: a draft does not know where its answer ends."""
+    groups: Tensor
+    """Blocks of one document and one noisy copy share a number, int64 `[R, N]`."""
+
+
+def place_blocks(starts: Tensor, documents: Tensor, block_length: int, groups: Tensor) -> Blocks:
+    """Blocks of `block_length` at `starts` `[R, N]`.
+
+    A start on padding makes a block that is outside throughout.
     """
-    places = torch.arange(length)
-    lead = offset % block_length
-    return (places + (block_length - lead) % block_length) // block_length
+    length = documents.shape[1]
+    places = starts[:, :, None] + torch.arange(block_length)
+    index = places.clamp(max=length - 1)
+    home = documents.gather(1, starts)
+    found = documents.gather(1, index.flatten(1)).view_as(index)
+    inside = (places < length) & (found == home[:, :, None]) & (home != PADDING)[:, :, None]
+    return Blocks(starts, index, inside, groups)
 
 
-def clean_visibility(documents: Tensor, blocks: Tensor, context: Context) -> Tensor:
-    """Clean copy to itself, bool `[batch, seq, seq]`: query i sees key j.
+def grid_blocks(
+    documents: Tensor, block_length: int, *, copies: int = 1, offset: int = 0
+) -> Blocks:
+    """Blocks that tile every document `copies` times, as NLD cuts a sequence.
+
+    The first block of a document has `offset` tokens less. Rows with fewer blocks than the widest
+    are filled up with blocks that are outside throughout.
+    """
+    places = places_in_document(documents)
+    begins = (documents != PADDING) & ((places == 0) | ((places + offset) % block_length == 0))
+    length = documents.shape[1]
+    count = max(1, int(begins.sum(1).max()))
+    starts = torch.full((len(documents), count), length - 1)
+    ends = torch.zeros_like(starts)
+    for i, row in enumerate(begins):
+        found = row.nonzero()[:, 0]
+        starts[i, : len(found)] = found
+        ends[i, : len(found)] = torch.cat((found[1:], torch.tensor([length])))[: len(found)]
+    groups = documents.gather(1, starts).clamp(min=0)
+    placed = place_blocks(starts, documents, block_length, groups)
+    inside = placed.inside & (placed.index < ends[:, :, None])
+    shift = torch.arange(copies).repeat_interleave(count) * (int(groups.max()) + 1)
+    return Blocks(
+        starts.repeat(1, copies),
+        placed.index.repeat(1, copies, 1),
+        inside.repeat(1, copies, 1),
+        groups.repeat(1, copies) + shift,
+    )
+
+
+def random_blocks(
+    documents: Tensor,
+    learn: Tensor,
+    block_length: int,
+    count: int,
+    generator: torch.Generator,
+) -> Blocks:
+    """`count` blocks a row that start at random trained tokens, as drafts do at inference.
+
+    A block's first token stands for the seed, the AR prediction that is known when a draft begins.
+    Starts are drawn without replacement while there are enough of them.
+    """
+    usable = learn & (documents != PADDING)
+    usable[:, :-1] &= usable[:, 1:] & (documents[:, :-1] == documents[:, 1:])
+    usable[:, -1] = False
+    keys = torch.rand(documents.shape, generator=generator)
+    order = torch.where(usable, keys, torch.full_like(keys, 2.0)).argsort(dim=1)
+    available = usable.sum(1, keepdim=True).clamp(min=1)
+    picks = torch.arange(count).expand(len(documents), count) % available
+    starts = order.gather(1, picks)
+    empty = ~usable.any(1)
+    starts[empty] = documents.shape[1] - 1
+    groups = torch.arange(count).expand_as(starts).contiguous()
+    placed = place_blocks(starts, documents, block_length, groups)
+    inside = placed.inside & ~empty[:, None, None]
+    return Blocks(starts, placed.index, inside, groups)
+
+
+def clean_visibility(
+    documents: Tensor, context: CleanContext = "causal", block_length: int = 1, offset: int = 0
+) -> Tensor:
+    """Clean copy to itself, bool `[R, L, L]`: query i sees key j of its document.
 
     Args:
-        documents: document of each token in a packed row, int64 `[batch, seq]`; -1 is padding.
-        blocks: block index, int64 `[batch, seq]`.
-        context: token-causal or block-causal.
+        documents: document of each token in a packed row, int64 `[R, L]`; -1 is padding.
+        context: token-causal, or block-causal over the blocks of `grid_blocks`.
+        block_length: for block-causal.
+        offset: likewise.
     """
-    same = _same_document(documents)
     places = torch.arange(documents.shape[1])
-    if context == "causal":
-        return same & (places[:, None] >= places[None, :])
-    return same & (blocks[:, :, None] >= blocks[:, None, :])
-
-
-def noisy_visibility(documents: Tensor, blocks: Tensor) -> Tensor:
-    """Noisy copy to [clean | noisy], bool `[batch, seq, 2 * seq]`.
-
-    A noisy token sees the clean tokens of earlier blocks of its document, and the noisy tokens of
-    its own block in both directions.
-    """
-    same = _same_document(documents)
-    earlier = same & (blocks[:, :, None] > blocks[:, None, :])
-    own = same & (blocks[:, :, None] == blocks[:, None, :])
-    return torch.cat((earlier, own), dim=2)
-
-
-def _same_document(documents: Tensor) -> Tensor:
-    """Pairs within a document; padding sees itself alone, so that no row is empty."""
     same = documents[:, :, None] == documents[:, None, :]
-    real = (documents >= 0)[:, :, None]
-    itself = torch.eye(documents.shape[1], dtype=torch.bool)
-    return torch.where(real, same, itself)
+    if context == "causal":
+        seen = places[:, None] >= places[None, :]
+    else:
+        blocks = (places_in_document(documents) + offset) // block_length
+        seen = blocks[:, :, None] >= blocks[:, None, :]
+    itself = places[:, None] == places[None, :]  # padding sees itself, so that no row is empty
+    return torch.where((documents != PADDING)[:, :, None], same & seen, itself)
+
+
+def context_visibility(blocks: Blocks, documents: Tensor) -> Tensor:
+    """Noisy blocks to the clean copy, bool `[R, N, L]`: the document's tokens before the block.
+
+    Inside itself a block is seen whole, both ways, and no block sees another.
+    """
+    home = documents.gather(1, blocks.starts)
+    earlier = torch.arange(documents.shape[1]) < blocks.starts[:, :, None]
+    return earlier & (documents[:, None, :] == home[:, :, None]) & (home != PADDING)[:, :, None]
+
+
+def places_in_document(documents: Tensor) -> Tensor:
+    """Position of each token in its document, int64 `[R, L]`: RoPE starts again with each."""
+    places = torch.arange(documents.shape[1]).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return places - torch.where(begins, places, torch.zeros_like(places)).cummax(dim=1).values

@@ -1,4 +1,4 @@
-"""Masking noise: which tokens of the noisy copy are masked, and what each is worth in the loss."""
+"""Masking noise: which tokens of a noisy block are masked, and what each is worth in the loss."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trimode.errors import InputError
+from trimode.training.masks import Blocks
 
 RANK_STRIDE = 100
 """Distance between the seeds of data-parallel ranks (Megatron-Bridge: 1234 + 100 * rank)."""
@@ -14,7 +15,7 @@ RANK_STRIDE = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseConfig:
-    """How the noisy copy is made. The defaults are NLD's."""
+    """How the noisy copies are made. The defaults are NLD's."""
 
     eps: float = 1e-3
     """Least mask probability: p = (1 - eps) t + eps."""
@@ -27,6 +28,8 @@ class NoiseConfig:
     of its length, counted from the end. Efficient-DLM uses 0.1; None is uniform."""
     draft_share: float = 0.0
     """Share of blocks that look as a speculative draft does: first token clean, the rest masked."""
+    seeded: bool = False
+    """Keep the first token of every block clean, as decoding that seeds a block from AR sees it."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("eps", 0.0, 1.0), ("draft_share", 0.0, 1.0)):
@@ -39,76 +42,68 @@ class NoiseConfig:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What to mask, `[batch, seq]`."""
+    """What to mask, `[R, N, B]`."""
 
     masked: Tensor
-    """bool: replaced by the mask token in the noisy copy."""
+    """bool: replaced by the mask token and trained on."""
     weights: Tensor
     """fp32: weight of each token in the diffusion loss; 0 where not masked."""
 
 
-def rank_generator(seed: int, rank: int = 0) -> torch.Generator:
-    """A noise stream of its own for each data-parallel rank.
+def stream(seed: int, step: int, *, rank: int = 0) -> torch.Generator:
+    """The random numbers of one step on one data-parallel rank.
 
-    Without it all ranks draw the same t, which costs accuracy (NLD's ablation, arXiv 2607.05722).
+    They are a function of these three, so that a resumed run draws what an uninterrupted one does.
+    Ranks must differ: with the same t on all of them NLD loses accuracy (arXiv 2607.05722).
     """
-    return torch.Generator().manual_seed(seed + RANK_STRIDE * rank)
+    generator = torch.Generator().manual_seed(seed + RANK_STRIDE * rank)
+    base = int(torch.randint(2**40, (), generator=generator))
+    return generator.manual_seed(base + step)
 
 
 def draw_noise(
-    config: NoiseConfig, blocks: Tensor, trainable: Tensor, generator: torch.Generator
+    config: NoiseConfig, blocks: Blocks, learn: Tensor, generator: torch.Generator
 ) -> Noise:
-    """Draw masks for a batch.
+    """Draw masks for the blocks of a batch.
 
     Args:
         config: the kind of noise.
-        blocks: index of each token's block, int64 `[batch, seq]`, rising along the sequence.
-        trainable: bool `[batch, seq]`; the other tokens (prompt, padding) are never masked.
+        blocks: where the blocks lie.
+        learn: tokens that may be masked, bool `[R, L]`; prompts and padding never are.
         generator: where the random numbers come from.
 
     Source: NLD's `forward_process` (t ~ U(0, 1), p = (1 - eps) t + eps, weight 1 / p).
     """
-    batch, length = blocks.shape
+    shape = blocks.index.shape
+    rows, count, length = shape
     if config.level == "sequence":
-        t = torch.rand(batch, 1, generator=generator).expand(batch, length)
+        drawn = torch.rand(rows, int(blocks.groups.max()) + 1, generator=generator)
+        t = drawn.gather(1, blocks.groups)
     else:
-        t = torch.rand(batch, length, generator=generator).gather(1, blocks)
-    p = (1 - config.eps) * t + config.eps
+        t = torch.rand(rows, count, generator=generator)
+    p = ((1 - config.eps) * t + config.eps)[:, :, None].expand(shape)
     if config.position_half_life is not None:
-        p = _biased(p, blocks, config.position_half_life)
-    masked = torch.rand(batch, length, generator=generator) < p
+        p = _biased(p, blocks.inside, config.position_half_life)
+    masked = torch.rand(shape, generator=generator) < p
+    first = torch.arange(length) == 0
     if config.draft_share:
-        chosen = torch.rand(batch, length, generator=generator).gather(1, blocks)
-        is_draft = chosen < config.draft_share
-        masked = torch.where(is_draft, ~block_starts(blocks), masked)
+        is_draft = torch.rand(rows, count, 1, generator=generator) < config.draft_share
+        masked = torch.where(is_draft, ~first, masked)
         p = torch.where(is_draft, torch.ones_like(p), p)
-    masked &= trainable
+    if config.seeded:
+        masked = masked & ~first
+    allowed = learn.gather(1, blocks.index.flatten(1)).view(shape)
+    masked = masked & allowed & blocks.inside
     weights = masked / p if config.weighting == "inverse" else masked.float()
     return Noise(masked, weights)
 
 
-def block_starts(blocks: Tensor) -> Tensor:
-    """Bool `[batch, seq]`: whether a token is the first of its block."""
-    first = torch.ones_like(blocks[:, :1], dtype=torch.bool)
-    return torch.cat((first, blocks[:, 1:] != blocks[:, :-1]), dim=1)
-
-
-def offsets_in_block(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Each token's offset in its block and that block's length, int64 `[batch, seq]`."""
-    places = torch.arange(blocks.shape[1]).expand_as(blocks)
-    starts = torch.where(block_starts(blocks), places, 0).cummax(dim=1).values
-    ones = torch.ones_like(blocks)
-    lengths = torch.zeros_like(blocks).scatter_add_(1, blocks, ones).gather(1, blocks)
-    return places - starts, lengths
-
-
-def _biased(p: Tensor, blocks: Tensor, half_life: float) -> Tensor:
+def _biased(p: Tensor, inside: Tensor, half_life: float) -> Tensor:
     """Mask probabilities that fall towards a block's start, with the block's mean kept at p.
 
     The weight of a token a fraction d of the block before its end is 2^(-d / half_life).
     """
-    offsets, lengths = offsets_in_block(blocks)
-    distance = (lengths - 1 - offsets) / lengths
-    odds = torch.exp2(-distance / half_life)
-    total = torch.zeros_like(odds).scatter_add_(1, blocks, odds).gather(1, blocks)
-    return (p * odds * lengths / total).clamp(1e-6, 1.0)
+    lengths = inside.sum(2, keepdim=True).clamp(min=1)
+    distance = (lengths - 1 - torch.arange(inside.shape[2])) / lengths
+    odds = torch.exp2(-distance / half_life) * inside
+    return (p * odds * lengths / odds.sum(2, keepdim=True).clamp(min=1e-9)).clamp(1e-6, 1.0)

@@ -4,14 +4,41 @@ L = (sum L_AR + alpha * sum L_diff) / (n_AR + n_masked), sums and counts over th
 batch (NLD, arXiv 2607.05722 section 2.1; alpha 0.3 in its joint stages, 0 in its first).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimode.errors import InputError
+
 DIFFUSION_LOSS_WEIGHT = 0.3
 """NLD's alpha."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveConfig:
+    """Weights of the losses. The defaults are NLD's joint stage."""
+
+    ar_loss_weight: float = 1.0
+    diffusion_loss_weight: float = DIFFUSION_LOSS_WEIGHT
+    """Of the cross-entropy with the data; 0 in NLD's first stage."""
+    distillation_loss_weight: float = 0.0
+    """Of the divergence from the same pass's AR distribution."""
+    distillation_temperature: float = 1.0
+    distance_decay: float = 1.0
+    """A masked token d places after its block's first counts decay^(d - 1): in a speculative draft
+    a token matters only where all before it were accepted."""
+
+    def __post_init__(self) -> None:
+        for name in ("ar_loss_weight", "diffusion_loss_weight", "distillation_loss_weight"):
+            if getattr(self, name) < 0:
+                raise InputError(name, str(getattr(self, name)), "must be at least 0")
+        for name in ("distillation_temperature", "distance_decay"):
+            if getattr(self, name) <= 0:
+                raise InputError(name, str(getattr(self, name)), "must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +96,69 @@ def distillation_loss(
     return LossSum((divergence * weights).sum() * temperature**2, _count(weights))
 
 
-def joint_loss(ar: LossSum, diffusion: LossSum, diffusion_loss_weight: float) -> Tensor:
-    """NLD's global average over AR and masked tokens together."""
-    count = (ar.count + diffusion.count).clamp(min=1)
-    return (ar.total + diffusion_loss_weight * diffusion.total) / count
+def joint_loss(losses: Mapping[str, LossSum], weights: Mapping[str, float], count: float) -> Tensor:
+    """NLD's average over AR and masked tokens together: weighted sum of totals / `count`.
+
+    Args:
+        losses: sums by name, of a batch or of a part of it.
+        weights: of each name.
+        count: AR and masked tokens of the whole global batch; a masked token counts once even
+            where both the data and the AR distribution teach it.
+    """
+    return torch.stack([weights[name] * loss.total for name, loss in losses.items()]).sum() / count
+
+
+ChunkLoss = Callable[..., Tensor]
+"""(logits `[c, vocab]`, slices of the arguments) -> sum of losses."""
+
+
+def head_loss(
+    hidden: Tensor, weight: Tensor, loss: ChunkLoss, *arguments: Tensor, chunk: int = 256
+) -> Tensor:
+    """Sum of a loss over the output head, a few rows at a time.
+
+    The logits of a step would take gigabytes (rows x vocabulary); here each chunk's gradient is
+    computed as soon as its logits are there, and only that of `hidden` (and `weight`) is kept.
+
+    Args:
+        hidden: `[m, D]`.
+        weight: of the head, `[vocab, D]`.
+        loss: of one chunk; nothing else it uses gets a gradient.
+        arguments: `[m, ...]`, cut into chunks with `hidden`.
+        chunk: rows of a chunk.
+    """
+    return _HeadLoss.apply(hidden, weight, loss, chunk, *arguments)  # type: ignore[return-value]
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, loss: ChunkLoss, chunk: int, *arguments: Tensor
+    ) -> Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
+        weight_gradient = torch.zeros_like(weight) if wants_weight else None
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            part = hidden[rows].detach().requires_grad_(wants_hidden)
+            matrix = weight.detach().requires_grad_(wants_weight)
+            inputs = [t for t in (part, matrix) if t.requires_grad]
+            with torch.enable_grad():
+                value = loss(F.linear(part, matrix).float(), *(a[rows] for a in arguments))
+            total += value.detach()
+            gradients = iter(torch.autograd.grad(value, inputs) if inputs else ())
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = next(gradients)
+            if weight_gradient is not None:
+                weight_gradient += next(gradients)
+        ctx.gradients = hidden_gradient, weight_gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = tuple(None if g is None else g * outer[0] for g in ctx.gradients)
+        return (*scaled, *([None] * (len(ctx.needs_input_grad) - 2)))
 
 
 def _count(items: Tensor) -> Tensor:

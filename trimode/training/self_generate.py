@@ -7,6 +7,7 @@ the text whose tokens its verifier will accept.
 
 import json
 import os
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +38,19 @@ class SelfGenerationConfig:
     user_max_tokens: int = 128
     answer_temperature: float = 0.0
     answer_max_tokens: int = 256
+    sampled_share: float = 0.3
+    """Share of conversations whose user turn is sampled although prompts are given."""
     concurrency: int = 64
     """Conversations in one forward pass."""
+    kv_cache_bytes: int = 6 * 2**30
 
     def __post_init__(self) -> None:
         names = ("conversations", "user_max_tokens", "answer_max_tokens", "concurrency")
         for name in names:
             if getattr(self, name) < 1:
                 raise InputError(name, str(getattr(self, name)), "must be at least 1")
+        if not 0 <= self.sampled_share <= 1:
+            raise InputError("sampled_share", str(self.sampled_share), "must be in 0 to 1")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -74,8 +80,8 @@ def self_generate(
 ) -> int:
     """Write conversations to a JSONL file, one a line, until it holds as many as asked for.
 
-    A file that exists is continued: each line has the `id` of its conversation, which is also its
-    seed. Conversation i takes prompt i where there is one and samples its user turn otherwise.
+    A file that exists is continued: each line has the `id` of its conversation, from which its seed
+    follows, and whether it takes the next prompt or samples its user turn.
 
     Returns:
         Tokens generated in this run.
@@ -112,13 +118,16 @@ class _Writer:
     ) -> None:
         if model.chat_template is None:
             raise InputError("model", f"{model.name} has no chat template", "needs one to converse")
-        self.model, self.config, self.prompts = model, config, prompts
+        self.model, self.config = model, config
         before, _, after = model.chat_template.render([_user(_MARK)]).partition(_MARK)
         if not before or not after:
             raise InputError("chat_template", "does not repeat the user turn", "must contain it")
         self._opening = model.tokenizer.encode(before, add_bos=False)
         self._closing = after
-        self.engine = Engine(model, max_sequences=config.concurrency)
+        self._prompt_of = _assign(config, prompts)
+        self.engine = Engine(
+            model, max_sequences=config.concurrency, kv_cache_bytes=config.kv_cache_bytes
+        )
         self.tokens = 0
 
     def run(self, ids: Iterable[int], file: TextIO) -> Iterable[int]:
@@ -132,8 +141,8 @@ class _Writer:
                 i = next(waiting, None)
                 if i is None:
                     exhausted = True
-                elif i < len(self.prompts):
-                    answers[self._answer(i, self.prompts[i])] = (i, self.prompts[i])
+                elif (prompt := self._prompt_of.get(i)) is not None:
+                    answers[self._answer(i, prompt)] = (i, prompt)
                 else:
                     users[self._user_turn(i)] = i
             if not self.engine.busy:
@@ -199,6 +208,13 @@ class _Writer:
             "messages": [_user(turn), assistant],
             "finish_reason": sequence.finish_reason,
         }
+
+
+def _assign(config: SelfGenerationConfig, prompts: Sequence[str]) -> dict[int, str]:
+    """Which conversations take a prompt; the first ones of a longer run are those of a shorter."""
+    drawn = random.Random(config.seed)
+    takers = (i for i in range(config.conversations) if drawn.random() >= config.sampled_share)
+    return dict(zip(takers, prompts, strict=False))
 
 
 def _user(content: str) -> dict[str, str]:

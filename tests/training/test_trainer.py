@@ -1,0 +1,213 @@
+"""The training loop on tiny models: it learns, resumes bit for bit, and refuses bad input."""
+
+import json
+
+import pytest
+import torch
+
+from trimode import GenerationOptions, generate, load
+from trimode.errors import InputError, TrimodeError
+from trimode.testing.tiny import write_tiny_checkpoint
+from trimode.training.config import parse_train_config
+from trimode.training.trainer import Trainer
+
+TEXT = "The sea keeps what it takes and gives back what it does not want. "
+
+
+@pytest.fixture
+def base(tmp_path):
+    path = tmp_path / "base"
+    write_tiny_checkpoint(path, "llama", hidden_size=64, intermediate_size=128)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {"prompt": f"line {i}", "completion": TEXT[i : i + 24].strip() + "."} for i in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config_of(base, source, output, **overrides):
+    fields = {
+        "output": str(output),
+        "model": str(base),
+        "data": {"files": [str(source)], "sequence_length": 128},
+        "train": "everything",
+        "step": {"blocks": {"block_length": 8}},
+        "optimiser": {"learning_rate": 3e-3, "warmup_steps": 5},
+        "evaluation": {"every": 0},
+        "steps": 6,
+        "batch_size": 2,
+        "save_every": 3,
+    }
+    return parse_train_config(fields | overrides)
+
+
+def run(config):
+    trainer = Trainer(config, progress=False)
+    return trainer, trainer.run()
+
+
+def weights(trainer):
+    return {item.name: item.parameter.detach().clone() for item in trainer.trained}
+
+
+@pytest.mark.parametrize("train", ["everything", "adapter"])
+def test_a_killed_run_continues_bit_for_bit(base, data, tmp_path, train):
+    options = {"train": train, "ema_decay": 0.9, "steps": 8}
+    if train == "adapter":
+        options["adapter"] = {"rank": 4, "scale": 2.0}
+    whole, done = run(config_of(base, data, tmp_path / "whole", **options))
+    assert done
+    config = config_of(base, data, tmp_path / "cut", **options)
+    first = Trainer(config, progress=False)
+    first._resume()
+    for _ in range(4):
+        first.directory.log(first.train_step())
+        if first.step == 3:
+            first.save()  # step 4 is lost
+    again, done = run(config)
+    assert done
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(again)[name], value), name
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "cut" / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    old = [
+        json.loads(line)
+        for line in (tmp_path / "whole" / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in old]
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(base, data, tmp_path):
+    one, _ = run(config_of(base, data, tmp_path / "one", batch_size=4, steps=3))
+    many, _ = run(
+        config_of(base, data, tmp_path / "many", batch_size=4, micro_batch_size=4, steps=3)
+    )
+    for name, value in weights(one).items():
+        assert torch.equal(weights(many)[name], value), name
+
+
+def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path):
+    data = tmp_path / "text.jsonl"
+    data.write_text(json.dumps({"prompt": "sea", "completion": TEXT.strip()}) + "\n")
+    config = config_of(
+        base,
+        data,
+        tmp_path / "run",
+        data={"files": [str(data)], "sequence_length": 128},
+        step={
+            "blocks": {"block_length": 16, "copies": 4, "random_offset": True},
+            "objective": {"diffusion_loss_weight": 1.0},
+            "noise": {"level": "block", "weighting": "none", "draft_share": 0.3},
+        },
+        steps=150,
+        save_every=150,
+    )
+    _, done = run(config)
+    assert done
+    model = load(tmp_path / "run" / "final")
+    assert model.can_denoise
+    for mode in ("ar", "linear", "quadratic", "diffusion"):
+        options = {"mode": mode, "max_tokens": 80, "block_length": 16}
+        if mode == "quadratic":
+            options["block_length"] = 8
+        answer = generate(model, "sea", **options)
+        assert answer.text == TEXT.strip(), mode
+        if mode == "diffusion":
+            assert answer.stats.tokens_per_forward > 5
+        if mode == "linear":
+            assert answer.stats.acceptance_length > 8
+
+
+def test_an_adapter_leaves_ar_to_the_bit_and_is_loadable(base, data, tmp_path):
+    _, done = run(
+        config_of(base, data, tmp_path / "run", train="adapter", adapter={"rank": 4, "scale": 2.0})
+    )
+    assert done
+    plain = load(base)
+    adapted = load(base, adapter=tmp_path / "run" / "final")
+    assert adapted.adapter_scope == "denoise"
+    options = {"max_tokens": 20, "logprobs": 0}
+    before, after = generate(plain, "line 3", **options), generate(adapted, "line 3", **options)
+    assert before.token_ids == after.token_ids
+    assert before.logprobs == after.logprobs
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"batch_size": 2, "micro_batch_size": 3}, "micro_batch_size"),
+        ({"data": {"files": ["nowhere.jsonl"]}}, "nowhere.jsonl"),
+        ({"data": {"files": []}}, "data.files"),
+        ({"step": {"blocks": {"block_length": 0}}}, "block_length"),
+        ({"optimizer": {}}, "optimizer: no such field"),
+        ({"step": {"blocks": {"context": "block"}}}, "ar_loss_weight"),
+    ],
+)
+def test_bad_configurations_are_refused_before_any_work(base, data, tmp_path, change, words):
+    output = tmp_path / "run"
+    with pytest.raises(InputError, match=words):
+        Trainer(config_of(base, data, output, **change), progress=False)
+    assert not output.exists()
+
+
+def test_another_run_in_the_directory_is_refused(base, data, tmp_path):
+    run(config_of(base, data, tmp_path / "run", steps=1))
+    with pytest.raises(InputError, match=r"config\.seed 0, not 1"):
+        Trainer(config_of(base, data, tmp_path / "run", steps=1, seed=1), progress=False)
+    Trainer(config_of(base, data, tmp_path / "run", steps=2), progress=False)  # longer is fine
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(base, data, tmp_path):
+    trainer = Trainer(config_of(base, data, tmp_path / "run", save_every=2), progress=False)
+    original = trainer.train_step
+
+    def poisoned():
+        if trainer.step == 3:
+            with torch.no_grad():
+                trainer.trained[0].parameter.fill_(float("nan"))
+        return original()
+
+    trainer.train_step = poisoned
+    with pytest.raises(TrimodeError, match="loss of step 4 is nan"):
+        trainer.run()
+    assert [step for step, _ in trainer.directory.checkpoints()] == [2]
+    _, done = run(config_of(base, data, tmp_path / "run", save_every=2))
+    assert done
+
+
+def test_a_checkpoint_of_another_model_is_refused(base, data, tmp_path):
+    run(config_of(base, data, tmp_path / "run", steps=1))
+    other = tmp_path / "other"
+    write_tiny_checkpoint(other, "llama", hidden_size=32)
+    config = config_of(other, data, tmp_path / "run", steps=2)
+    with pytest.raises(InputError, match="holds a run with"):
+        Trainer(config, progress=False)
+
+
+def test_evaluation_measures_losses_and_decoding(base, tmp_path):
+    data = tmp_path / "many.jsonl"
+    row = {"prompt": "a", "completion": "b c d e f."}
+    data.write_text("".join(json.dumps(row) + "\n" for _ in range(200)))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
+    config = config_of(
+        base, data, tmp_path / "run",
+        evaluation={"every": 2, "prompts": str(prompts), "max_tokens": 8},
+        steps=2,
+    )  # fmt: skip
+    run(config)
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (found,) = [row for row in rows if row.get("evaluation")]
+    for name in ("held_out_ar_loss", "held_out_diffusion_loss", "acceptance_length"):
+        assert found[name] > 0
+    assert GenerationOptions(mode="linear").mode == "linear"

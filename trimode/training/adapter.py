@@ -1,0 +1,151 @@
+"""A new low-rank adapter, and what of a model is trained."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from trimode.config import ModelConfig
+from trimode.errors import InputError
+from trimode.model import (
+    AdapterScope,
+    AdapterWeights,
+    Block,
+    LowRankDelta,
+    Projection,
+    Transformer,
+    expected_tensors,
+)
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """Shape of a new adapter. NLD's draft adapter: rank 128, scale 4, `o_proj`, scope draft."""
+
+    rank: int = 64
+    scale: float = 1.0
+    """lora_alpha / rank. B learns at this multiple of the learning rate, as if it were stored
+    without the scale."""
+    targets: tuple[str, ...] = LINEARS
+    scope: AdapterScope = "denoise"
+    mask_embedding: bool = True
+    """Whether the mask token gets an embedding of its own while the adapter is on."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError("rank", str(self.rank), "must be at least 1")
+        if self.scale <= 0:
+            raise InputError("scale", str(self.scale), "must be above 0")
+        unknown = [name for name in self.targets if name not in LINEARS]
+        if unknown or not self.targets:
+            raise InputError("targets", ", ".join(unknown) or "none", f"of {', '.join(LINEARS)}")
+
+
+def new_adapter(
+    config: ModelConfig, adapter: AdapterConfig, embedding: Tensor, seed: int
+) -> AdapterWeights:
+    """An adapter that changes nothing yet: A random, B zero (LoRA, arXiv 2106.09685).
+
+    Args:
+        config: the model.
+        adapter: its shape.
+        embedding: of the mask token, `[D]`, where the adapter's own begins.
+        seed: of A.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    targets = {}
+    for name, shape in expected_tensors(config).items():
+        linear = name.removesuffix(".weight")
+        if linear != name and linear.rpartition(".")[2] in adapter.targets:
+            rows, columns = shape
+            bound = columns**-0.5
+            down = (torch.rand(adapter.rank, columns, generator=generator) * 2 - 1) * bound
+            targets[linear] = (down, torch.zeros(rows, adapter.rank))
+    mask_embedding = embedding.detach().float().clone() if adapter.mask_embedding else None
+    return AdapterWeights(adapter.scale, targets, adapter.scope, mask_embedding)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """A parameter that learns, and at what multiple of the learning rate."""
+
+    name: str
+    parameter: nn.Parameter
+    learning_rate_scale: float = 1.0
+    decays: bool = True
+
+
+def train_adapter(transformer: Transformer, scale: float) -> list[Trainable]:
+    """Let the adapter learn and nothing else."""
+    found = []
+    for name, module in transformer.named_modules():
+        if isinstance(module, LowRankDelta):
+            module.down.requires_grad_()
+            module.up.requires_grad_()
+            if sum(part is not None for part in module.parts) > 1:
+                kept = module.on_diagonal()
+                module.up.register_hook(lambda g, kept=kept: g * kept)
+            found.append(Trainable(f"{name}.down", module.down))
+            found.append(Trainable(f"{name}.up", module.up, scale))
+    if transformer.mask_embedding is not None:
+        transformer.mask_embedding.requires_grad_()
+        found.append(Trainable("mask_embedding", transformer.mask_embedding, decays=False))
+    return found
+
+
+def train_everything(transformer: Transformer) -> list[Trainable]:
+    """Let every weight learn; vectors (norms, biases) do not decay."""
+    found = []
+    for name, parameter in transformer.named_parameters():  # a tied head comes once
+        parameter.requires_grad_()
+        found.append(Trainable(name, parameter, decays=parameter.ndim > 1))
+    return found
+
+
+def head_matrix(transformer: Transformer) -> Tensor:
+    """The output matrix `[vocab, D]` of a transformer with plain weights."""
+    return cast(Tensor, transformer.head.weight)
+
+
+def export_adapter(transformer: Transformer, scope: AdapterScope, scale: float) -> AdapterWeights:
+    """The adapter as it is saved."""
+    targets: dict[str, tuple[Tensor, Tensor]] = {}
+    for module in transformer.modules():
+        if isinstance(module, Projection) and module.delta is not None:
+            for name, part in zip(module.names, module.delta.split(), strict=True):
+                if part is not None:
+                    down, up = part
+                    targets[name] = (down.detach(), up.detach() / scale)
+    embedding = transformer.mask_embedding
+    return AdapterWeights(scale, targets, scope, None if embedding is None else embedding.detach())
+
+
+def export_weights(transformer: Transformer) -> Iterable[tuple[str, Tensor]]:
+    """Canonical names and weights of a transformer with plain weights, fused linears apart."""
+    yield "embed_tokens.weight", transformer.embedding.detach()
+    yield "norm.weight", transformer.norm.weight.detach()
+    if not transformer.config.tie_word_embeddings:
+        yield "lm_head.weight", head_matrix(transformer).detach()
+    for i, layer in enumerate(cast(list[Block], transformer.layers)):
+        for module, name in (
+            (layer.input_norm, "input_layernorm"),
+            (layer.mlp_norm, "post_attention_layernorm"),
+            (layer.attention.q_norm, "self_attn.q_norm"),
+            (layer.attention.k_norm, "self_attn.k_norm"),
+        ):
+            if module is not None:
+                yield f"layers.{i}.{name}.weight", module.weight.detach()
+    for module in transformer.modules():
+        if isinstance(module, Projection):
+            weight, bias = module.linear.weight, module.linear.bias
+            for kind, tensor in (("weight", weight), ("bias", bias)):
+                if isinstance(tensor, Tensor):
+                    parts = tensor.detach().split(module.sizes)
+                    yield from (
+                        (f"{name}.{kind}", part)
+                        for name, part in zip(module.names, parts, strict=True)
+                    )

@@ -1,0 +1,168 @@
+"""What a training run is: frozen dataclasses, read from YAML and checked before any work."""
+
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from trimode.errors import InputError
+from trimode.training.adapter import AdapterConfig
+from trimode.training.data import LearnFrom
+from trimode.training.step import StepConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Training data and how it is cut into rows."""
+
+    files: tuple[str, ...]
+    """`.jsonl` (messages, prompt and completion, or text), `.parquet`, `.txt`."""
+    sequence_length: int = 512
+    """Tokens of a packed row."""
+    overlong: Literal["error", "truncate"] = "error"
+    learn_from: LearnFrom = "answers"
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise InputError("data.files", "empty", "needs at least one file")
+        if self.sequence_length < 2:
+            raise InputError("data.sequence_length", str(self.sequence_length), "at least 2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW and its schedule. Times are in optimiser steps."""
+
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
+    """After the warm-up: constant; a cosine to the end; or constant with a decay at the end."""
+    warmup_steps: int = 20
+    decay_steps: int = 0
+    """wsd: length of the linear decay at the end of the run."""
+    final_ratio: float = 0.1
+    """cosine and wsd: last learning rate as a share of the first."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest gradient norm."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise InputError("learning_rate", str(self.learning_rate), "must be above 0")
+        for name in ("warmup_steps", "decay_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(name, str(getattr(self, name)), "must be at least 0")
+        if self.clip <= 0:
+            raise InputError("clip", str(self.clip), "must be above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured while training."""
+
+    every: int = 100
+    """Steps between evaluations; 0 is never."""
+    prompts: str | None = None
+    """JSONL with `prompt` in each row, none of it trained on: acceptance length and TPF."""
+    max_prompts: int = 16
+    max_tokens: int = 64
+    threshold: float = 0.9
+    """Of the diffusion decode."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One run of `trimode train`."""
+
+    output: str
+    """Run directory: config, metrics, checkpoints, and the result under `final`."""
+    data: DataConfig
+    model: str = "smollm2-135m-instruct"
+    train: Literal["adapter", "everything"] = "adapter"
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """The new adapter, with train: adapter."""
+    step: StepConfig = field(default_factory=StepConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    steps: int = 1000
+    batch_size: int = 8
+    """Packed rows of an optimiser step, over all processes."""
+    micro_batch_size: int | None = None
+    """Packed rows of a pass; default all of them."""
+    ema_decay: float | None = None
+    """Exponential moving average of what is trained; it is what is evaluated and exported."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast over fp32 weights."""
+    device: str = "auto"
+    seed: int = 0
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "save_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise InputError(name, str(getattr(self, name)), "must be at least 1")
+        micro = self.micro_batch_size
+        if micro is not None and (micro < 1 or self.batch_size % micro):
+            raise InputError("micro_batch_size", str(micro), f"must divide {self.batch_size}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise InputError("ema_decay", str(self.ema_decay), "must be between 0 and 1")
+        if self.train == "adapter" and self.step.objective.ar_loss_weight:
+            objective = replace(self.step.objective, ar_loss_weight=0.0)  # nothing it could teach
+            object.__setattr__(self, "step", replace(self.step, objective=objective))
+
+
+def read_train_config(path: Path | None, overrides: dict[str, Any]) -> TrainConfig:
+    """A run's configuration from a YAML file and dotted overrides (`optimiser.clip: 0.5`).
+
+    Raises:
+        InputError: names the field.
+    """
+    import yaml
+
+    fields: Any = {}
+    if path is not None:
+        try:
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError("config", f"{path}: {error.strerror}", "a YAML file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(str(path), f"not YAML ({error})", "a YAML file") from None
+        if not isinstance(fields, dict):
+            raise InputError(str(path), type(fields).__name__, "must be a mapping")
+    for name, value in overrides.items():
+        *parents, last = name.split(".")
+        inner = fields
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise InputError(name, f"{parent} is no group of fields", "see docs/training.md")
+        inner[last] = value
+    return parse_train_config(fields)
+
+
+def parse_train_config(fields: dict[str, Any]) -> TrainConfig:
+    """A run's configuration from nested mappings.
+
+    Raises:
+        InputError: names the field.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    _refuse_unknown(TrainConfig, fields, "")
+    try:
+        return TypeAdapter(TrainConfig).validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(where, repr(first["input"])[:80], first["msg"]) from None
+
+
+def _refuse_unknown(kind: type, values: dict[str, Any], prefix: str) -> None:
+    """Raise InputError for a name that is no field; pydantic would drop it in silence."""
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            raise InputError(f"{prefix}{name}", "no such field", f"one of {', '.join(hints)}")
+        if is_dataclass(hints[name]) and isinstance(value, dict):
+            _refuse_unknown(hints[name], value, f"{prefix}{name}.")

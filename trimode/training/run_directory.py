@@ -1,0 +1,148 @@
+"""A run on disk: its configuration, metrics, and checkpoints that a killed run continues from.
+
+run/config.json     everything the run was asked for, with the revision and the data's hash
+run/metrics.jsonl   one line a step, and one an evaluation
+run/checkpoints/step-000100/
+run/final/          the adapter or model
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import trimode
+from trimode.checkpoints.atomic import atomic_directory
+from trimode.errors import CheckpointError, InputError
+from trimode.training.config import TrainConfig
+
+_FREE = ("output", "steps", "evaluation", "save_every", "keep_checkpoints", "tensorboard", "device")
+"""What a continued run may change."""
+_STATE = "state.json"
+
+
+class RunDirectory:
+    """Reads and writes one run.
+
+    Raises:
+        InputError: the directory holds another run.
+    """
+
+    def __init__(self, config: TrainConfig, *, model_fingerprint: str, data_sha256: str) -> None:
+        self.path = Path(config.output)
+        self.keep = config.keep_checkpoints
+        record = {
+            "config": asdict(config),
+            "model_sha256": model_fingerprint,
+            "data_sha256": data_sha256,
+        }
+        self._config_path = self.path / "config.json"
+        if self._config_path.exists():
+            self._check_same(json.loads(self._config_path.read_text(encoding="utf-8")), record)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise InputError("output", f"{self.path} is not empty", "a new directory, or a run's")
+        self.path.mkdir(parents=True, exist_ok=True)
+        record |= {"trimode": trimode.__version__, "git_revision": _revision()}
+        temporary = self._config_path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self._config_path)
+
+    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        before, now = _flat(old), _flat(json.loads(json.dumps(new)))
+        for name, value in now.items():
+            free = any(name == f"config.{f}" or name.startswith(f"config.{f}.") for f in _FREE)
+            if not free and before.get(name) != value:
+                raise InputError(
+                    "output",
+                    f"{self.path} holds a run with {name} {before.get(name)!r}, not {value!r}",
+                    "continue it as it was, or choose another directory",
+                )
+
+    @property
+    def final(self) -> Path:
+        """Where the result goes."""
+        return self.path / "final"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Steps done and directory of each whole checkpoint, oldest first."""
+        found = []
+        for path in (self.path / "checkpoints").glob("step-*"):
+            match = re.fullmatch(r"step-(\d+)", path.name)
+            if match and (path / _STATE).is_file():
+                found.append((int(match[1]), path))
+        return sorted(found)
+
+    def save(self, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
+        """Write a checkpoint of named groups of tensors; older ones go once it is whole."""
+        target = self.path / "checkpoints" / f"step-{step:06d}"
+        with atomic_directory(target, replaceable=lambda _: True) as temporary:
+            for name, tensors in groups.items():
+                try:
+                    save_file(tensors, temporary / f"{name}.safetensors")
+                except SafetensorError as error:  # how the library reports a full disk
+                    raise OSError(f"{target}: could not be written ({error})") from None
+            (temporary / _STATE).write_text(json.dumps({"step": step}) + "\n")
+        for _, old in self.checkpoints()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, path: Path, name: str) -> dict[str, Tensor]:
+        """One group of a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        file = path / f"{name}.safetensors"
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            allowed = f"remove {path.name} to continue from the one before"
+            raise CheckpointError(str(file), f"not readable ({error})", allowed) from None
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop metrics of steps that will be done again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                break  # a line that a killed run left unfinished
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line to the metrics."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _revision() -> str | None:
+    """The git revision of this source tree, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() or None

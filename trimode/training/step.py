@@ -1,0 +1,199 @@
+"""One training step's losses: place blocks, draw noise, run both passes, weigh."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimode.errors import InputError
+from trimode.model import Transformer
+from trimode.training.data import Batch
+from trimode.training.masks import (
+    PADDING,
+    Blocks,
+    CleanContext,
+    grid_blocks,
+    places_in_document,
+    random_blocks,
+)
+from trimode.training.noise import Noise, NoiseConfig, draw_noise
+from trimode.training.objective import (
+    LossSum,
+    ObjectiveConfig,
+    ar_loss,
+    diffusion_loss,
+    distillation_loss,
+    head_loss,
+)
+from trimode.training.passes import clean_pass, noisy_pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockConfig:
+    """Where noisy blocks lie. The defaults are NLD's: one copy of the whole sequence."""
+
+    block_length: int = 32
+    other_lengths: tuple[int, ...] = ()
+    """Each step draws one length among these and `block_length`. Shorter blocks put more of the
+    compute where drafts are accepted."""
+    placement: Literal["grid", "random"] = "grid"
+    """Blocks that tile each document, or blocks that start at random trained tokens."""
+    copies: int = 1
+    """Grid: noisy copies for one clean pass."""
+    noisy_tokens: int = 512
+    """Random: noisy tokens of a row, a whole number of blocks of each length."""
+    random_offset: bool = False
+    """Grid: shift the cuts by a random number of tokens each step."""
+    context: CleanContext = "causal"
+
+    def __post_init__(self) -> None:
+        for name in ("block_length", "copies"):
+            if getattr(self, name) < 1:
+                raise InputError(name, str(getattr(self, name)), "must be at least 1")
+        if any(length < 1 for length in self.other_lengths):
+            raise InputError("other_lengths", str(self.other_lengths), "must be at least 1")
+        lengths = (self.block_length, *self.other_lengths)
+        if self.placement == "random" and any(self.noisy_tokens % length for length in lengths):
+            allowed = f"must be a multiple of {', '.join(map(str, lengths))}"
+            raise InputError("noisy_tokens", str(self.noisy_tokens), allowed)
+        if self.context == "block" and self.other_lengths:
+            raise InputError("other_lengths", str(self.other_lengths), "none with context: block")
+        if self.context == "block" and (self.placement == "random" or self.random_offset):
+            raise InputError("context", "block", "needs placement: grid without random_offset")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A batch with its noise: everything random about a step."""
+
+    batch: Batch
+    blocks: Blocks
+    noise: Noise
+
+    @property
+    def masked_tokens(self) -> int:
+        """How many tokens the noisy pass is trained on."""
+        return int(self.noise.masked.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepConfig:
+    """What a step computes."""
+
+    blocks: BlockConfig = field(default_factory=BlockConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def __post_init__(self) -> None:
+        if self.blocks.context == "block" and self.objective.ar_loss_weight:
+            raise InputError(
+                "ar_loss_weight",
+                str(self.objective.ar_loss_weight),
+                "must be 0 with context: block, where clean tokens see the ones to predict",
+            )
+
+
+def draw_task(batch: Batch, config: StepConfig, generator: torch.Generator) -> Task:
+    """Place the blocks of a batch and draw their noise."""
+    where = config.blocks
+    lengths = (where.block_length, *where.other_lengths)
+    length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
+    if where.placement == "random":
+        count = where.noisy_tokens // length
+        blocks = random_blocks(batch.documents, batch.learn, length, count, generator)
+    else:
+        offset = 0
+        if where.random_offset:
+            offset = int(torch.randint(length, (), generator=generator))
+        blocks = grid_blocks(batch.documents, length, copies=where.copies, offset=offset)
+    return Task(batch, blocks, draw_noise(config.noise, blocks, batch.learn, generator))
+
+
+def losses(
+    transformer: Transformer,
+    head: Tensor,
+    task: Task,
+    config: StepConfig,
+    *,
+    train_base: bool,
+) -> dict[str, LossSum]:
+    """Loss sums of one task, by name: `ar`, `diffusion`, `distillation`; weight 0 leaves one out.
+
+    Args:
+        transformer: with plain weights.
+        head: its output matrix `[vocab, D]`.
+        task: what to run.
+        config: what to compute.
+        train_base: whether the base weights learn; if not, the clean pass records no gradient and
+            the AR loss, which could teach nothing, is left out.
+    """
+    objective, batch, blocks = config.objective, task.batch, task.blocks
+    device = transformer.embedding.device
+    tokens = batch.tokens.to(device)
+    hidden, clean = clean_pass(
+        transformer,
+        tokens,
+        batch.documents,
+        context=config.blocks.context,
+        block_length=config.blocks.block_length,
+        gradient=train_base,
+    )
+    found: dict[str, LossSum] = {}
+    if train_base and objective.ar_loss_weight:
+        rows, columns = ar_positions(batch)
+        targets = batch.tokens[rows, columns + 1].to(device)
+        found["ar"] = _sum(
+            head_loss(hidden[rows, columns], head, lambda z, t: ar_loss(z, t).total, targets),
+            len(targets),
+        )
+    masked = task.noise.masked
+    wanted = [objective.diffusion_loss_weight, objective.distillation_loss_weight]
+    if not masked.any() or not any(wanted):
+        return found
+    mask_id = transformer.config.mask_token_id
+    assert mask_id is not None
+    original = batch.tokens.gather(1, blocks.index.flatten(1)).view_as(blocks.index)
+    hide = masked | ~blocks.inside
+    noisy_tokens = torch.where(hide, torch.tensor(mask_id), original).to(device)
+    noisy = noisy_pass(transformer, noisy_tokens, blocks, batch.documents, clean)
+    where = masked.nonzero(as_tuple=True)
+    distance = where[2] - 1
+    decay = objective.distance_decay ** distance.clamp(min=0).float()
+    weights = (task.noise.weights[where] * decay).to(device)
+    student = noisy[where]
+    if objective.diffusion_loss_weight:
+        targets = original[where].to(device)
+        total = head_loss(
+            student, head, lambda z, t, w: diffusion_loss(z, t, w).total, targets, weights
+        )
+        found["diffusion"] = _sum(total, len(weights))
+    if objective.distillation_loss_weight:
+        at = blocks.index[where] - 1  # AR predicts a token one place before it
+        first = places_in_document(batch.documents)[where[0], at + 1] == 0  # and not a first one
+        weights = torch.where(first.to(device), torch.zeros_like(weights), weights)
+        teacher = hidden[where[0], at.clamp(min=0)].detach()
+        weight = head.detach()
+
+        def divergence(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
+            with torch.no_grad():
+                reference = F.linear(taught, weight).float()
+            temperature = objective.distillation_temperature
+            return distillation_loss(logits, reference, weights, temperature).total
+
+        total = head_loss(student, head, divergence, teacher, weights)
+        found["distillation"] = _sum(total, len(weights))
+    return found
+
+
+def ar_positions(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Row and column of each token whose successor, in the same document, is trained on."""
+    same = batch.documents[:, :-1] == batch.documents[:, 1:]
+    wanted = same & batch.learn[:, 1:] & (batch.documents[:, 1:] != PADDING)
+    rows, columns = wanted.nonzero(as_tuple=True)
+    return rows, columns
+
+
+def _sum(total: Tensor, count: int) -> LossSum:
+    return LossSum(total, torch.tensor(float(count), device=total.device))

@@ -1,0 +1,380 @@
+"""The training loop.
+
+Everything random is a function of (seed, step), and the rows of a step are a function of (seed,
+step): a checkpoint is the trained weights, the optimiser's moments and the step count, and a
+continued run computes what an uninterrupted one would have.
+"""
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from trimode.checkpoints import LoadedModel, open_checkpoint, save_adapter, save_checkpoint
+from trimode.config import GenerationOptions
+from trimode.errors import CheckpointError, InputError, TrimodeError
+from trimode.training.adapter import (
+    export_adapter,
+    export_weights,
+    head_matrix,
+    new_adapter,
+    train_adapter,
+    train_everything,
+)
+from trimode.training.config import TrainConfig
+from trimode.training.data import Batch, PackedRows, fingerprint, read_documents
+from trimode.training.evaluate import decode, held_out_losses
+from trimode.training.noise import stream
+from trimode.training.objective import LossSum, joint_loss
+from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
+from trimode.training.run_directory import RunDirectory
+from trimode.training.self_generate import read_prompts
+from trimode.training.step import Task, ar_positions, draw_task, losses
+
+HELD_OUT = 16
+"""Examples kept from training to measure losses on, where there are at least ten times as many."""
+
+
+class Trainer:
+    """One run: build it, then `run()`.
+
+    Raises:
+        InputError: a field, a file or the output directory is wrong; nothing was written.
+    """
+
+    def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
+        self.config = config
+        self._console = Console(stderr=True)
+        self._console.quiet = not progress
+        checkpoint = open_checkpoint(config.model, progress=progress)
+        model_config = checkpoint.config
+        if model_config.mask_token_id is None:
+            raise InputError("model", f"{checkpoint.name} has no mask token", "set mask_token_id")
+        if config.data.sequence_length > model_config.max_position_embeddings:
+            raise InputError(
+                "data.sequence_length",
+                str(config.data.sequence_length),
+                f"at most the model's context, {model_config.max_position_embeddings}",
+            )
+        self._prompts = _evaluation_prompts(config)
+        files = [Path(name).expanduser() for name in config.data.files]
+        documents = read_documents(
+            files,
+            checkpoint.tokenizer,
+            checkpoint.chat_template,
+            eos_token_ids=model_config.eos_token_ids,
+            max_length=config.data.sequence_length,
+            overlong=config.data.overlong,
+            learn_from=config.data.learn_from,
+        )
+        held_out = HELD_OUT if len(documents) >= 10 * HELD_OUT else 0
+        length = config.data.sequence_length
+        self._rows = PackedRows(documents[held_out:], length, config.seed)
+        self._held_out = _batches(PackedRows(documents[:held_out], length, 0)) if held_out else []
+
+        adapter = None
+        if config.train == "adapter":
+            embedding = checkpoint.read("embed_tokens.weight")[model_config.mask_token_id]
+            adapter = new_adapter(model_config, config.adapter, embedding, config.seed)
+        self.model: LoadedModel = checkpoint.build(
+            dtype="fp32", device=config.device, adapter=adapter, plain=True
+        )
+        if config.train == "everything":
+            block_length = config.step.blocks.block_length
+            tri_mode = replace(model_config, trained_to_denoise=True, block_length=block_length)
+            self.model = replace(self.model, config=tri_mode)
+        self.transformer = self.model.transformer
+        self.head = head_matrix(self.transformer)
+        if config.train == "adapter":
+            self.trained = train_adapter(self.transformer, config.adapter.scale)
+        else:
+            self.trained = train_everything(self.transformer)
+        self.optimiser = make_optimiser(self.trained, config.optimiser)
+        decay = config.ema_decay
+        self.average = None if decay is None else MovingAverage(self.trained, decay)
+        self.directory = RunDirectory(
+            config,
+            model_fingerprint=_weights_fingerprint(self.head),
+            data_sha256=fingerprint(files),
+        )
+        self.step = 0
+        """Optimiser steps done."""
+        self._stop = False
+
+    def run(self) -> bool:
+        """Train to the last step and export; returns False where a signal ended it early.
+
+        Raises:
+            TrimodeError: the loss is not a number.
+        """
+        self._resume()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with self._signals(), Progress(*columns, console=self._console) as bar:
+            task = bar.add_task("training", total=self.config.steps, completed=self.step)
+            while self.step < self.config.steps and not self._stop:
+                row = self.train_step()
+                self.directory.log(row)
+                rate = row["masked_tokens_per_second"]
+                bar.update(
+                    task,
+                    completed=self.step,
+                    description=f"loss {row['loss']:.3f}, {rate:.0f} masked tokens/s",
+                )
+                every = self.config.evaluation.every
+                if every and self.step % every == 0:
+                    self.evaluate()
+                if self._stop or self.step % self.config.save_every == 0:
+                    self.save()
+        if self._stop:
+            return False
+        if self.step and not any(step == self.step for step, _ in self.directory.checkpoints()):
+            self.save()
+        self.export()
+        return True
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimiser step; returns its metrics."""
+        config = self.config
+        begun = time.perf_counter()
+        tasks = self._tasks()
+        train_base = config.train == "everything"
+        count = _global_count(tasks, ar=train_base and bool(config.step.objective.ar_loss_weight))
+        weights = _loss_weights(config)
+        totals: dict[str, LossSum] = {}
+        for task in tasks:
+            with self._autocast():
+                found = losses(
+                    self.transformer, self.head, task, config.step, train_base=train_base
+                )
+            if found:
+                joint_loss(found, weights, count).backward()
+            for name, loss in found.items():
+                detached = LossSum(loss.total.detach(), loss.count)
+                totals[name] = totals[name] + detached if name in totals else detached
+        means = {name: float(loss.mean) for name, loss in totals.items()}
+        value = float(joint_loss(totals, weights, count)) if totals else 0.0
+        if not math.isfinite(value):
+            raise TrimodeError(
+                f"the loss of step {self.step + 1} is {value}; nothing of it was kept. "
+                "The last checkpoint is whole: lower learning_rate or clip and continue from it"
+            )
+        parameters = [item.parameter for item in self.trained]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip)
+        rate = learning_rate(self.step, config.steps, config.optimiser)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.trained, self.step)
+        masked = sum(task.masked_tokens for task in tasks)
+        self.step += 1
+        seconds = time.perf_counter() - begun
+        return {
+            "step": self.step,
+            "loss": value,
+            **{f"{name}_loss": mean for name, mean in means.items()},
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+            "masked_tokens": masked,
+            "epoch": self._rows.epoch_of(self.step * config.batch_size - 1),
+            "seconds": seconds,
+            "masked_tokens_per_second": masked / seconds,
+        }
+
+    def evaluate(self) -> dict[str, Any]:
+        """Losses on held-out rows and decoding of held-out prompts, with the averaged weights."""
+        options = self.config.evaluation
+        row: dict[str, Any] = {"step": self.step, "evaluation": True}
+        with self._averaged():
+            if self._held_out:
+                found = held_out_losses(self.model, self._held_out, self.config.step)
+                row |= {f"held_out_{name}_loss": value for name, value in found.items()}
+            if self._prompts:
+                block_length = self.config.step.blocks.block_length
+                asked = GenerationOptions(
+                    mode="linear", max_tokens=options.max_tokens, block_length=block_length
+                )
+                linear = decode(self.model, self._prompts, asked)
+                row["acceptance_length"] = linear.acceptance_length
+                row["linear_tokens_per_forward"] = linear.tokens_per_forward
+                if self.model.can_denoise:
+                    asked = replace(asked, mode="diffusion", threshold=options.threshold)
+                    denoised = decode(self.model, self._prompts, asked)
+                    row["diffusion_tokens_per_forward"] = denoised.tokens_per_forward
+        self.directory.log(row)
+        figures = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
+        self._console.print(f"step {self.step}: {figures}", highlight=False)
+        return row
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        groups = {"weights": {item.name: item.parameter.detach() for item in self.trained}}
+        moments: dict[str, torch.Tensor] = {}
+        for item in self.trained:
+            for name, value in self.optimiser.state[item.parameter].items():
+                moments[f"{item.name}.{name}"] = torch.as_tensor(value)
+        groups["optimiser"] = moments
+        if self.average is not None:
+            groups["average"] = self.average.values
+        self.directory.save(self.step, groups)
+
+    def export(self) -> Path:
+        """Write the adapter or model under `final`."""
+        with self._averaged():
+            if self.config.train == "adapter":
+                shape = self.config.adapter
+                adapter = export_adapter(self.transformer, shape.scope, shape.scale)
+                save_adapter(self.directory.final, adapter, self.model.config)
+            else:
+                save_checkpoint(
+                    self.directory.final,
+                    self.model.config,
+                    export_weights(self.transformer),
+                    tokenizer=self.model.tokenizer,
+                    chat_template=self.model.chat_template,
+                )
+        return self.directory.final
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        found = self.directory.checkpoints()
+        if not found:
+            self.directory.cut_metrics(0)
+            return
+        self.step, path = found[-1]
+        self._copy_in(self.directory.load(path, "weights"), path)
+        moments = self.directory.load(path, "optimiser")
+        for item in self.trained:
+            prefix = f"{item.name}."
+            state = {
+                name.removeprefix(prefix): value
+                for name, value in moments.items()
+                if name.startswith(prefix) and "." not in name.removeprefix(prefix)
+            }
+            if state:
+                self.optimiser.state[item.parameter] = {
+                    name: value.to(item.parameter.device) for name, value in state.items()
+                }
+        if self.average is not None:
+            self.average.values = self.directory.load(path, "average")
+        self.directory.cut_metrics(self.step)
+        self._console.print(f"continuing from step {self.step}", highlight=False)
+
+    @torch.no_grad()
+    def _copy_in(self, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+        for item in self.trained:
+            value = weights.get(item.name)
+            if value is None or value.shape != item.parameter.shape:
+                found = "missing" if value is None else f"shape {list(value.shape)}"
+                raise CheckpointError(f"{path}: {item.name}", found, "a checkpoint of this run")
+            item.parameter.copy_(value)
+
+    def _tasks(self) -> list[Task]:
+        """The micro-batches of the next step with their noise."""
+        config = self.config
+        micro = config.micro_batch_size or config.batch_size
+        first = self.step * config.batch_size
+        generator = stream(config.seed, self.step)
+        return [
+            draw_task(self._rows.batch(first + i, micro), config.step, generator)
+            for i in range(0, config.batch_size, micro)
+        ]
+
+    def _autocast(self) -> Any:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.transformer.embedding.device.type, torch.bfloat16)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Run with the averaged weights in place."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap(self.trained)
+        try:
+            yield
+        finally:
+            self.average.swap(self.trained)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM lets the step end and be saved; the second ends the run."""
+        before = {}
+
+        def stop(number: int, _: FrameType | None) -> None:
+            if self._stop:
+                signal.signal(number, before[number])
+                signal.raise_signal(number)
+            self._stop = True
+            self._console.print("stopping after this step; its checkpoint is saved first")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _evaluation_prompts(config: TrainConfig) -> list[str]:
+    options = config.evaluation
+    if options.prompts is None or not options.every:
+        return []
+    return read_prompts(Path(options.prompts).expanduser())[: options.max_prompts]
+
+
+def _batches(rows: PackedRows) -> list[Batch]:
+    """One epoch of rows, four at a time."""
+    count = 0
+    while rows.epoch_of(count) < 1:
+        count += 1
+    return [rows.batch(i, min(4, count - i)) for i in range(0, count, 4)]
+
+
+def _loss_weights(config: TrainConfig) -> dict[str, float]:
+    objective = config.step.objective
+    return {
+        "ar": objective.ar_loss_weight,
+        "diffusion": objective.diffusion_loss_weight,
+        "distillation": objective.distillation_loss_weight,
+    }
+
+
+def _global_count(tasks: list[Task], *, ar: bool) -> float:
+    """Tokens that a step's loss is averaged over: the AR tokens and the masked ones."""
+    count = sum(task.masked_tokens for task in tasks)
+    if ar:
+        count += sum(len(ar_positions(task.batch)[0]) for task in tasks)
+    return float(max(1, count))
+
+
+def _weights_fingerprint(head: torch.Tensor) -> str:
+    """SHA-256 of a matrix that two models hardly share."""
+    data = head.detach().float().cpu().contiguous().view(-1)[:: max(1, head.numel() // 2**20)]
+    return hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest()
