@@ -1,6 +1,7 @@
 """How often `linear` and `quadratic` differ from `ar` on real prompts, and by what logit gap.
 
     python benchmarks/lossless.py --data ../shared/data [--prompts 200] [--temperature 0.8]
+        [--only "all modes mixed" "each mode alone"]
 
 Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others
 of its mode; then each in one mode and length, packed with others of every mode, and alone.
@@ -14,7 +15,7 @@ import json
 from pathlib import Path
 
 import torch
-from machine import header, save
+from machine import RESULTS, header, save
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--only", nargs="+", help="names of runs; the others' results are kept")
     arguments = parser.parse_args()
 
     model = load(arguments.model, dtype=arguments.dtype, progress=False)
@@ -119,6 +121,13 @@ def main() -> None:
         runs.append((f"{mode} {block_length}", 16, asked))
     cycled = [options(i, *MIXED[i % len(MIXED)]) for i in everyone]
     runs += [("all modes mixed", 16, cycled), ("each mode alone", 1, cycled)]
+    name = f"lossless_{arguments.dtype}_T{arguments.temperature:g}"
+    asked_for = {"prompts": len(prompts), "max_tokens": arguments.max_tokens,
+                 "temperature": arguments.temperature}  # fmt: skip
+    rows = []
+    if arguments.only:
+        runs = [run for run in runs if run[0] in arguments.only]
+        rows = earlier(name, asked_for, arguments.only)
 
     console = Console()
     table = Table(
@@ -126,13 +135,12 @@ def main() -> None:
     )
     for column in ("run", "equal to ar", "tokens", "flips: prompt, token, logit gap"):
         table.add_column(column)
-    rows, flips_total, total = [], 0, 0
     with Progress(console=Console(stderr=True), transient=True) as progress:
         plain = [options(i, "ar", None) for i in everyone]
         reference = answers(model, prompts, plain, progress, "ar")
-        for name, together, asked in runs:
+        for title, together, asked in runs:
             count = len(asked)
-            found = answers(model, prompts[:count], asked, progress, name, together)
+            found = answers(model, prompts[:count], asked, progress, title, together)
             flips = []
             for i, (ours, wanted) in enumerate(zip(found, reference, strict=False)):
                 if ours != wanted:
@@ -140,19 +148,27 @@ def main() -> None:
                     at = next((k for k, (a, b) in enumerate(pairs) if a != b), len(wanted))
                     gap = gap_at(model, prompts[i] + wanted[:at])
                     flips.append({"prompt": i, "token": at, "logit_gap": gap})
-            flips_total += len(flips)
-            total += count
-            rows.append({"run": name, "prompts": count, "flips": flips})
+            rows.append({"run": title, "prompts": count, "flips": flips})
             listed = "; ".join(f"{f['prompt']}, {f['token']}, {f['logit_gap']:.1e}" for f in flips)
             tokens = sum(map(len, found))
             equal = f"{count - len(flips)}/{count}"
-            table.add_row(name, equal, str(tokens), listed)
-            console.print(f"{name}: {equal} equal", highlight=False)
+            table.add_row(title, equal, str(tokens), listed)
+            console.print(f"{title}: {equal} equal", highlight=False)
     console.print(table)
-    name = f"lossless_{arguments.dtype}_T{arguments.temperature:g}"
-    save(name, {**header(), "prompts": len(prompts), "max_tokens": arguments.max_tokens,
-                "temperature": arguments.temperature, "runs": rows})  # fmt: skip
-    console.print(f"{flips_total} flips in {total} answers")
+    save(name, {**header(), **asked_for, "runs": rows})
+    total, flips = sum(row["prompts"] for row in rows), sum(len(row["flips"]) for row in rows)
+    console.print(f"{flips} flips in {total} answers of all runs")
+
+
+def earlier(name: str, asked_for: dict, only: list[str]) -> list[dict]:
+    """Results of other runs that an earlier call with the same settings saved."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    if any(found[key] != value for key, value in asked_for.items()):
+        raise SystemExit(f"{path}: made with other settings; run without --only")
+    return [row for row in found["runs"] if row["run"] not in only]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import torch
 from trimode.errors import InputError
 from trimode.training.objective import (
     ObjectiveConfig,
+    accepted_and_first_rejected,
+    alignment_loss,
     ar_loss,
     diffusion_loss,
     distillation_loss,
@@ -115,3 +117,30 @@ def test_a_frozen_head_gets_no_gradient():
 def test_a_value_out_of_range_is_named(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         ObjectiveConfig(**fields)
+
+
+def test_alignment_is_the_published_formula_where_the_support_is_everything():
+    (z, _, weights), (v, _, _) = example(vocab=9), example(vocab=9, seed=1)
+    p, q = (v / 3).softmax(-1), (z / 3).softmax(-1)
+    share = torch.exp(-0.5 * torch.minimum(p, q).sum(-1))
+    divergence, variation = (p * (p / q).log()).sum(-1), 0.5 * (p - q).abs().sum(-1)
+    choice = -torch.log_softmax(z, -1).gather(1, v.argmax(-1, keepdim=True))[:, 0]
+    expected = ((share * divergence + (1 - share) * variation + choice) * weights).sum()
+    torch.testing.assert_close(alignment_loss(z, v, weights), expected)
+
+
+def test_alignment_looks_at_the_best_tokens_of_both_only():
+    (z, _, weights), (v, _, _) = example(rows=2, vocab=1000), example(rows=2, vocab=1000, seed=1)
+    z.requires_grad_()
+    alignment_loss(z, v, weights).backward()
+    for row in range(2):
+        best = set(z[row].topk(200).indices.tolist()) | set(v[row].topk(200).indices.tolist())
+        assert set(z.grad[row].nonzero()[:, 0].tolist()) <= best
+        assert z.grad[row].abs().sum() > 0
+
+
+def test_the_prefix_that_is_accepted_and_the_first_rejection_are_trained():
+    matches = torch.tensor([[[0, 1, 1, 0, 1], [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]]).bool()
+    candidates = torch.tensor([[[0, 1, 1, 1, 1]] * 2 + [[0, 0, 0, 0, 0]]]).bool()
+    active = accepted_and_first_rejected(matches, candidates)
+    assert active.int().tolist() == [[[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]]

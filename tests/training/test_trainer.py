@@ -8,7 +8,8 @@ import torch
 from trimode import GenerationOptions, generate, load
 from trimode.errors import InputError, TrimodeError
 from trimode.testing.tiny import write_tiny_checkpoint
-from trimode.training.config import parse_train_config
+from trimode.training import RECIPES
+from trimode.training.config import parse_train_config, read_train_config
 from trimode.training.trainer import Trainer
 
 TEXT = "The sea keeps what it takes and gives back what it does not want. "
@@ -158,6 +159,20 @@ def test_bad_configurations_are_refused_before_any_work(base, data, tmp_path, ch
     with pytest.raises(InputError, match=words):
         Trainer(config_of(base, data, output, **change), progress=False)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("recipe", ["denoise", "joint", "nld_draft"])
+def test_the_recipes_run(base, data, tmp_path, recipe):
+    small = {"steps": 2, "batch_size": 2, "model": str(base), "output": str(tmp_path / "run")}
+    small |= {"data.files": [str(data)], "data.sequence_length": 128, "evaluation.every": 0}
+    small |= {"adapter.rank": 2} if recipe != "joint" else {}
+    _, done = run(read_train_config(RECIPES / f"{recipe}.yaml", small))
+    assert done
+    losses = [
+        json.loads(x)["loss"] for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
+    assert len(losses) == 2
+    assert all(loss > 0 for loss in losses)
 
 
 def test_another_run_in_the_directory_is_refused(base, data, tmp_path):

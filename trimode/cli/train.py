@@ -7,8 +7,7 @@ import typer
 
 from trimode.cli import options as opt
 from trimode.errors import InputError
-
-RECIPES = Path(__file__).parents[1] / "training" / "recipes"
+from trimode.training import RECIPES
 
 Set = Annotated[
     list[str] | None,

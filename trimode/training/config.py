@@ -127,7 +127,8 @@ def read_train_config(path: Path | None, overrides: dict[str, Any]) -> TrainConf
         except OSError as error:
             raise InputError("config", f"{path}: {error.strerror}", "a YAML file") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(str(path), f"not YAML ({error})", "a YAML file") from None
+            reason = " ".join(str(error).split())
+            raise InputError(str(path), f"not YAML ({reason})", "a YAML file") from None
         if not isinstance(fields, dict):
             raise InputError(str(path), type(fields).__name__, "must be a mapping")
     for name, value in overrides.items():

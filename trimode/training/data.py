@@ -59,15 +59,11 @@ def tokenise(
     tokens: list[int] = []
     learn: list[bool] = []
 
-    def add(text: str, flag: bool) -> None:
+    def add(text: str, *, answer: bool) -> None:
         ids = tokenizer.encode(text, add_bos=False)
-        flags = [flag] * len(ids)
-        if flag:
-            ends = [i for i, token in enumerate(ids) if token in eos_token_ids]
-            if ends:
-                flags[ends[-1] + 1 :] = [False] * (len(ids) - ends[-1] - 1)
+        last = max((i for i, token in enumerate(ids) if token in eos_token_ids), default=len(ids))
         tokens.extend(ids)
-        learn.extend(flags)
+        learn.extend(learn_from == "everything" or (answer and i <= last) for i in range(len(ids)))
 
     if conversation.text:
         ids = tokenizer.encode(conversation.text)
@@ -88,13 +84,13 @@ def tokenise(
                     "rewrites earlier turns",
                     "cannot tell which tokens to train on",
                 )
-            add(before.removeprefix(done), learn_from == "everything")
+            add(before.removeprefix(done), answer=False)
             answer = after.removeprefix(before)
             if conversation.truncated and i == len(messages) - 1:
                 written = message["content"].strip()
                 found = answer.rfind(written)
                 answer = answer if found < 0 else answer[: found + len(written)]
-            add(answer, True)
+            add(answer, answer=True)
             done = after
     return Document(np.asarray(tokens, dtype=np.int32), np.asarray(learn, dtype=bool))
 

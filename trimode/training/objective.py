@@ -28,14 +28,25 @@ class ObjectiveConfig:
     distillation_loss_weight: float = 0.0
     """Of the divergence from the same pass's AR distribution."""
     distillation_temperature: float = 1.0
+    alignment_loss_weight: float = 0.0
+    """Of NLD's draft alignment, instead of the two above; see `alignment_loss`."""
     distance_decay: float = 1.0
     """A masked token d places after its block's first counts decay^(d - 1): in a speculative draft
     a token matters only where all before it were accepted."""
 
     def __post_init__(self) -> None:
-        for name in ("ar_loss_weight", "diffusion_loss_weight", "distillation_loss_weight"):
+        names = (
+            "ar_loss_weight",
+            "diffusion_loss_weight",
+            "distillation_loss_weight",
+            "alignment_loss_weight",
+        )
+        for name in names:
             if getattr(self, name) < 0:
                 raise InputError(name, str(getattr(self, name)), "must be at least 0")
+        if self.alignment_loss_weight and any(getattr(self, name) for name in names[1:3]):
+            found = str(self.alignment_loss_weight)
+            raise InputError(names[3], found, f"goes without {names[1]} and {names[2]}")
         for name in ("distillation_temperature", "distance_decay"):
             if getattr(self, name) <= 0:
                 raise InputError(name, str(getattr(self, name)), "must be above 0")
@@ -94,6 +105,62 @@ def distillation_loss(
     student = torch.log_softmax(logits / temperature, dim=-1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
     return LossSum((divergence * weights).sum() * temperature**2, _count(weights))
+
+
+ALIGNMENT_TEMPERATURE = 3.0
+ALIGNMENT_SUPPORT = 200
+ALIGNMENT_SAMPLED_SHARE = 0.9
+"""NLD samples its drafts at temperature 1 in this share of the blocks; the rest are greedy."""
+
+
+def alignment_loss(logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
+    """NLD's draft alignment: a hybrid of KL and total variation, and CE with the verifier's choice.
+
+    Both distributions are restricted to the union of their 200 best tokens and renormalised. At
+    temperature 3, with p the verifier's and q the draft's: lambda KL(p || q) + (1 - lambda) TV,
+    lambda = exp(-0.5 sum min(p, q)) without a gradient. The cross-entropy is at temperature 1.
+
+    Args:
+        logits: draft rows, `[m, vocab]`.
+        teacher_logits: the verifier's rows for the same positions, `[m, vocab]`.
+        weights: of each row, `[m]`.
+
+    Returns:
+        The weighted sum.
+
+    Source: arXiv 2607.05722, section 3.3.
+    """
+    teacher_logits = teacher_logits.detach()
+    count = min(ALIGNMENT_SUPPORT, logits.shape[-1])
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    kept.scatter_(1, logits.detach().topk(count).indices, True)
+    kept.scatter_(1, teacher_logits.topk(count).indices, True)
+    floor = torch.finfo(logits.dtype).min
+    student = torch.where(kept, logits, floor)
+    teacher = torch.where(kept, teacher_logits, floor)
+    log_q = torch.log_softmax(student / ALIGNMENT_TEMPERATURE, dim=-1)
+    log_p = torch.log_softmax(teacher / ALIGNMENT_TEMPERATURE, dim=-1)
+    p, q = log_p.exp(), log_q.exp()
+    divergence = (p * torch.where(kept, log_p - log_q, 0.0)).sum(-1)
+    variation = 0.5 * (p - q).abs().sum(-1)
+    share = torch.exp(-0.5 * torch.minimum(p, q).sum(-1)).detach()
+    choice = F.cross_entropy(student, teacher.argmax(-1), reduction="none")
+    return ((share * divergence + (1 - share) * variation + choice) * weights).sum()
+
+
+def accepted_and_first_rejected(matches: Tensor, candidates: Tensor) -> Tensor:
+    """Where a draft is worth training: the accepted prefix of each block and one token more.
+
+    Args:
+        matches: whether a drafted token is the verifier's, bool `[R, N, B]`.
+        candidates: drafted tokens, bool `[R, N, B]`: none, or all from the second on.
+
+    Returns:
+        bool `[R, N, B]`.
+    """
+    alive = torch.ones_like(matches)
+    alive[:, :, 2:] = matches[:, :, 1:-1].cumprod(-1).bool()
+    return alive & candidates
 
 
 def joint_loss(losses: Mapping[str, LossSum], weights: Mapping[str, float], count: float) -> Tensor:

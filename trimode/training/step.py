@@ -20,8 +20,11 @@ from trimode.training.masks import (
 )
 from trimode.training.noise import Noise, NoiseConfig, draw_noise
 from trimode.training.objective import (
+    ALIGNMENT_SAMPLED_SHARE,
     LossSum,
     ObjectiveConfig,
+    accepted_and_first_rejected,
+    alignment_loss,
     ar_loss,
     diffusion_loss,
     distillation_loss,
@@ -71,6 +74,13 @@ class Task:
     batch: Batch
     blocks: Blocks
     noise: Noise
+    draft_seed: int
+    """Of the drafts that the alignment loss samples."""
+
+    @property
+    def masked_blocks(self) -> int:
+        """How many blocks have such tokens."""
+        return int(self.noise.masked.any(-1).sum())
 
     @property
     def masked_tokens(self) -> int:
@@ -87,6 +97,9 @@ class StepConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
+        if self.objective.alignment_loss_weight and self.noise.draft_share < 1:
+            found = str(self.noise.draft_share)
+            raise InputError("draft_share", found, "must be 1 with alignment_loss_weight")
         if self.blocks.context == "block" and self.objective.ar_loss_weight:
             raise InputError(
                 "ar_loss_weight",
@@ -108,7 +121,8 @@ def draw_task(batch: Batch, config: StepConfig, generator: torch.Generator) -> T
         if where.random_offset:
             offset = int(torch.randint(length, (), generator=generator))
         blocks = grid_blocks(batch.documents, length, copies=where.copies, offset=offset)
-    return Task(batch, blocks, draw_noise(config.noise, blocks, batch.learn, generator))
+    noise = draw_noise(config.noise, blocks, batch.learn, generator)
+    return Task(batch, blocks, noise, int(torch.randint(2**40, (), generator=generator)))
 
 
 def losses(
@@ -119,7 +133,9 @@ def losses(
     *,
     train_base: bool,
 ) -> dict[str, LossSum]:
-    """Loss sums of one task, by name: `ar`, `diffusion`, `distillation`; weight 0 leaves one out.
+    """Loss sums of one task by name: `ar`, `diffusion`, `distillation`, `alignment`.
+
+    A loss of weight 0 is left out.
 
     Args:
         transformer: with plain weights.
@@ -149,7 +165,11 @@ def losses(
             len(targets),
         )
     masked = task.noise.masked
-    wanted = [objective.diffusion_loss_weight, objective.distillation_loss_weight]
+    wanted = [
+        objective.diffusion_loss_weight,
+        objective.distillation_loss_weight,
+        objective.alignment_loss_weight,
+    ]
     if not masked.any() or not any(wanted):
         return found
     mask_id = transformer.config.mask_token_id
@@ -169,12 +189,15 @@ def losses(
             student, head, lambda z, t, w: diffusion_loss(z, t, w).total, targets, weights
         )
         found["diffusion"] = _sum(total, len(weights))
-    if objective.distillation_loss_weight:
+    if objective.distillation_loss_weight or objective.alignment_loss_weight:
         at = blocks.index[where] - 1  # AR predicts a token one place before it
         first = places_in_document(batch.documents)[where[0], at + 1] == 0  # and not a first one
         weights = torch.where(first.to(device), torch.zeros_like(weights), weights)
         teacher = hidden[where[0], at.clamp(min=0)].detach()
         weight = head.detach()
+        if objective.alignment_loss_weight:
+            found["alignment"] = _alignment(student, teacher, weight, task)
+            return found
 
         def divergence(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
             with torch.no_grad():
@@ -185,6 +208,34 @@ def losses(
         total = head_loss(student, head, divergence, teacher, weights)
         found["distillation"] = _sum(total, len(weights))
     return found
+
+
+def _alignment(student: Tensor, teacher: Tensor, head: Tensor, task: Task) -> LossSum:
+    """NLD's draft alignment, a mean over the active rows of each block, summed over blocks."""
+    masked = task.noise.masked
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(task.draft_seed)
+        sampled = torch.rand(masked.shape[:2], generator=generator) < ALIGNMENT_SAMPLED_SHARE
+        heated = sampled[:, :, None].expand_as(masked)[masked].to(student.device)
+        agreed = []
+        for rows in torch.arange(len(student)).split(256):
+            logits = F.linear(student[rows], head).float()
+            uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
+            gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+            drafted = (logits + gumbel * heated[rows, None]).argmax(-1)
+            agreed.append(drafted == F.linear(teacher[rows], head).argmax(-1))
+        matches = torch.zeros_like(masked)
+        matches[masked] = torch.cat(agreed).cpu()
+        active = accepted_and_first_rejected(matches, masked)
+        weights = (active / active.sum(-1, keepdim=True).clamp(min=1))[masked]
+        chosen = weights.nonzero()[:, 0]
+        weights = weights[chosen].to(student.device)
+
+    def aligned(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
+        return alignment_loss(logits, F.linear(taught, head).float(), weights)
+
+    total = head_loss(student[chosen], head, aligned, teacher[chosen], weights)
+    return _sum(total, task.masked_blocks)
 
 
 def ar_positions(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ from trimode.training.config import TrainConfig
 from trimode.training.data import Batch, PackedRows, fingerprint, read_documents
 from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.noise import stream
-from trimode.training.objective import LossSum, joint_loss
+from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
 from trimode.training.run_directory import RunDirectory
 from trimode.training.self_generate import read_prompts
@@ -161,7 +161,7 @@ class Trainer:
         begun = time.perf_counter()
         tasks = self._tasks()
         train_base = config.train == "everything"
-        count = _global_count(tasks, ar=train_base and bool(config.step.objective.ar_loss_weight))
+        count = _global_count(tasks, config.step.objective, train_base=train_base)
         weights = _loss_weights(config)
         totals: dict[str, LossSum] = {}
         for task in tasks:
@@ -363,13 +363,17 @@ def _loss_weights(config: TrainConfig) -> dict[str, float]:
         "ar": objective.ar_loss_weight,
         "diffusion": objective.diffusion_loss_weight,
         "distillation": objective.distillation_loss_weight,
+        "alignment": objective.alignment_loss_weight,
     }
 
 
-def _global_count(tasks: list[Task], *, ar: bool) -> float:
-    """Tokens that a step's loss is averaged over: the AR tokens and the masked ones."""
-    count = sum(task.masked_tokens for task in tasks)
-    if ar:
+def _global_count(tasks: list[Task], objective: ObjectiveConfig, *, train_base: bool) -> float:
+    """What a step's loss is averaged over: AR tokens and masked tokens, or aligned blocks."""
+    if objective.alignment_loss_weight:
+        count = sum(task.masked_blocks for task in tasks)
+    else:
+        count = sum(task.masked_tokens for task in tasks)
+    if train_base and objective.ar_loss_weight:
         count += sum(len(ar_positions(task.batch)[0]) for task in tasks)
     return float(max(1, count))
 

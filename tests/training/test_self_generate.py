@@ -1,0 +1,87 @@
+"""Conversations that a model writes itself."""
+
+import json
+
+import pytest
+
+from trimode import generate
+from trimode.errors import InputError
+from trimode.testing.tiny import tiny_model
+from trimode.training.self_generate import SelfGenerationConfig, read_prompts, self_generate
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+def rows(path):
+    return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def config(**fields):
+    return SelfGenerationConfig(
+        **{"conversations": 8, "answer_max_tokens": 12, "user_max_tokens": 8, "concurrency": 3}
+        | fields
+    )
+
+
+PROMPTS = [f"question {i}" for i in range(20)]
+
+
+def test_answers_are_the_models_greedy_ones(model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    self_generate(model, config(sampled_share=0), path, prompts=PROMPTS, progress=False)
+    found = rows(path)
+    assert sorted(found) == list(range(8))
+    kept = [row for row in found.values() if "messages" in row]
+    assert kept
+    for row in kept:
+        user, assistant = row["messages"]
+        assert user["content"] == PROMPTS[row["id"]]
+        assert assistant["content"] == generate(model, user["content"], max_tokens=12).text
+        assert row["finish_reason"] in ("stop", "length")
+
+
+def test_a_run_that_was_killed_is_continued(model, tmp_path):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    self_generate(model, config(), whole, prompts=PROMPTS, progress=False)
+    self_generate(model, config(conversations=4), cut, prompts=PROMPTS, progress=False)
+    with cut.open("a") as file:
+        file.write('{"id": 4, "mess')
+    self_generate(model, config(), cut, prompts=PROMPTS, progress=False)
+    assert rows(cut) == rows(whole)
+
+
+def test_concurrency_changes_nothing(model, tmp_path):
+    one, many = tmp_path / "one.jsonl", tmp_path / "many.jsonl"
+    self_generate(model, config(concurrency=1), one, prompts=PROMPTS[:3], progress=False)
+    self_generate(model, config(concurrency=8), many, prompts=PROMPTS[:3], progress=False)
+    assert rows(one) == rows(many)
+
+
+def test_without_prompts_every_user_turn_is_sampled(model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    self_generate(model, config(), path, progress=False)
+    assert len(rows(path)) == 8
+
+
+def test_a_file_of_something_else_is_refused(model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "mine"}\n')
+    with pytest.raises(InputError, match="line 1: has no id"):
+        self_generate(model, config(), path, progress=False)
+    assert path.read_text() == '{"text": "mine"}\n'
+
+
+def test_prompts_are_checked_by_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
+    with pytest.raises(InputError, match="line 2: prompt"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("fields", [{"conversations": 0}, {"sampled_share": 2}, {"concurrency": 0}])
+def test_a_value_out_of_range_is_named(fields):
+    with pytest.raises(InputError, match=next(iter(fields))):
+        config(**fields)
