@@ -109,8 +109,8 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path)
             "objective": {"diffusion_loss_weight": 1.0},
             "noise": {"level": "block", "weighting": "none", "draft_share": 0.3},
         },
-        steps=150,
-        save_every=150,
+        steps=250,
+        save_every=250,
     )
     _, done = run(config)
     assert done

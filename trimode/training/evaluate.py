@@ -10,12 +10,11 @@ from trimode.config import GenerationOptions
 from trimode.engine import Engine, drain, encode_prompt
 from trimode.training.adapter import head_matrix
 from trimode.training.data import Batch
-from trimode.training.noise import stream
 from trimode.training.objective import ar_loss, head_loss
 from trimode.training.passes import clean_pass
 from trimode.training.step import StepConfig, ar_positions, draw_task, losses
 
-_EVALUATION_SEED = 7_777_777
+_EVALUATION_SEED = -1
 """Evaluations share their noise, so that their losses can be compared."""
 
 
@@ -59,8 +58,10 @@ def held_out_losses(
     head = head_matrix(transformer)
     totals: dict[str, float] = {}
     counts: dict[str, float] = {}
+    row = 0
     for number, batch in enumerate(batches):
-        task = draw_task(batch, config, stream(_EVALUATION_SEED, number))
+        task = draw_task(batch, config, seed=_EVALUATION_SEED, step=number, first_row=row)
+        row += len(batch.tokens)
         found = losses(transformer, head, task, config, train_base=False)
         for name, loss in found.items():
             totals[name] = totals.get(name, 0.0) + float(loss.total)

@@ -1,5 +1,6 @@
 """Masking noise: which tokens of a noisy block are masked, and what each is worth in the loss."""
 
+import random
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,9 +9,6 @@ from torch import Tensor
 
 from trimode.errors import InputError
 from trimode.training.masks import Blocks
-
-RANK_STRIDE = 100
-"""Distance between the seeds of data-parallel ranks (Megatron-Bridge: 1234 + 100 * rank)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +48,15 @@ class Noise:
     """fp32: weight of each token in the diffusion loss; 0 where not masked."""
 
 
-def stream(seed: int, step: int, *, rank: int = 0) -> torch.Generator:
-    """The random numbers of one step on one data-parallel rank.
+def stream(seed: int, *key: int | str) -> torch.Generator:
+    """Random numbers that are a function of the seed and the key.
 
-    They are a function of these three, so that a resumed run draws what an uninterrupted one does.
-    Ranks must differ: with the same t on all of them NLD loses accuracy (arXiv 2607.05722).
+    A row's noise is keyed by its number in the run, so it does not depend on how a batch is divided
+    over passes and processes, and no two data-parallel ranks share a t: sharing one costs NLD
+    accuracy (arXiv 2607.05722).
     """
-    generator = torch.Generator().manual_seed(seed + RANK_STRIDE * rank)
-    base = int(torch.randint(2**40, (), generator=generator))
-    return generator.manual_seed(base + step)
+    name = " ".join(map(str, (seed, *key)))
+    return torch.Generator().manual_seed(random.Random(name).getrandbits(63))
 
 
 def draw_noise(

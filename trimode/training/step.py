@@ -1,5 +1,6 @@
 """One training step's losses: place blocks, draw noise, run both passes, weigh."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +19,7 @@ from trimode.training.masks import (
     places_in_document,
     random_blocks,
 )
-from trimode.training.noise import Noise, NoiseConfig, draw_noise
+from trimode.training.noise import Noise, NoiseConfig, draw_noise, stream
 from trimode.training.objective import (
     ALIGNMENT_SAMPLED_SHARE,
     LossSum,
@@ -108,21 +109,54 @@ class StepConfig:
             )
 
 
-def draw_task(batch: Batch, config: StepConfig, generator: torch.Generator) -> Task:
-    """Place the blocks of a batch and draw their noise."""
+def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_row: int) -> Task:
+    """Place the blocks of a batch and draw their noise.
+
+    Args:
+        batch: rows `first_row` and following of the run.
+        config: what to draw.
+        seed: of the run.
+        step: which all rows of a step share: block length and offset depend on it.
+        first_row: each row's noise depends on its number only.
+    """
     where = config.blocks
+    shared = stream(seed, "step", step)
     lengths = (where.block_length, *where.other_lengths)
-    length = lengths[int(torch.randint(len(lengths), (), generator=generator))]
-    if where.placement == "random":
-        count = where.noisy_tokens // length
-        blocks = random_blocks(batch.documents, batch.learn, length, count, generator)
-    else:
-        offset = 0
-        if where.random_offset:
-            offset = int(torch.randint(length, (), generator=generator))
-        blocks = grid_blocks(batch.documents, length, copies=where.copies, offset=offset)
-    noise = draw_noise(config.noise, blocks, batch.learn, generator)
-    return Task(batch, blocks, noise, int(torch.randint(2**40, (), generator=generator)))
+    length = lengths[int(torch.randint(len(lengths), (), generator=shared))]
+    offset = int(torch.randint(length, (), generator=shared)) if where.random_offset else 0
+    parts: list[tuple[Blocks, Noise]] = []
+    for i in range(len(batch.tokens)):
+        generator = stream(seed, "row", first_row + i)
+        documents, learn = batch.documents[i : i + 1], batch.learn[i : i + 1]
+        if where.placement == "random":
+            count = where.noisy_tokens // length
+            blocks = random_blocks(documents, learn, length, count, generator)
+        else:
+            blocks = grid_blocks(documents, length, copies=where.copies, offset=offset)
+        parts.append((blocks, draw_noise(config.noise, blocks, learn, generator)))
+    blocks, noise = _stack(parts, batch.tokens.shape[1])
+    return Task(batch, blocks, noise, stream(seed, "drafts", first_row).initial_seed())
+
+
+def _stack(parts: Sequence[tuple[Blocks, Noise]], length: int) -> tuple[Blocks, Noise]:
+    """One batch of single rows; rows with fewer blocks get ones that are outside throughout."""
+    count = max(blocks.starts.shape[1] for blocks, _ in parts)
+
+    def stacked(tensors: list[Tensor], value: int) -> Tensor:
+        short = [count - tensor.shape[1] for tensor in tensors]
+        fillers = [tensor.new_full((1, n, *tensor.shape[2:]), value)
+                   for tensor, n in zip(tensors, short, strict=True)]  # fmt: skip
+        return torch.cat([torch.cat(pair, 1) for pair in zip(tensors, fillers, strict=True)])
+
+    placed, noises = zip(*parts, strict=True)
+    blocks = Blocks(
+        starts=stacked([b.starts for b in placed], length - 1),
+        index=stacked([b.index for b in placed], length - 1),
+        inside=stacked([b.inside for b in placed], 0),
+        groups=stacked([b.groups for b in placed], 0),
+    )
+    noise = Noise(stacked([n.masked for n in noises], 0), stacked([n.weights for n in noises], 0))
+    return blocks, noise
 
 
 def losses(

@@ -41,7 +41,6 @@ from trimode.training.adapter import (
 from trimode.training.config import TrainConfig
 from trimode.training.data import Batch, PackedRows, fingerprint, read_documents
 from trimode.training.evaluate import decode, held_out_losses
-from trimode.training.noise import stream
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
 from trimode.training.run_directory import RunDirectory
@@ -298,10 +297,15 @@ class Trainer:
         config = self.config
         micro = config.micro_batch_size or config.batch_size
         first = self.step * config.batch_size
-        generator = stream(config.seed, self.step)
         return [
-            draw_task(self._rows.batch(first + i, micro), config.step, generator)
-            for i in range(0, config.batch_size, micro)
+            draw_task(
+                self._rows.batch(row, micro),
+                config.step,
+                seed=config.seed,
+                step=self.step,
+                first_row=row,
+            )
+            for row in range(first, first + config.batch_size, micro)
         ]
 
     def _autocast(self) -> Any:
