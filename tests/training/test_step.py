@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from trimode.model import Transformer
 from trimode.testing.tiny import tiny_config, tiny_tensors
-from trimode.training.adapter import head_matrix, train_everything
+from trimode.training.adapter import train_everything
 from trimode.training.data import Batch
 from trimode.training.noise import NoiseConfig
 from trimode.training.objective import ObjectiveConfig
@@ -46,7 +46,7 @@ def part(whole, rows):
 
 def run(model, data, config, first_row=0):
     task = draw_task(data, config, seed=3, step=5, first_row=first_row)
-    found = losses(model, head_matrix(model), task, config, train_base=True)
+    found = losses(model, task, config, train_base=True)
     return found, task
 
 
@@ -121,7 +121,7 @@ def test_gradients_equal_finite_differences():
     task = draw_task(data, JOINT, seed=3, step=5, first_row=0)
 
     def value():
-        found = losses(model, head_matrix(model), task, JOINT, train_base=True)
+        found = losses(model, task, JOINT, train_base=True)
         return sum(loss.total for loss in found.values())
 
     value().backward()

@@ -77,15 +77,13 @@ class LowRankDelta(nn.Module):
         """`[T, in]` -> `[T, out]`."""
         return (x @ self.down.T) @ self.up.T
 
-    def split(self) -> list[tuple[Tensor, Tensor] | None]:
-        """(A, scale * B) of each linear, as views; the reverse of `fused`."""
-        return [
-            None if place is None else (self.down[place[1]], self.up[place]) for place in self.parts
-        ]
+    def split(self, down: Tensor, up: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+        """(A, scale * B) of each linear, as views of tensors like ours; the reverse of `fused`."""
+        return [None if place is None else (down[place[1]], up[place]) for place in self.parts]
 
     def on_diagonal(self) -> Tensor:
         """Where `up` may differ from zero, bool `[out, rank]`."""
-        kept = torch.zeros_like(self.up, dtype=torch.bool)
+        kept = torch.zeros(self.up.shape, dtype=torch.bool)
         for place in self.parts:
             if place is not None:
                 kept[place] = True

@@ -18,6 +18,7 @@ from trimode.model import (
     Transformer,
     expected_tensors,
 )
+from trimode.training.distributed import like, whole
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -77,6 +78,8 @@ class Trainable:
     parameter: nn.Parameter
     learning_rate_scale: float = 1.0
     decays: bool = True
+    kept: Tensor | None = None
+    """Entries that learn; the gradient of the others is dropped."""
 
 
 def train_adapter(transformer: Transformer, scale: float) -> list[Trainable]:
@@ -86,11 +89,10 @@ def train_adapter(transformer: Transformer, scale: float) -> list[Trainable]:
         if isinstance(module, LowRankDelta):
             module.down.requires_grad_()
             module.up.requires_grad_()
-            if sum(part is not None for part in module.parts) > 1:
-                kept = module.on_diagonal()
-                module.up.register_hook(lambda g, kept=kept: g * kept)
+            fused = sum(part is not None for part in module.parts) > 1
+            kept = like(module.on_diagonal(), module.up) if fused else None
             found.append(Trainable(f"{name}.down", module.down))
-            found.append(Trainable(f"{name}.up", module.up, scale))
+            found.append(Trainable(f"{name}.up", module.up, scale, kept=kept))
     if transformer.mask_embedding is not None:
         transformer.mask_embedding.requires_grad_()
         found.append(Trainable("mask_embedding", transformer.mask_embedding, decays=False))
@@ -116,20 +118,23 @@ def export_adapter(transformer: Transformer, scope: AdapterScope, scale: float) 
     targets: dict[str, tuple[Tensor, Tensor]] = {}
     for module in transformer.modules():
         if isinstance(module, Projection) and module.delta is not None:
-            for name, part in zip(module.names, module.delta.split(), strict=True):
+            delta = module.delta
+            parts = delta.split(whole(delta.down.detach()), whole(delta.up.detach()))
+            for name, part in zip(module.names, parts, strict=True):
                 if part is not None:
                     down, up = part
-                    targets[name] = (down.detach(), up.detach() / scale)
+                    targets[name] = (down, up / scale)
     embedding = transformer.mask_embedding
-    return AdapterWeights(scale, targets, scope, None if embedding is None else embedding.detach())
+    kept = None if embedding is None else whole(embedding.detach())
+    return AdapterWeights(scale, targets, scope, kept)
 
 
 def export_weights(transformer: Transformer) -> Iterable[tuple[str, Tensor]]:
     """Canonical names and weights of a transformer with plain weights, fused linears apart."""
-    yield "embed_tokens.weight", transformer.embedding.detach()
-    yield "norm.weight", transformer.norm.weight.detach()
+    yield "embed_tokens.weight", whole(transformer.embedding.detach())
+    yield "norm.weight", whole(transformer.norm.weight.detach())
     if not transformer.config.tie_word_embeddings:
-        yield "lm_head.weight", head_matrix(transformer).detach()
+        yield "lm_head.weight", whole(head_matrix(transformer).detach())
     for i, layer in enumerate(cast(list[Block], transformer.layers)):
         for module, name in (
             (layer.input_norm, "input_layernorm"),
@@ -138,13 +143,13 @@ def export_weights(transformer: Transformer) -> Iterable[tuple[str, Tensor]]:
             (layer.attention.k_norm, "self_attn.k_norm"),
         ):
             if module is not None:
-                yield f"layers.{i}.{name}.weight", module.weight.detach()
+                yield f"layers.{i}.{name}.weight", whole(module.weight.detach())
     for module in transformer.modules():
         if isinstance(module, Projection):
             weight, bias = module.linear.weight, module.linear.bias
             for kind, tensor in (("weight", weight), ("bias", bias)):
                 if isinstance(tensor, Tensor):
-                    parts = tensor.detach().split(module.sizes)
+                    parts = whole(tensor.detach()).split(module.sizes)
                     yield from (
                         (f"{name}.{kind}", part)
                         for name, part in zip(module.names, parts, strict=True)

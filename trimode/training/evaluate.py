@@ -55,22 +55,22 @@ def held_out_losses(
 ) -> dict[str, float]:
     """Mean loss per token of each kind on held-out rows, by name; `ar` always."""
     transformer = model.transformer
-    head = head_matrix(transformer)
+    device = transformer.embedding.device
     totals: dict[str, float] = {}
     counts: dict[str, float] = {}
     row = 0
     for number, batch in enumerate(batches):
         task = draw_task(batch, config, seed=_EVALUATION_SEED, step=number, first_row=row)
         row += len(batch.tokens)
-        found = losses(transformer, head, task, config, train_base=False)
+        found = losses(transformer, task, config, train_base=False)
         for name, loss in found.items():
             totals[name] = totals.get(name, 0.0) + float(loss.total)
             counts[name] = counts.get(name, 0.0) + float(loss.count)
         rows, columns = ar_positions(batch)
-        hidden, _ = clean_pass(
-            transformer, batch.tokens.to(head.device), batch.documents, gradient=False
-        )
-        targets = batch.tokens[rows, columns + 1].to(head.device)
+        tokens = batch.tokens.to(device)
+        hidden, _ = clean_pass(transformer, tokens, batch.documents, gradient=False)
+        head = head_matrix(transformer)
+        targets = tokens[rows, columns + 1]
         total = head_loss(hidden[rows, columns], head, lambda z, t: ar_loss(z, t).total, targets)
         totals["ar"] = totals.get("ar", 0.0) + float(total)
         counts["ar"] = counts.get("ar", 0.0) + len(targets)

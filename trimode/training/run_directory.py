@@ -36,7 +36,16 @@ class RunDirectory:
         InputError: the directory holds another run.
     """
 
-    def __init__(self, config: TrainConfig, *, model_fingerprint: str, data_sha256: str) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        model_fingerprint: str,
+        data_sha256: str,
+        writes: bool = True,
+    ) -> None:
+        """`writes`: whether this process is the one that does."""
+        self.writes = writes
         self.path = Path(config.output)
         self.keep = config.keep_checkpoints
         record = {
@@ -49,6 +58,8 @@ class RunDirectory:
             self._check_same(json.loads(self._config_path.read_text(encoding="utf-8")), record)
         elif self.path.exists() and any(self.path.iterdir()):
             raise InputError("output", f"{self.path} is not empty", "a new directory, or a run's")
+        if not writes:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         record |= {"trimode": trimode.__version__, "git_revision": _revision()}
         temporary = self._config_path.with_suffix(f".{os.getpid()}")
@@ -82,6 +93,8 @@ class RunDirectory:
 
     def save(self, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
         """Write a checkpoint of named groups of tensors; older ones go once it is whole."""
+        if not self.writes:
+            return
         target = self.path / "checkpoints" / f"step-{step:06d}"
         with atomic_directory(target, replaceable=lambda _: True) as temporary:
             for name, tensors in groups.items():
@@ -109,7 +122,7 @@ class RunDirectory:
     def cut_metrics(self, step: int) -> None:
         """Drop metrics of steps that will be done again."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
+        if not self.writes or not path.exists():
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -124,6 +137,8 @@ class RunDirectory:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to the metrics."""
+        if not self.writes:
+            return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trimode.errors import InputError
 from trimode.model import Transformer
+from trimode.training.adapter import head_matrix
 from trimode.training.data import Batch
 from trimode.training.masks import (
     PADDING,
@@ -161,7 +162,6 @@ def _stack(parts: Sequence[tuple[Blocks, Noise]], length: int) -> tuple[Blocks, 
 
 def losses(
     transformer: Transformer,
-    head: Tensor,
     task: Task,
     config: StepConfig,
     *,
@@ -173,7 +173,6 @@ def losses(
 
     Args:
         transformer: with plain weights.
-        head: its output matrix `[vocab, D]`.
         task: what to run.
         config: what to compute.
         train_base: whether the base weights learn; if not, the clean pass records no gradient and
@@ -190,6 +189,7 @@ def losses(
         block_length=config.blocks.block_length,
         gradient=train_base,
     )
+    head = head_matrix(transformer)  # after a pass: where weights are sharded, it is whole now
     found: dict[str, LossSum] = {}
     if train_base and objective.ar_loss_weight:
         rows, columns = ar_positions(batch)
@@ -204,7 +204,7 @@ def losses(
         objective.distillation_loss_weight,
         objective.alignment_loss_weight,
     ]
-    if not masked.any() or not any(wanted):
+    if not any(wanted):
         return found
     mask_id = transformer.config.mask_token_id
     assert mask_id is not None

@@ -40,6 +40,7 @@ from trimode.training.adapter import (
 )
 from trimode.training.config import TrainConfig
 from trimode.training.data import Batch, PackedRows, fingerprint, read_documents
+from trimode.training.distributed import like, start, whole
 from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
@@ -72,6 +73,7 @@ class Trainer:
                 str(config.data.sequence_length),
                 f"at most the model's context, {model_config.max_position_embeddings}",
             )
+        _loss_weights(config, train_base=config.train == "everything")
         self._prompts = _evaluation_prompts(config)
         files = [Path(name).expanduser() for name in config.data.files]
         documents = read_documents(
@@ -92,6 +94,11 @@ class Trainer:
         if config.train == "adapter":
             embedding = checkpoint.read("embed_tokens.weight")[model_config.mask_token_id]
             adapter = new_adapter(model_config, config.adapter, embedding, config.seed)
+        self.processes = start(config.device)
+        rows = (config.micro_batch_size or 1) * self.processes.count
+        if config.batch_size % rows:
+            allowed = f"a multiple of {rows}: micro_batch_size x processes"
+            raise InputError("batch_size", str(config.batch_size), allowed)
         self.model: LoadedModel = checkpoint.build(
             dtype="fp32", device=config.device, adapter=adapter, plain=True
         )
@@ -100,7 +107,8 @@ class Trainer:
             tri_mode = replace(model_config, trained_to_denoise=True, block_length=block_length)
             self.model = replace(self.model, config=tri_mode)
         self.transformer = self.model.transformer
-        self.head = head_matrix(self.transformer)
+        self._fingerprint = _weights_fingerprint(head_matrix(self.transformer))
+        self.processes.shard(self.transformer)
         if config.train == "adapter":
             self.trained = train_adapter(self.transformer, config.adapter.scale)
         else:
@@ -110,9 +118,11 @@ class Trainer:
         self.average = None if decay is None else MovingAverage(self.trained, decay)
         self.directory = RunDirectory(
             config,
-            model_fingerprint=_weights_fingerprint(self.head),
+            model_fingerprint=self._fingerprint,
             data_sha256=fingerprint(files),
+            writes=self.processes.first,
         )
+        self.processes.wait()
         self.step = 0
         """Optimiser steps done."""
         self._stop = False
@@ -133,7 +143,7 @@ class Trainer:
         )
         with self._signals(), Progress(*columns, console=self._console) as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step)
-            while self.step < self.config.steps and not self._stop:
+            while self.step < self.config.steps and not self._stopped():
                 row = self.train_step()
                 self.directory.log(row)
                 rate = row["masked_tokens_per_second"]
@@ -145,9 +155,9 @@ class Trainer:
                 every = self.config.evaluation.every
                 if every and self.step % every == 0:
                     self.evaluate()
-                if self._stop or self.step % self.config.save_every == 0:
+                if self._stopped() or self.step % self.config.save_every == 0:
                     self.save()
-        if self._stop:
+        if self._stopped():
             return False
         if self.step and not any(step == self.step for step, _ in self.directory.checkpoints()):
             self.save()
@@ -160,26 +170,29 @@ class Trainer:
         begun = time.perf_counter()
         tasks = self._tasks()
         train_base = config.train == "everything"
-        count = _global_count(tasks, config.step.objective, train_base=train_base)
-        weights = _loss_weights(config)
-        totals: dict[str, LossSum] = {}
+        objective = config.step.objective
+        (count,) = self.processes.sum(_count(tasks, objective, train_base=train_base))
+        count = max(1.0, count)
+        weights = _loss_weights(config, train_base=train_base)
+        totals = {name: LossSum(torch.zeros(()), torch.zeros(())) for name in weights}
         for task in tasks:
             with self._autocast():
-                found = losses(
-                    self.transformer, self.head, task, config.step, train_base=train_base
-                )
-            if found:
-                joint_loss(found, weights, count).backward()
+                found = losses(self.transformer, task, config.step, train_base=train_base)
+            # FSDP averages gradients over the processes; the count is already that of all of them.
+            (joint_loss(found, weights, count) * self.processes.count).backward()
             for name, loss in found.items():
-                detached = LossSum(loss.total.detach(), loss.count)
-                totals[name] = totals[name] + detached if name in totals else detached
+                totals[name] += LossSum(loss.total.detach().cpu(), loss.count.cpu())
+        totals = self._over_processes(totals)
         means = {name: float(loss.mean) for name, loss in totals.items()}
-        value = float(joint_loss(totals, weights, count)) if totals else 0.0
+        value = float(joint_loss(totals, weights, count))
         if not math.isfinite(value):
             raise TrimodeError(
                 f"the loss of step {self.step + 1} is {value}; nothing of it was kept. "
                 "The last checkpoint is whole: lower learning_rate or clip and continue from it"
             )
+        for item in self.trained:
+            if item.kept is not None and item.parameter.grad is not None:
+                item.parameter.grad *= item.kept
         parameters = [item.parameter for item in self.trained]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip)
         rate = learning_rate(self.step, config.steps, config.optimiser)
@@ -189,7 +202,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.trained, self.step)
-        masked = sum(task.masked_tokens for task in tasks)
+        (masked,) = self.processes.sum(sum(task.masked_tokens for task in tasks))
         self.step += 1
         seconds = time.perf_counter() - begun
         return {
@@ -197,8 +210,8 @@ class Trainer:
             "loss": value,
             **{f"{name}_loss": mean for name, mean in means.items()},
             "learning_rate": rate,
-            "gradient_norm": float(norm),
-            "masked_tokens": masked,
+            "gradient_norm": float(whole(norm)),
+            "masked_tokens": int(masked),
             "epoch": self._rows.epoch_of(self.step * config.batch_size - 1),
             "seconds": seconds,
             "masked_tokens_per_second": masked / seconds,
@@ -212,7 +225,7 @@ class Trainer:
             if self._held_out:
                 found = held_out_losses(self.model, self._held_out, self.config.step)
                 row |= {f"held_out_{name}_loss": value for name, value in found.items()}
-            if self._prompts:
+            if self._prompts and self.processes.count == 1:  # decoding needs whole weights
                 block_length = self.config.step.blocks.block_length
                 asked = GenerationOptions(
                     mode="linear", max_tokens=options.max_tokens, block_length=block_length
@@ -231,15 +244,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        groups = {"weights": {item.name: item.parameter.detach() for item in self.trained}}
+        weights = {item.name: whole(item.parameter.detach()) for item in self.trained}
+        groups = {"weights": weights}
         moments: dict[str, torch.Tensor] = {}
         for item in self.trained:
             for name, value in self.optimiser.state[item.parameter].items():
-                moments[f"{item.name}.{name}"] = torch.as_tensor(value)
+                moments[f"{item.name}.{name}"] = whole(torch.as_tensor(value))
         groups["optimiser"] = moments
         if self.average is not None:
-            groups["average"] = self.average.values
+            groups["average"] = {name: whole(v) for name, v in self.average.values.items()}
         self.directory.save(self.step, groups)
+        self.processes.wait()
 
     def export(self) -> Path:
         """Write the adapter or model under `final`."""
@@ -247,15 +262,19 @@ class Trainer:
             if self.config.train == "adapter":
                 shape = self.config.adapter
                 adapter = export_adapter(self.transformer, shape.scope, shape.scale)
-                save_adapter(self.directory.final, adapter, self.model.config)
+                if self.processes.first:
+                    save_adapter(self.directory.final, adapter, self.model.config)
             else:
-                save_checkpoint(
-                    self.directory.final,
-                    self.model.config,
-                    export_weights(self.transformer),
-                    tokenizer=self.model.tokenizer,
-                    chat_template=self.model.chat_template,
-                )
+                weights = list(export_weights(self.transformer))
+                if self.processes.first:
+                    save_checkpoint(
+                        self.directory.final,
+                        self.model.config,
+                        weights,
+                        tokenizer=self.model.tokenizer,
+                        chat_template=self.model.chat_template,
+                    )
+        self.processes.wait()
         return self.directory.final
 
     def _resume(self) -> None:
@@ -276,10 +295,12 @@ class Trainer:
             }
             if state:
                 self.optimiser.state[item.parameter] = {
-                    name: value.to(item.parameter.device) for name, value in state.items()
+                    name: like(value, item.parameter) for name, value in state.items()
                 }
         if self.average is not None:
-            self.average.values = self.directory.load(path, "average")
+            values = self.directory.load(path, "average")
+            for item in self.trained:
+                self.average.values[item.name] = like(values[item.name], item.parameter)
         self.directory.cut_metrics(self.step)
         self._console.print(f"continuing from step {self.step}", highlight=False)
 
@@ -290,13 +311,24 @@ class Trainer:
             if value is None or value.shape != item.parameter.shape:
                 found = "missing" if value is None else f"shape {list(value.shape)}"
                 raise CheckpointError(f"{path}: {item.name}", found, "a checkpoint of this run")
-            item.parameter.copy_(value)
+            item.parameter.copy_(like(value, item.parameter))
+
+    def _stopped(self) -> bool:
+        """Whether a signal reached any of the processes."""
+        return self.processes.sum(float(self._stop))[0] > 0
+
+    def _over_processes(self, losses: Mapping[str, LossSum]) -> dict[str, LossSum]:
+        """Loss sums of all processes."""
+        flat = [float(x) for loss in losses.values() for x in (loss.total, loss.count)]
+        pairs = iter(torch.tensor(self.processes.sum(*flat), dtype=torch.float64))
+        return {name: LossSum(next(pairs), next(pairs)) for name in losses}
 
     def _tasks(self) -> list[Task]:
         """The micro-batches of the next step with their noise."""
         config = self.config
-        micro = config.micro_batch_size or config.batch_size
-        first = self.step * config.batch_size
+        share = config.batch_size // self.processes.count
+        micro = config.micro_batch_size or share
+        first = self.step * config.batch_size + self.processes.rank * share
         return [
             draw_task(
                 self._rows.batch(row, micro),
@@ -305,7 +337,7 @@ class Trainer:
                 step=self.step,
                 first_row=row,
             )
-            for row in range(first, first + config.batch_size, micro)
+            for row in range(first, first + share, micro)
         ]
 
     def _autocast(self) -> Any:
@@ -361,17 +393,22 @@ def _batches(rows: PackedRows) -> list[Batch]:
     return [rows.batch(i, min(4, count - i)) for i in range(0, count, 4)]
 
 
-def _loss_weights(config: TrainConfig) -> dict[str, float]:
+def _loss_weights(config: TrainConfig, *, train_base: bool) -> dict[str, float]:
+    """The losses of a run that have a weight."""
     objective = config.step.objective
-    return {
-        "ar": objective.ar_loss_weight,
+    weights = {
+        "ar": objective.ar_loss_weight if train_base else 0.0,
         "diffusion": objective.diffusion_loss_weight,
         "distillation": objective.distillation_loss_weight,
         "alignment": objective.alignment_loss_weight,
     }
+    found = {name: weight for name, weight in weights.items() if weight}
+    if not found:
+        raise InputError("step.objective", "every weight is 0", "needs a loss")
+    return found
 
 
-def _global_count(tasks: list[Task], objective: ObjectiveConfig, *, train_base: bool) -> float:
+def _count(tasks: list[Task], objective: ObjectiveConfig, *, train_base: bool) -> float:
     """What a step's loss is averaged over: AR tokens and masked tokens, or aligned blocks."""
     if objective.alignment_loss_weight:
         count = sum(task.masked_blocks for task in tasks)
@@ -379,7 +416,7 @@ def _global_count(tasks: list[Task], objective: ObjectiveConfig, *, train_base: 
         count = sum(task.masked_tokens for task in tasks)
     if train_base and objective.ar_loss_weight:
         count += sum(len(ar_positions(task.batch)[0]) for task in tasks)
-    return float(max(1, count))
+    return float(count)
 
 
 def _weights_fingerprint(head: torch.Tensor) -> str:
