@@ -42,6 +42,7 @@ from trimode.training.config import TrainConfig
 from trimode.training.data import Batch, PackedRows, fingerprint, read_documents
 from trimode.training.distributed import like, start, whole
 from trimode.training.evaluate import decode, held_out_losses
+from trimode.training.memory import keep_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
 from trimode.training.run_directory import RunDirectory
@@ -133,6 +134,7 @@ class Trainer:
         Raises:
             TrimodeError: the loss is not a number.
         """
+        keep_freed_memory()
         self._resume()
         columns = (
             TextColumn("{task.description}"),

@@ -1,0 +1,212 @@
+"""What a converted model gains: acceptance, tokens a pass, and diffusion's quality by threshold.
+
+    python benchmarks/conversion.py --data ../shared/data --adapter DIR
+        [--prompts 20] [--max-tokens 128] [--block-length 16] [--name NAME]
+
+Prompts that were neither trained on nor sampled by the model: self_instruct user instructions,
+GSM8K test, HumanEval; `--prompts` of each. Temperature 0.
+
+Perplexity ratio: AR perplexity of the diffusion answer / that of AR's own greedy answer, over the
+prompts' tokens together. Agreement: share of the answer's tokens that AR would choose after the
+same prefix.
+"""
+
+import argparse
+import gzip
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from machine import RESULTS, header, save
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from trimode import GenerationOptions, LoadedModel, load
+from trimode.engine import Engine, drain, encode_prompt
+from trimode.model import CachedAttention, KVCache, Segment
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+QUADRATIC_BLOCK = 8
+"""A quadratic pass has B(B+1) rows; acceptance hardly changes from 8 to 16."""
+
+
+def read_prompts(folder: Path, count: int) -> dict[str, list[str]]:
+    """The same number of prompts from each set, evenly spread."""
+    with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "rt") as file:
+        humaneval = [json.loads(line)["prompt"] for line in file]
+    sets = {
+        "instructions": [
+            "\n".join(filter(None, (row["instruction"], row["instances"][0]["input"])))
+            for row in _rows(folder / "self_instruct" / "user_oriented_instructions.jsonl")
+        ],
+        "gsm8k": [row["question"] for row in _rows(folder / "gsm8k" / "test.jsonl")],
+        "humaneval": humaneval,
+    }
+    return {name: texts[:: len(texts) // count][:count] for name, texts in sets.items()}
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def decode(model: LoadedModel, prompts: list[list[int]], options: GenerationOptions) -> list:
+    """Finished sequences, in order."""
+    engine = Engine(model)
+    sequences = [engine.add(prompt, options) for prompt in prompts]
+    for _ in drain(engine):
+        pass
+    return sequences
+
+
+@torch.inference_mode()
+def score(model: LoadedModel, prompt: list[int], answer: list[int]) -> tuple[float, int]:
+    """Negative log-likelihood of an answer under AR, and how many of its tokens AR would choose."""
+    transformer = model.transformer
+    tokens = torch.tensor(prompt + answer[:-1], device=transformer.device)
+    cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=transformer.device)
+    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.embedding)
+    hidden = transformer(tokens, torch.arange(len(tokens), device=tokens.device), attend)
+    logits = transformer.logits(hidden[len(prompt) - 1 :])
+    targets = torch.tensor(answer, device=tokens.device)
+    loss = float(F.cross_entropy(logits, targets, reduction="sum"))
+    return loss, int((logits.argmax(-1) == targets).sum())
+
+
+def tokens_per_forward(sequences: list) -> float:
+    """Over all sequences together."""
+    tokens = sum(s.stats.completion_tokens for s in sequences)
+    return tokens / sum(s.stats.nfe for s in sequences)
+
+
+def acceptance(sequences: list) -> float:
+    """Likewise."""
+    return sum(s.stats.cycle_tokens for s in sequences) / sum(s.stats.cycles for s in sequences)
+
+
+def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict) -> dict:
+    """Acceptance and tokens a pass of both lossless modes, and whether they were."""
+    row: dict = {}
+    for mode, block_length in (("linear", options["block_length"]), ("quadratic", QUADRATIC_BLOCK)):
+        asked = GenerationOptions(
+            mode=mode, max_tokens=options["max_tokens"], block_length=block_length
+        )
+        found = decode(model, prompts, asked)
+        row[mode] = {
+            "block_length": block_length,
+            "acceptance_length": round(acceptance(found), 3),
+            "tokens_per_forward": round(tokens_per_forward(found), 3),
+            "equal_to_ar": sum(a.tokens == b.tokens for a, b in zip(found, greedy, strict=True)),
+            "answers": len(found),
+        }
+    return row
+
+
+def threshold_curve(
+    model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict
+) -> list[dict]:
+    """Diffusion's tokens a pass and quality at each threshold."""
+
+    def total(sequences: list) -> tuple[float, int, int]:
+        pairs = [score(model, p, s.tokens) for p, s in zip(prompts, sequences, strict=True)]
+        count = sum(len(s.tokens) for s in sequences)
+        return sum(p[0] for p in pairs), sum(p[1] for p in pairs), count
+
+    loss, _, count = total(greedy)
+    reference = loss / count
+    curve = []
+    for threshold in track(THRESHOLDS, "thresholds", console=Console(stderr=True), transient=True):
+        asked = GenerationOptions(mode="diffusion", threshold=threshold, **options)
+        found = decode(model, prompts, asked)
+        loss, agreed, count = total(found)
+        curve.append(
+            {
+                "threshold": threshold,
+                "tokens_per_forward": round(tokens_per_forward(found), 3),
+                "perplexity_ratio": round(math.exp(loss / count - reference), 3),
+                "agreement": round(agreed / count, 3),
+            }
+        )
+    return curve
+
+
+def plot(curve: list[dict], path: Path) -> None:
+    """Tokens a pass against quality."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    x = [row["tokens_per_forward"] for row in curve]
+    for axis, name in ((left, "perplexity_ratio"), (right, "agreement")):
+        y = [row[name] for row in curve]
+        axis.plot(x, y, "o-")
+        for row, a, b in zip(curve, x, y, strict=True):
+            axis.annotate(
+                f"{row['threshold']:g}", (a, b), textcoords="offset points", xytext=(4, 4)
+            )
+        axis.set_xlabel("tokens per forward pass")
+        axis.set_ylabel(name.replace("_", " "))
+        axis.grid(alpha=0.3)
+    figure.suptitle("diffusion by threshold")
+    figure.tight_layout()
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+    figure.savefig(path.with_suffix(".svg"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--adapter")
+    parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--block-length", type=int, default=16)
+    parser.add_argument("--name", default="conversion")
+    arguments = parser.parse_args()
+    model = load(arguments.model, dtype=arguments.dtype, adapter=arguments.adapter, progress=False)
+    options = {"max_tokens": arguments.max_tokens, "block_length": arguments.block_length}
+    sets = read_prompts(arguments.data, arguments.prompts)
+    encoded = {name: [encode_prompt(model, t) for t in texts] for name, texts in sets.items()}
+    encoded["all"] = [prompt for prompts in encoded.values() for prompt in prompts]
+    everything = decode(model, encoded["all"], GenerationOptions(max_tokens=arguments.max_tokens))
+    by_set, start = {}, 0
+    table = Table(title=f"{arguments.prompts} prompts a set, {arguments.max_tokens} tokens, T 0")
+    for column in ("prompts", "mode", "block", "acceptance", "TPF", "equal to ar"):
+        table.add_column(column)
+    for name, prompts in encoded.items():
+        if name == "all":
+            continue
+        greedy = everything[start : start + len(prompts)]
+        start += len(prompts)
+        by_set[name] = speculation(model, prompts, greedy, options)
+        for mode, row in by_set[name].items():
+            table.add_row(
+                name,
+                mode,
+                str(row["block_length"]),
+                f"{row['acceptance_length']:.2f}",
+                f"{row['tokens_per_forward']:.2f}",
+                f"{row['equal_to_ar']}/{row['answers']}",
+            )
+    console = Console()
+    console.print(table)
+    curve = threshold_curve(model, encoded["all"], everything, options)
+    shown = Table(title="diffusion, all sets")
+    for column in ("threshold", "TPF", "perplexity ratio", "agreement"):
+        shown.add_column(column)
+    for row in curve:
+        shown.add_row(*(f"{value:g}" for value in row.values()))
+    console.print(shown)
+    result = {**header(), **options, "prompts": arguments.prompts, "speculation": by_set,
+              "diffusion": curve}  # fmt: skip
+    save(arguments.name, result)
+    plot(curve, RESULTS / arguments.name)
+
+
+if __name__ == "__main__":
+    main()
