@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 
 from trimode.model import Transformer
 from trimode.testing.tiny import tiny_config, tiny_tensors
@@ -107,6 +107,24 @@ def test_two_passes_equal_one_dense_pass(family, documents, block_length, seed):
     length = tokens.shape[1]
     torch.testing.assert_close(hidden, oracle[:, :length], atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(out.flatten(1, 2), oracle[:, length:], atol=2e-5, rtol=2e-5)
+
+
+@given(documents=packings(), block_length=st.integers(1, 5), seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_flex_attention_computes_the_same(documents, block_length, seed):
+    model = build()
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 250, documents.shape, generator=generator)
+    blocks = grid_blocks(documents, block_length)
+    noisy = torch.where(blocks.inside, 3, MASK)
+    results = []
+    for flex in (False, True):
+        hidden, clean = clean_pass(model, tokens, documents, gradient=False, flex=flex)
+        with torch.no_grad():
+            out = noisy_pass(model, noisy, blocks, documents, clean, flex=flex)
+        results.append((hidden, out))
+    for ours, flexed in zip(*results, strict=True):
+        torch.testing.assert_close(flexed, ours, atol=2e-5, rtol=2e-5)
 
 
 def test_gradients_flow_through_the_clean_keys_when_the_base_learns():

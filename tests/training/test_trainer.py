@@ -209,6 +209,17 @@ def test_a_checkpoint_of_another_model_is_refused(base, data, tmp_path):
         Trainer(config, progress=False)
 
 
+def test_metrics_go_to_tensorboard_too(base, data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(config_of(base, data, tmp_path / "run", tensorboard=True, steps=2))
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [event.value for event in board.Scalars("loss")]
+    assert found == pytest.approx([row["loss"] for row in rows])
+
+
 def test_evaluation_measures_losses_and_decoding(base, tmp_path):
     data = tmp_path / "many.jsonl"
     row = {"prompt": "a", "completion": "b c d e f."}

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from trimode.model import Transformer
 from trimode.training.masks import (
@@ -42,10 +43,31 @@ class CleanAttention:
         )
         self.keys.append(keys)
         self.values.append(values)
-        output = F.scaled_dot_product_attention(
+        output = self._attend(queries, keys, values)
+        return output.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=self._visible, enable_gqa=True
         )
-        return output.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+class FlexCleanAttention(CleanAttention):
+    """The same by FlexAttention, which skips what no row sees; for CUDA."""
+
+    def __init__(self, visible: Tensor) -> None:
+        """`visible`: bool `[R, L, L]`."""
+        super().__init__(visible)
+        rows, length, _ = visible.shape
+
+        def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            del head
+            return visible[row, query, key]
+
+        self._mask = create_block_mask(mask, rows, None, length, length, visible.device)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return _flex(queries, keys, values, self._mask)
 
 
 class NoisyAttention:
@@ -84,6 +106,43 @@ class NoisyAttention:
         return output.permute(0, 3, 4, 1, 2, 5).reshape(rows * blocks * self._block_length, -1)
 
 
+class FlexNoisyAttention:
+    """The same by FlexAttention over [clean | noisy] keys; for CUDA."""
+
+    def __init__(self, clean: CleanAttention, visible: Tensor, block_length: int) -> None:
+        """`visible`: blocks to clean tokens, bool `[R, N, L]`."""
+        self._clean = clean
+        self._rows, blocks, length = visible.shape
+        noisy = blocks * block_length
+
+        def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            del head
+            block = query // block_length
+            before = (key < length) & visible[row, block, key.clamp(max=length - 1)]
+            return before | ((key >= length) & ((key - length) // block_length == block))
+
+        self._mask = create_block_mask(
+            mask, self._rows, None, noisy, length + noisy, visible.device
+        )
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `trimode.model.attention.Attend`; T = R * N * B."""
+        queries, keys, values = (
+            x.unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (queries, keys, values)
+        )
+        keys = torch.cat((self._clean.keys[layer], keys), dim=2)
+        values = torch.cat((self._clean.values[layer], values), dim=2)
+        output = _flex(queries, keys, values, self._mask)
+        return output.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
+    kernel = torch.compile(flex_attention) if queries.is_cuda else flex_attention
+    output = kernel(queries, keys, values, block_mask=mask, enable_gqa=True)
+    assert isinstance(output, Tensor)
+    return output
+
+
 def clean_pass(
     transformer: Transformer,
     tokens: Tensor,
@@ -92,6 +151,7 @@ def clean_pass(
     context: CleanContext = "causal",
     block_length: int = 1,
     gradient: bool = True,
+    flex: bool | None = None,
 ) -> tuple[Tensor, CleanAttention]:
     """Hidden states of the clean copy `[R, L, D]`, and its keys and values.
 
@@ -102,8 +162,10 @@ def clean_pass(
         context: how the copy sees itself.
         block_length: for block-causal context.
         gradient: whether to record the pass for a backward one.
+        flex: whether to use FlexAttention; by default on CUDA.
     """
-    attend = CleanAttention(clean_visibility(documents, context, block_length).to(tokens.device))
+    visible = clean_visibility(documents, context, block_length).to(tokens.device)
+    attend = (FlexCleanAttention if _or_default(flex, tokens) else CleanAttention)(visible)
     positions = places_in_document(documents).flatten().to(tokens.device)
     scope: AbstractContextManager = nullcontext() if gradient else torch.no_grad()
     with scope:
@@ -117,6 +179,8 @@ def noisy_pass(
     blocks: Blocks,
     documents: Tensor,
     clean: CleanAttention,
+    *,
+    flex: bool | None = None,
 ) -> Tensor:
     """Hidden states of the noisy blocks `[R, N, B, D]`, the adapter on.
 
@@ -126,13 +190,19 @@ def noisy_pass(
         blocks: where they lie.
         documents: of the clean copy, int64 `[R, L]`.
         clean: what the clean pass left.
+        flex: whether to use FlexAttention; by default on CUDA.
     """
     length = tokens.shape[2]
     visible = context_visibility(blocks, documents).to(tokens.device)
-    attend = NoisyAttention(clean, visible, length)
+    kind = FlexNoisyAttention if _or_default(flex, tokens) else NoisyAttention
+    attend = kind(clean, visible, length)
     starts = places_in_document(documents).gather(1, blocks.starts)
     positions = starts[:, :, None] + torch.arange(length)
     hidden = transformer(
         tokens.flatten(), positions.flatten().to(tokens.device), attend, slice(None)
     )
     return hidden.view(*tokens.shape, -1)
+
+
+def _or_default(flex: bool | None, tokens: Tensor) -> bool:
+    return tokens.is_cuda if flex is None else flex

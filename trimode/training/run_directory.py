@@ -46,6 +46,7 @@ class RunDirectory:
     ) -> None:
         """`writes`: whether this process is the one that does."""
         self.writes = writes
+        self._board = None
         self.path = Path(config.output)
         self.keep = config.keep_checkpoints
         record = {
@@ -65,6 +66,8 @@ class RunDirectory:
         temporary = self._config_path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self._config_path)
+        if config.tensorboard:
+            self._board = _open_board(self.path)
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         before, now = _flat(old), _flat(json.loads(json.dumps(new)))
@@ -141,6 +144,21 @@ class RunDirectory:
             return
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, row["step"])
+            self._board.flush()
+
+
+def _open_board(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "tensorboard", "not installed", "pip install 'trimode[tensorboard]'"
+        ) from None
+    return SummaryWriter(path / "tensorboard")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
