@@ -36,6 +36,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/linear_kernels.py
 	$(BIN)/python benchmarks/pass_cost.py
 	$(BIN)/python benchmarks/contention.py
+	$(BIN)/python benchmarks/training_speed.py
 
 # Half an hour: every prompt in every lossless mode and block length.
 DATA ?= ../shared/data
