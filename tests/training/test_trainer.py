@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from trimode import GenerationOptions, generate, load
 from trimode.errors import InputError, TrimodeError
@@ -207,6 +208,17 @@ def test_a_checkpoint_of_another_model_is_refused(base, data, tmp_path):
     config = config_of(other, data, tmp_path / "run", steps=2)
     with pytest.raises(InputError, match="holds a run with"):
         Trainer(config, progress=False)
+
+
+@pytest.mark.parametrize("train", ["adapter", "everything"])
+def test_the_result_can_be_exported_in_half_precision(base, data, tmp_path, train):
+    options = {"train": train, "adapter": {"rank": 2}, "steps": 1}
+    _, _ = run(config_of(base, data, tmp_path / "run", export_dtype="fp16", **options))
+    (file,) = (tmp_path / "run" / "final").glob("*model.safetensors")
+    assert {value.dtype for value in load_file(file).values()} == {torch.float16}
+    where = {"adapter": tmp_path / "run" / "final"} if train == "adapter" else {}
+    source = base if train == "adapter" else tmp_path / "run" / "final"
+    assert generate(load(source, **where), "p", mode="diffusion", max_tokens=4).stats.nfe > 1
 
 
 def test_metrics_go_to_tensorboard_too(base, data, tmp_path):

@@ -1,7 +1,7 @@
 """A low-rank weights delta (LoRA) that is on for some rows of a pass and off for the others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,6 +25,14 @@ class AdapterWeights:
     scope: AdapterScope
     mask_embedding: Tensor | None = None
     """Embedding `[hidden]` of the mask token while the adapter is on."""
+
+    def to(self, dtype: torch.dtype) -> "AdapterWeights":
+        """The same in another dtype."""
+        targets = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.targets.items()}
+        mask = self.mask_embedding
+        return replace(
+            self, targets=targets, mask_embedding=None if mask is None else mask.to(dtype)
+        )
 
 
 class LowRankDelta(nn.Module):

@@ -92,6 +92,8 @@ class TrainConfig:
     """Exponential moving average of what is trained; it is what is evaluated and exported."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast over fp32 weights."""
+    export_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the result; checkpoints are always fp32."""
     device: str = "auto"
     seed: int = 0
     save_every: int = 100

@@ -24,7 +24,16 @@ from trimode.checkpoints.atomic import atomic_directory
 from trimode.errors import CheckpointError, InputError
 from trimode.training.config import TrainConfig
 
-_FREE = ("output", "steps", "evaluation", "save_every", "keep_checkpoints", "tensorboard", "device")
+_FREE = (
+    "output",
+    "steps",
+    "evaluation",
+    "save_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "device",
+    "export_dtype",
+)
 """What a continued run may change."""
 _STATE = "state.json"
 

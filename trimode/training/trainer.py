@@ -49,6 +49,7 @@ from trimode.training.run_directory import RunDirectory
 from trimode.training.self_generate import read_prompts
 from trimode.training.step import Task, ar_positions, draw_task, losses
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HELD_OUT = 16
 """Examples kept from training to measure losses on, where there are at least ten times as many."""
 
@@ -260,14 +261,15 @@ class Trainer:
 
     def export(self) -> Path:
         """Write the adapter or model under `final`."""
+        dtype = _DTYPES[self.config.export_dtype]
         with self._averaged():
             if self.config.train == "adapter":
                 shape = self.config.adapter
-                adapter = export_adapter(self.transformer, shape.scope, shape.scale)
+                adapter = export_adapter(self.transformer, shape.scope, shape.scale).to(dtype)
                 if self.processes.first:
                     save_adapter(self.directory.final, adapter, self.model.config)
             else:
-                weights = list(export_weights(self.transformer))
+                weights = [(n, w.to(dtype)) for n, w in export_weights(self.transformer)]
                 if self.processes.first:
                     save_checkpoint(
                         self.directory.final,
