@@ -16,7 +16,9 @@ MODE_ALIASES = {
     "quadratic_spec": "quadratic",
 }
 
-CommitRuleName = Literal["threshold", "quota", "factor", "margin", "entropy", "cumulative_error"]
+CommitRuleName = Literal[
+    "threshold", "quota", "factor", "margin", "entropy", "cumulative_error", "learned"
+]
 COMMIT_RULES: tuple[CommitRuleName, ...] = get_args(CommitRuleName)
 
 RopeType = Literal["default", "linear", "yarn", "llama3"]

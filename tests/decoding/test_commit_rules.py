@@ -18,7 +18,8 @@ bars = st.floats(0.01, 1.5)
 
 
 def propose(probabilities, quota=1):
-    return Proposal(probabilities.max(-1).values, probabilities, quota)
+    sure = probabilities.max(-1).values
+    return Proposal(sure, probabilities, quota, scores=1 - sure)
 
 
 def chosen(rule, proposal, bar):
@@ -86,6 +87,13 @@ def test_entropy_takes_all_that_stay_below_the_bar_and_the_lowest(probabilities,
     assume(all(abs(n - bar) > 1e-9 for n in nats))
     expected = {i for i, n in enumerate(nats) if n <= bar} | {nats.index(lowest)}
     assert chosen("entropy", propose(probabilities), bar) == expected
+
+
+@given(probabilities=distributions, bar=bars)
+def test_learned_takes_what_the_scorer_takes_for_final(probabilities, bar):
+    scores = propose(probabilities).scores.tolist()
+    expected = {i for i, score in enumerate(scores) if score >= bar} | {by_falling(scores)[0]}
+    assert chosen("learned", propose(probabilities), bar) == expected
 
 
 @pytest.mark.parametrize("rule", RULES)

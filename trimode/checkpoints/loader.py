@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from trimode.checkpoints.adapters import read_adapter
+from trimode.checkpoints.commit_rule import read_commit_rule
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
 from trimode.checkpoints.sources import DEFAULT_MODEL, ResolvedSource, resolve
 from trimode.config import ModelConfig
+from trimode.decoding import CommitScorer
 from trimode.errors import CheckpointError, InputError
 from trimode.model import AdapterScope, AdapterWeights, ReadTensor, Transformer
 from trimode.text import ChatTemplate, Tokenizer, find_chat_template
@@ -32,6 +34,8 @@ class LoadedModel:
     adapter_scope: AdapterScope | None
     """When the draft adapter is on; None where there is none."""
     path: Path | None = None
+    commit_scorer: CommitScorer | None = None
+    """The adapter's learned commit rule, if it has one."""
 
     @property
     def can_denoise(self) -> bool:
@@ -141,8 +145,11 @@ def load(
     device = _device(device)
     checkpoint = open_checkpoint(source, offline=offline, progress=progress)
     adapter_path = _adapter_path(adapter, checkpoint.path)
-    weights = None if adapter_path is None else read_adapter(adapter_path)
-    return checkpoint.build(dtype=dtype, device=device, adapter=weights)
+    if adapter_path is None:
+        return checkpoint.build(dtype=dtype, device=device)
+    model = checkpoint.build(dtype=dtype, device=device, adapter=read_adapter(adapter_path))
+    scorer = read_commit_rule(adapter_path, model.transformer.embedding)
+    return replace(model, commit_scorer=scorer)
 
 
 def _device(device: str) -> str:

@@ -1,5 +1,6 @@
 """The decoding modes: generators that yield spans and are sent logits."""
 
+from trimode.decoding.commit_rules import BlockView, CommitScorer
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted, Event, TokenLogprob
 from trimode.decoding.modes import DECODERS, resolve_auto, scratch_rows
@@ -9,6 +10,8 @@ from trimode.decoding.stats import Stats
 
 __all__ = [
     "DECODERS",
+    "BlockView",
+    "CommitScorer",
     "Committed",
     "Decoder",
     "DecodingContext",

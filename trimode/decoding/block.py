@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trimode.config import DEFAULT_THRESHOLD
-from trimode.decoding.commit_rules import Proposal, quota_schedule, select
+from trimode.decoding.commit_rules import BlockView, Proposal, quota_schedule, select
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Drafted, TokenState
 from trimode.decoding.span import Logits, Span, SpanKind
@@ -175,7 +175,12 @@ def _fill(
         sure = probabilities.gather(-1, candidates[:, None])[:, 0]
         confidences = sure.tolist()
         if quota is not None:
-            proposal = Proposal(sure, probabilities, quota)
+            scores = None
+            if options.commit_rule == "learned":
+                assert context.commit_scorer is not None
+                view = BlockView(block.start, tuple(block.tokens), tuple(masked), probabilities)
+                scores = context.commit_scorer(view)
+            proposal = Proposal(sure, probabilities, quota, scores)
             chosen = select(options.commit_rule, proposal, options.threshold).tolist()
     tokens = candidates.tolist()
     filled = set()

@@ -2,11 +2,13 @@
 
 Each rule looks at the probabilities of the still masked positions and returns those it trusts;
 `select` adds the most trusted one, so that every pass makes progress. Sources: NLD's released
-sampler (threshold, quota) and the legacy rules of its research code.
+sampler (threshold, quota), the legacy rules of its research code, and a learned scorer (arXiv
+2607.05722, section 3.2).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +26,30 @@ class Proposal:
     """Un-tempered distribution at each position, `[masks, vocab]`."""
     quota: int
     """Positions the even schedule allows this pass."""
+    scores: Tensor | None = None
+    """What the learned scorer says of each, `[masks]`, where the rule asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockView:
+    """A block in the middle of its denoising, as a scorer sees it."""
+
+    start: int
+    """Absolute position of its first token."""
+    tokens: tuple[int, ...]
+    """The mask token where nothing is committed."""
+    masked: tuple[int, ...]
+    """Offsets of the masks."""
+    probabilities: Tensor
+    """Un-tempered distribution at each of them, `[masks, vocab]`."""
+
+
+class CommitScorer(Protocol):
+    """Tells which of a block's best candidates will not change any more."""
+
+    def __call__(self, view: BlockView) -> Tensor:
+        """Probability that the best candidate of each mask is final, `[masks]`."""
+        ...
 
 
 Rule = Callable[[Proposal, float], tuple[Tensor, Tensor]]
@@ -74,6 +100,12 @@ def entropy(proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
     return -nats, nats <= bar
 
 
+def learned(proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
+    """Every position that the model's scorer takes for final with at least this probability."""
+    assert proposal.scores is not None
+    return proposal.scores, proposal.scores >= bar
+
+
 def ranks_of(trust: Tensor) -> Tensor:
     """Rank of each position, 0 for the highest; the earlier position wins a tie."""
     return trust.sort(descending=True, stable=True).indices.argsort()
@@ -95,6 +127,7 @@ RULES: dict[CommitRuleName, tuple[Rule, float]] = {
     "margin": (margin, 0.8),
     "entropy": (entropy, 0.3),
     "cumulative_error": (cumulative_error, 0.8),
+    "learned": (learned, 0.7),
 }
 """Each rule with the bar it uses when the request gives no `threshold`."""
 

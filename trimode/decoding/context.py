@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimode.config import GenerationOptions
+from trimode.decoding.commit_rules import CommitScorer
 from trimode.decoding.sampling import Sampler
 
 
@@ -26,6 +27,8 @@ class DecodingContext:
     """Whether speculation's drafts run with the adapter on."""
     denoise_adapter: bool
     """Whether diffusion's passes run with the adapter on."""
+    commit_scorer: CommitScorer | None = None
+    """For the commit rule `learned`."""
 
     def remaining(self, length: int) -> int:
         """Tokens that may still be produced once a sequence has `length` tokens."""

@@ -167,6 +167,12 @@ class Engine:
         mask = config.mask_token_id
         if mask is None and mode != "ar":
             raise InputError("mode", f"{mode} on a model without a mask token", "use ar")
+        if options.commit_rule == "learned" and self.model.commit_scorer is None:
+            raise InputError(
+                "commit_rule",
+                f"learned on {self.model.name}, which has no learned rule",
+                "use threshold or another rule, or an adapter that brings one",
+            )
         end_think = self.model.tokenizer.token_id("</think>")
         if options.max_thinking_tokens is not None and end_think is None:
             raise InputError(
@@ -187,6 +193,7 @@ class Engine:
             block_length=options.block_length or config.block_length,
             draft_adapter=scope is not None,
             denoise_adapter=scope == "denoise",
+            commit_scorer=self.model.commit_scorer,
         )
 
     def _admit(self) -> None:
