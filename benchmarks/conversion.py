@@ -1,7 +1,8 @@
 """What a converted model gains: acceptance, tokens a pass, and diffusion's quality by threshold.
 
     python benchmarks/conversion.py --data ../shared/data --adapter DIR
-        [--prompts 20] [--max-tokens 128] [--block-length 16] [--name NAME]
+        [--prompts 20] [--max-tokens 128] [--block-length 16] [--commit-rule threshold]
+        [--name NAME] [--thresholds 0.5 0.9]
 
 Prompts that were neither trained on nor sampled by the model: self_instruct user instructions,
 GSM8K test, HumanEval; `--prompts` of each. Temperature 0.
@@ -15,6 +16,7 @@ import argparse
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -105,7 +107,11 @@ def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, opti
 
 
 def threshold_curve(
-    model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict
+    model: LoadedModel,
+    prompts: list[list[int]],
+    greedy: list,
+    options: dict,
+    thresholds: Sequence[float],
 ) -> list[dict]:
     """Diffusion's tokens a pass and quality at each threshold."""
 
@@ -117,7 +123,7 @@ def threshold_curve(
     loss, _, count = total(greedy)
     reference = loss / count
     curve = []
-    for threshold in track(THRESHOLDS, "thresholds", console=Console(stderr=True), transient=True):
+    for threshold in track(thresholds, "thresholds", console=Console(stderr=True), transient=True):
         asked = GenerationOptions(mode="diffusion", threshold=threshold, **options)
         found = decode(model, prompts, asked)
         loss, agreed, count = total(found)
@@ -166,6 +172,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--block-length", type=int, default=16)
+    parser.add_argument("--commit-rule", default="threshold")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
+    parser.add_argument("--skip-speculation", action="store_true")
     parser.add_argument("--name", default="conversion")
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype, adapter=arguments.adapter, progress=False)
@@ -179,7 +188,7 @@ def main() -> None:
     for column in ("prompts", "mode", "block", "acceptance", "TPF", "equal to ar"):
         table.add_column(column)
     for name, prompts in encoded.items():
-        if name == "all":
+        if name == "all" or arguments.skip_speculation:
             continue
         greedy = everything[start : start + len(prompts)]
         start += len(prompts)
@@ -195,14 +204,15 @@ def main() -> None:
             )
     console = Console()
     console.print(table)
-    curve = threshold_curve(model, encoded["all"], everything, options)
+    asked = {**options, "commit_rule": arguments.commit_rule}
+    curve = threshold_curve(model, encoded["all"], everything, asked, arguments.thresholds)
     shown = Table(title="diffusion, all sets")
     for column in ("threshold", "TPF", "perplexity ratio", "agreement"):
         shown.add_column(column)
     for row in curve:
         shown.add_row(*(f"{value:g}" for value in row.values()))
     console.print(shown)
-    result = {**header(), **options, "prompts": arguments.prompts, "speculation": by_set,
+    result = {**header(), **asked, "prompts": arguments.prompts, "speculation": by_set,
               "diffusion": curve}  # fmt: skip
     save(arguments.name, result)
     plot(curve, RESULTS / arguments.name)
