@@ -49,7 +49,7 @@ Threshold = Annotated[
 ]  # fmt: skip
 CommitRule = Annotated[
     str,
-    _option("--commit-rule", help="threshold, quota, factor, margin, entropy, cumulative_error."),
+    _option("--commit-rule", help="threshold, quota, factor, margin, entropy, cumulative_error, learned."),
 ]
 MaxDenoisingSteps = Annotated[
     int | None,
