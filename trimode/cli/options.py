@@ -49,7 +49,10 @@ Threshold = Annotated[
 ]  # fmt: skip
 CommitRule = Annotated[
     str,
-    _option("--commit-rule", help="threshold, quota, factor, margin, entropy, cumulative_error, learned."),
+    _option(
+        "--commit-rule",
+        help="threshold, quota, factor, margin, entropy, cumulative_error, learned.",
+    ),
 ]
 MaxDenoisingSteps = Annotated[
     int | None,
