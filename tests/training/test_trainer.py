@@ -1,15 +1,17 @@
 """The training loop on tiny models: it learns, resumes bit for bit, and refuses bad input."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from trimode import GenerationOptions, generate, load
-from trimode.errors import InputError, TrimodeError
+from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.testing.tiny import write_tiny_checkpoint
-from trimode.training import RECIPES
+from trimode.training import RECIPES, run_directory
 from trimode.training.config import parse_train_config, read_train_config
 from trimode.training.trainer import Trainer
 
@@ -199,6 +201,37 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(ba
     assert [step for step, _ in trainer.directory.checkpoints()] == [2]
     _, done = run(config_of(base, data, tmp_path / "run", save_every=2))
     assert done
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_to_continue_from(base, data, tmp_path, monkeypatch):
+    config = config_of(base, data, tmp_path / "run", save_every=2)
+    original = run_directory.save_file
+
+    def save_file(tensors, path):
+        if "step-000004" in str(path):
+            Path(path).write_bytes(b"half")
+            raise SafetensorError("No space left on device")
+        original(tensors, path)
+
+    monkeypatch.setattr(run_directory, "save_file", save_file)
+    with pytest.raises(OSError, match="No space left"):
+        run(config)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step-000002"]
+    monkeypatch.undo()
+    whole, _ = run(config_of(base, data, tmp_path / "whole", save_every=2))
+    again, done = run(config)
+    assert done
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(again)[name], value), name
+
+
+def test_a_damaged_checkpoint_is_named(base, data, tmp_path):
+    run(config_of(base, data, tmp_path / "run", steps=2, save_every=2))
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (checkpoint / "weights.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors.*remove step-000002"):
+        run(config_of(base, data, tmp_path / "run", steps=4, save_every=2))
 
 
 def test_a_checkpoint_of_another_model_is_refused(base, data, tmp_path):
