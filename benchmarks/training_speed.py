@@ -122,7 +122,7 @@ def main() -> None:
     batch = Batch(tokens, documents, torch.ones_like(tokens, dtype=torch.bool))
     config = StepConfig(
         blocks=BlockConfig(block_length=BLOCK, placement="random", noisy_tokens=2 * LENGTH),
-        noise=NoiseConfig(level="block", weighting="none", draft_share=0.7, seeded=True),
+        noise=NoiseConfig(level="block", weighting="none", draft_share=0.7, seeded_share=1.0),
         objective=ObjectiveConfig(
             diffusion_loss_weight=0, distillation_loss_weight=1, distance_decay=0.85
         ),

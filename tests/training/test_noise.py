@@ -30,7 +30,7 @@ def test_prompt_tokens_are_never_masked():
 def test_what_is_past_the_end_of_a_document_is_not_trained_on():
     blocks, learn = setting(length=10, block_length=8)
     masked = draw_noise(NoiseConfig(draft_share=1.0), blocks, learn, stream(0, 0)).masked
-    assert masked.sum() == 64 * (7 + 1)
+    assert masked.sum() == 64 * 10
 
 
 def test_weights_are_the_inverse_of_the_sequences_mask_probability():
@@ -73,17 +73,18 @@ def test_streams_differ_by_seed_and_key_and_repeat():
     assert tuple(torch.rand(4, generator=stream(7, "row", 1)).tolist()) == draws[7, "row", 1]
 
 
-def test_draft_blocks_have_a_clean_first_token_and_masks_behind():
+def test_draft_blocks_are_masked_throughout():
     noise = draw(NoiseConfig(draft_share=1.0))
-    expected = (torch.arange(8) > 0).expand_as(noise.masked)
-    assert torch.equal(noise.masked, expected)
-    assert (noise.weights[noise.masked] == 1).all()
+    assert noise.masked.all()
+    assert (noise.weights == 1).all()
 
 
-def test_seeded_blocks_keep_their_first_token():
-    noise = draw(NoiseConfig(seeded=True))
-    assert not noise.masked[:, :, 0].any()
-    assert noise.masked[:, :, 1:].any()
+def test_seeded_blocks_keep_their_first_token_and_nothing_else_for_it():
+    noise = draw(NoiseConfig(draft_share=1.0, seeded_share=1.0))
+    assert torch.equal(noise.masked, (torch.arange(8) > 0).expand_as(noise.masked))
+    half = draw(NoiseConfig(draft_share=1.0, seeded_share=0.5)).masked
+    assert half[:, :, 1:].all()
+    assert 0.4 < half[:, :, 0].float().mean() < 0.6
 
 
 def test_position_bias_masks_the_end_of_a_block_more_and_keeps_the_mean():
@@ -95,7 +96,9 @@ def test_position_bias_masks_the_end_of_a_block_more_and_keeps_the_mean():
     assert abs(float(biased.masked.float().mean() - plain.masked.float().mean())) < 0.06
 
 
-@pytest.mark.parametrize("fields", [{"eps": -1}, {"draft_share": 1.5}, {"position_half_life": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"eps": -1}, {"draft_share": 1.5}, {"seeded_share": -0.1}, {"position_half_life": 0}]
+)
 def test_a_value_out_of_range_is_named(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         NoiseConfig(**fields)

@@ -15,7 +15,7 @@ from trimode.training.step import BlockConfig, StepConfig, draw_task, losses
 JOINT = StepConfig(blocks=BlockConfig(block_length=4))
 DRAFTS = StepConfig(
     blocks=BlockConfig(block_length=4, placement="random", noisy_tokens=16),
-    noise=NoiseConfig(level="block", weighting="none", draft_share=0.5, seeded=True),
+    noise=NoiseConfig(level="block", weighting="none", draft_share=0.5, seeded_share=0.5),
     objective=ObjectiveConfig(
         diffusion_loss_weight=0.0, distillation_loss_weight=1.0, distance_decay=0.8
     ),

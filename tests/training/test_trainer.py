@@ -178,6 +178,19 @@ def test_the_recipes_run(base, data, tmp_path, recipe):
     assert all(loss > 0 for loss in losses)
 
 
+def test_a_run_can_start_from_an_adapter(base, data, tmp_path):
+    shape = {"rank": 4, "scale": 2.0}
+    first, _ = run(config_of(base, data, tmp_path / "one", train="adapter", adapter=shape))
+    start = {"start_from": str(tmp_path / "one" / "final")}
+    config = config_of(base, data, tmp_path / "two", train="adapter", adapter=shape | start)
+    second = Trainer(config, progress=False)
+    for name, value in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], value)
+    other = config_of(base, data, tmp_path / "x", train="adapter", adapter={"rank": 2} | start)
+    with pytest.raises(InputError, match=r"adapter\.start_from"):
+        Trainer(other, progress=False)
+
+
 def test_another_run_in_the_directory_is_refused(base, data, tmp_path):
     run(config_of(base, data, tmp_path / "run", steps=1))
     with pytest.raises(InputError, match=r"config\.seed 0, not 1"):

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from trimode.checkpoints import read_adapter
 from trimode.config import ModelConfig
 from trimode.errors import InputError
 from trimode.model import (
@@ -35,6 +37,8 @@ class AdapterConfig:
     scope: AdapterScope = "denoise"
     mask_embedding: bool = True
     """Whether the mask token gets an embedding of its own while the adapter is on."""
+    start_from: str | None = None
+    """An adapter of this shape to go on from, instead of a new one."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -68,6 +72,29 @@ def new_adapter(
             targets[linear] = (down, torch.zeros(rows, adapter.rank))
     mask_embedding = embedding.detach().float().clone() if adapter.mask_embedding else None
     return AdapterWeights(adapter.scale, targets, adapter.scope, mask_embedding)
+
+
+def first_adapter(
+    config: ModelConfig, adapter: AdapterConfig, embedding: Tensor, seed: int
+) -> AdapterWeights:
+    """Where training begins: a new adapter, or the one that `start_from` names.
+
+    Raises:
+        InputError: it has another shape than the configuration says.
+    """
+    new = new_adapter(config, adapter, embedding, seed)
+    if adapter.start_from is None:
+        return new
+    old = read_adapter(Path(adapter.start_from).expanduser()).to(torch.float32)
+    shapes = [
+        {name: (a.shape, b.shape) for name, (a, b) in weights.targets.items()}
+        for weights in (old, new)
+    ]
+    facts = [(w.scale, w.scope, w.mask_embedding is None) for w in (old, new)]
+    if shapes[0] != shapes[1] or facts[0] != facts[1]:
+        found = f"{adapter.start_from} has another rank, scale, scope or targets"
+        raise InputError("adapter.start_from", found, "an adapter of the configured shape")
+    return old
 
 
 @dataclass(frozen=True, slots=True)

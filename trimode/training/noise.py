@@ -25,15 +25,15 @@ class NoiseConfig:
     """Bias masking towards a block's end: within a block the mask odds halve over this fraction
     of its length, counted from the end. Efficient-DLM uses 0.1; None is uniform."""
     draft_share: float = 0.0
-    """Share of blocks that look as a speculative draft does: first token clean, the rest masked."""
-    seeded: bool = False
-    """Keep the first token of every block clean, as decoding that seeds a block from AR sees it."""
+    """Share of blocks that are masked throughout, as drafts begin."""
+    seeded_share: float = 0.0
+    """Share of blocks whose first token stays clean: linear drafts and diffusion begin with AR's
+    token, quadratic drafts and all-mask starts do not."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("eps", 0.0, 1.0), ("draft_share", 0.0, 1.0)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(name, str(value), f"must be in {low:g} to {high:g}")
+        for name in ("eps", "draft_share", "seeded_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(name, str(getattr(self, name)), "must be in 0 to 1")
         if self.position_half_life is not None and self.position_half_life <= 0:
             raise InputError("position_half_life", str(self.position_half_life), "must be above 0")
 
@@ -86,10 +86,11 @@ def draw_noise(
     first = torch.arange(length) == 0
     if config.draft_share:
         is_draft = torch.rand(rows, count, 1, generator=generator) < config.draft_share
-        masked = torch.where(is_draft, ~first, masked)
+        masked = masked | is_draft
         p = torch.where(is_draft, torch.ones_like(p), p)
-    if config.seeded:
-        masked = masked & ~first
+    if config.seeded_share:
+        is_seeded = torch.rand(rows, count, 1, generator=generator) < config.seeded_share
+        masked = masked & ~(is_seeded & first)
     allowed = learn.gather(1, blocks.index.flatten(1)).view(shape)
     masked = masked & allowed & blocks.inside
     weights = masked / p if config.weighting == "inverse" else masked.float()

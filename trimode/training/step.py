@@ -99,9 +99,10 @@ class StepConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
-        if self.objective.alignment_loss_weight and self.noise.draft_share < 1:
-            found = str(self.noise.draft_share)
-            raise InputError("draft_share", found, "must be 1 with alignment_loss_weight")
+        for name in ("draft_share", "seeded_share"):
+            if self.objective.alignment_loss_weight and getattr(self.noise, name) < 1:
+                found = str(getattr(self.noise, name))
+                raise InputError(name, found, "must be 1 with alignment_loss_weight")
         if self.blocks.context == "block" and self.objective.ar_loss_weight:
             raise InputError(
                 "ar_loss_weight",

@@ -33,8 +33,8 @@ from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
     export_adapter,
     export_weights,
+    first_adapter,
     head_matrix,
-    new_adapter,
     train_adapter,
     train_everything,
 )
@@ -95,7 +95,7 @@ class Trainer:
         adapter = None
         if config.train == "adapter":
             embedding = checkpoint.read("embed_tokens.weight")[model_config.mask_token_id]
-            adapter = new_adapter(model_config, config.adapter, embedding, config.seed)
+            adapter = first_adapter(model_config, config.adapter, embedding, config.seed)
         self.processes = start(config.device)
         rows = (config.micro_batch_size or 1) * self.processes.count
         if config.batch_size % rows:
