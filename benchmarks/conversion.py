@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from trimode import GenerationOptions, LoadedModel, load
-from trimode.engine import Engine, drain, encode_prompt
+from trimode import LoadedModel, generate_batch, load
+from trimode.decoding import Stats
+from trimode.engine import GenerationResult, encode_prompt
 from trimode.model import CachedAttention, KVCache, Segment
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -54,15 +55,6 @@ def _rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-def decode(model: LoadedModel, prompts: list[list[int]], options: GenerationOptions) -> list:
-    """Finished sequences, in order."""
-    engine = Engine(model)
-    sequences = [engine.add(prompt, options) for prompt in prompts]
-    for _ in drain(engine):
-        pass
-    return sequences
-
-
 @torch.inference_mode()
 def score(model: LoadedModel, prompt: list[int], answer: list[int]) -> tuple[float, int]:
     """Negative log-likelihood of an answer under AR, and how many of its tokens AR would choose."""
@@ -77,30 +69,24 @@ def score(model: LoadedModel, prompt: list[int], answer: list[int]) -> tuple[flo
     return loss, int((logits.argmax(-1) == targets).sum())
 
 
-def tokens_per_forward(sequences: list) -> float:
-    """Over all sequences together."""
-    tokens = sum(s.stats.completion_tokens for s in sequences)
-    return tokens / sum(s.stats.nfe for s in sequences)
-
-
-def acceptance(sequences: list) -> float:
-    """Likewise."""
-    return sum(s.stats.cycle_tokens for s in sequences) / sum(s.stats.cycles for s in sequences)
+def together(results: list[GenerationResult]) -> Stats:
+    """Figures of all results together."""
+    return Stats.pooled(result.stats for result in results)
 
 
 def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict) -> dict:
     """Acceptance and tokens a pass of both lossless modes, and whether they were."""
     row: dict = {}
     for mode, block_length in (("linear", options["block_length"]), ("quadratic", QUADRATIC_BLOCK)):
-        asked = GenerationOptions(
-            mode=mode, max_tokens=options["max_tokens"], block_length=block_length
-        )
-        found = decode(model, prompts, asked)
+        asked = {**options, "mode": mode, "block_length": block_length}
+        found = generate_batch(model, prompts, **asked)
+        stats = together(found)
+        pairs = zip(found, greedy, strict=True)
         row[mode] = {
             "block_length": block_length,
-            "acceptance_length": round(acceptance(found), 3),
-            "tokens_per_forward": round(tokens_per_forward(found), 3),
-            "equal_to_ar": sum(a.tokens == b.tokens for a, b in zip(found, greedy, strict=True)),
+            "acceptance_length": round(stats.acceptance_length or 0.0, 3),
+            "tokens_per_forward": round(stats.tokens_per_forward, 3),
+            "equal_to_ar": sum(ours.token_ids == ar.token_ids for ours, ar in pairs),
             "answers": len(found),
         }
     return row
@@ -115,22 +101,21 @@ def threshold_curve(
 ) -> list[dict]:
     """Diffusion's tokens a pass and quality at each threshold."""
 
-    def total(sequences: list) -> tuple[float, int, int]:
-        pairs = [score(model, p, s.tokens) for p, s in zip(prompts, sequences, strict=True)]
-        count = sum(len(s.tokens) for s in sequences)
+    def total(results: list[GenerationResult]) -> tuple[float, int, int]:
+        pairs = [score(model, p, list(r.token_ids)) for p, r in zip(prompts, results, strict=True)]
+        count = sum(len(r.token_ids) for r in results)
         return sum(p[0] for p in pairs), sum(p[1] for p in pairs), count
 
     loss, _, count = total(greedy)
     reference = loss / count
     curve = []
     for threshold in track(thresholds, "thresholds", console=Console(stderr=True), transient=True):
-        asked = GenerationOptions(mode="diffusion", threshold=threshold, **options)
-        found = decode(model, prompts, asked)
+        found = generate_batch(model, prompts, mode="diffusion", threshold=threshold, **options)
         loss, agreed, count = total(found)
         curve.append(
             {
                 "threshold": threshold,
-                "tokens_per_forward": round(tokens_per_forward(found), 3),
+                "tokens_per_forward": round(together(found).tokens_per_forward, 3),
                 "perplexity_ratio": round(math.exp(loss / count - reference), 3),
                 "agreement": round(agreed / count, 3),
             }
@@ -182,7 +167,7 @@ def main() -> None:
     sets = read_prompts(arguments.data, arguments.prompts)
     encoded = {name: [encode_prompt(model, t) for t in texts] for name, texts in sets.items()}
     encoded["all"] = [prompt for prompts in encoded.values() for prompt in prompts]
-    everything = decode(model, encoded["all"], GenerationOptions(max_tokens=arguments.max_tokens))
+    everything = generate_batch(model, encoded["all"], max_tokens=arguments.max_tokens)
     by_set, start = {}, 0
     table = Table(title=f"{arguments.prompts} prompts a set, {arguments.max_tokens} tokens, T 0")
     for column in ("prompts", "mode", "block", "acceptance", "TPF", "equal to ar"):

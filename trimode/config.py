@@ -157,19 +157,19 @@ class GenerationOptions:
             raise InputError(
                 "commit_rule", repr(self.commit_rule), f"allowed: {', '.join(COMMIT_RULES)}"
             )
-        _check_range("max_tokens", self.max_tokens, 1, None)
-        _check_range("temperature", self.temperature, 0.0, None)
-        _check_range("top_k", self.top_k, 0, None)
-        _check_range("top_p", self.top_p, 0.0, 1.0, exclusive_low=True)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, None, exclusive_low=True)
-        _check_range("seed", self.seed, 0, 2**63 - 1)
-        _check_range("logprobs", self.logprobs, 0, 20)
-        _check_range("block_length", self.block_length, 1, None)
-        _check_range("threshold", self.threshold, 0.0, None)
-        _check_range("max_denoising_steps", self.max_denoising_steps, 1, None)
-        _check_range("revision_threshold", self.revision_threshold, 0.0, 1.0)
-        _check_range("max_thinking_tokens", self.max_thinking_tokens, 0, None)
+        check_range("max_tokens", self.max_tokens, 1, None)
+        check_range("temperature", self.temperature, 0.0, None)
+        check_range("top_k", self.top_k, 0, None)
+        check_range("top_p", self.top_p, 0.0, 1.0, exclusive_low=True)
+        check_range("min_p", self.min_p, 0.0, 1.0)
+        check_range("repetition_penalty", self.repetition_penalty, 0.0, None, exclusive_low=True)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("logprobs", self.logprobs, 0, 20)
+        check_range("block_length", self.block_length, 1, None)
+        check_range("threshold", self.threshold, 0.0, None)
+        check_range("max_denoising_steps", self.max_denoising_steps, 1, None)
+        check_range("revision_threshold", self.revision_threshold, 0.0, 1.0)
+        check_range("max_thinking_tokens", self.max_thinking_tokens, 0, None)
         if any(not text for text in self.stop):
             raise InputError(
                 "stop", "an empty string", "each stop string needs at least one character"
@@ -230,7 +230,7 @@ def _finite(value: float) -> bool:
         return False
 
 
-def _check_range(
+def check_range(
     name: str,
     value: float | None,
     low: float,
@@ -238,6 +238,7 @@ def _check_range(
     *,
     exclusive_low: bool = False,
 ) -> None:
+    """Raise InputError naming the field unless the value is finite and in range; None passes."""
     if value is None:
         return
     above = value > low if exclusive_low else value >= low

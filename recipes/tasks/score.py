@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from trimode import GenerationOptions, LoadedModel, load
-from trimode.engine import Engine, drain, encode_prompt
+from trimode import LoadedModel, generate_batch, load
+from trimode.decoding import Stats
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from machine import header, save
@@ -79,25 +79,17 @@ def _values(code: str) -> list | None:
 
 def run(model: LoadedModel, rows: list[dict], fields: dict) -> dict:
     """Accuracy in all and by task, TPF and acceptance length."""
-    options = GenerationOptions(max_tokens=96, **fields)
-    engine = Engine(model)
-    sequences = [engine.add(encode_prompt(model, row["prompt"]), options) for row in rows]
-    for _ in drain(engine):
-        pass
+    results = generate_batch(model, [row["prompt"] for row in rows], max_tokens=96, **fields)
     right = defaultdict(list)
-    for row, sequence in zip(rows, sequences, strict=True):
-        right[row["task"]].append(is_right(row["task"], sequence.stream.text, row["completion"]))
-    stats = [sequence.stats for sequence in sequences]
-    cycles = sum(s.cycles for s in stats)
+    for row, result in zip(rows, results, strict=True):
+        right[row["task"]].append(is_right(row["task"], result.text, row["completion"]))
+    stats = Stats.pooled(result.stats for result in results)
+    accepted = stats.acceptance_length
     return {
         "accuracy": round(sum(map(sum, right.values())) / len(rows), 4),
         "by_task": {task: round(sum(found) / len(found), 4) for task, found in right.items()},
-        "tokens_per_forward": round(
-            sum(s.completion_tokens for s in stats) / sum(s.nfe for s in stats), 3
-        ),
-        "acceptance_length": round(sum(s.cycle_tokens for s in stats) / cycles, 3)
-        if cycles
-        else None,
+        "tokens_per_forward": round(stats.tokens_per_forward, 3),
+        "acceptance_length": None if accepted is None else round(accepted, 3),
     }
 
 

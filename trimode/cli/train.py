@@ -1,13 +1,16 @@
 """`trimode train` and `trimode convert`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimode.cli import options as opt
 from trimode.errors import InputError
 from trimode.training import RECIPES
+
+if TYPE_CHECKING:
+    from trimode.training.config import TrainConfig
 
 Set = Annotated[
     list[str] | None,
@@ -33,7 +36,8 @@ def train(
 ) -> int:
     """Train with the joint objective, or an adapter; an interrupted run continues where it was."""
     fields = {"model": model, "data.files": data, "output": output, "steps": steps}
-    return _run(_recipe(config), {k: v for k, v in fields.items() if v}, set_, no_progress)
+    asked = _config(config, {k: v for k, v in fields.items() if v}, set_)
+    return _run(asked, no_progress)
 
 
 def convert(
@@ -80,20 +84,22 @@ def convert(
     }
     if steps is not None:
         fields["steps"] = steps
-    from trimode.training.config import read_train_config
-
-    read_train_config(_recipe(recipe), fields | _overrides(set_))  # refuse before the long part
+    config = _config(recipe, fields, set_)  # refuse before the long part
     loaded = load(model, dtype=dtype, progress=not no_progress)
     self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
     del loaded
-    return _run(_recipe(recipe), fields, set_, no_progress)
+    return _run(config, no_progress)
 
 
-def _run(path: Path, fields: dict[str, Any], overrides: list[str] | None, no_progress: bool) -> int:
+def _config(recipe: str, fields: dict[str, Any], overrides: list[str] | None) -> "TrainConfig":
     from trimode.training.config import read_train_config
+
+    return read_train_config(_recipe(recipe), fields | _overrides(overrides))
+
+
+def _run(config: "TrainConfig", no_progress: bool) -> int:
     from trimode.training.trainer import Trainer
 
-    config = read_train_config(path, fields | _overrides(overrides))
     trainer = Trainer(config, progress=not no_progress)
     if not trainer.run():
         typer.echo(f"stopped at step {trainer.step}; the same command continues it", err=True)

@@ -6,6 +6,7 @@ Acceptance length = tokens committed per draft-verify cycle, the verifier's own 
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trimode.decoding.span import SpanKind
@@ -26,6 +27,19 @@ class Stats:
     admitted_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
+
+    @classmethod
+    def pooled(cls, several: Iterable["Stats"]) -> "Stats":
+        """The counts of several sequences together; it has no times of its own."""
+        total = cls()
+        for one in several:
+            total.passes += one.passes
+            total.completion_tokens += one.completion_tokens
+            total.cycles += one.cycles
+            total.cycle_tokens += one.cycle_tokens
+            total.drafted_tokens += one.drafted_tokens
+            total.revisions += one.revisions
+        return total
 
     def count_pass(self, kind: SpanKind) -> None:
         """Count a finished span; the prefill counts once however many spans it took."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trimode.checkpoints import read_adapter
-from trimode.config import ModelConfig
+from trimode.config import ModelConfig, check_range
 from trimode.errors import InputError
 from trimode.model import (
     AdapterScope,
@@ -41,10 +41,8 @@ class AdapterConfig:
     """An adapter of this shape to go on from, instead of a new one."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError("rank", str(self.rank), "must be at least 1")
-        if self.scale <= 0:
-            raise InputError("scale", str(self.scale), "must be above 0")
+        check_range("rank", self.rank, 1, None)
+        check_range("scale", self.scale, 0, None, exclusive_low=True)
         unknown = [name for name in self.targets if name not in LINEARS]
         if unknown or not self.targets:
             raise InputError("targets", ", ".join(unknown) or "none", f"of {', '.join(LINEARS)}")

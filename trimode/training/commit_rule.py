@@ -44,18 +44,17 @@ class _Oracle:
     def __init__(self, answer: dict[int, int], examples: list[Example]) -> None:
         """`answer`: settled token by absolute position."""
         self._answer, self._examples = answer, examples
-        self._lost: int | None = None
-        """Start of the block that has left the settled answer, if one has."""
+        self._lost = False
+        """Whether a block has left the settled answer."""
 
     def __call__(self, view: BlockView) -> Tensor:
         best = view.probabilities.max(-1)
         settled = [self._answer.get(view.start + i, -1) for i in view.masked]
         right = (best.indices.cpu() == torch.tensor(settled)).float()
-        if self._lost is None and all(token >= 0 for token in settled):
+        if not self._lost and all(token >= 0 for token in settled):
             self._write(view, right)
-            surest = int(best.values.argmax())
-            if not right.any() and not right[surest]:
-                self._lost = view.start  # a wrong token is committed now: the rest is another text
+            # Where none is right a wrong one is committed now, and the rest is another text.
+            self._lost = not bool(right.any())
         return right.to(best.values.device) + 1e-3 * best.values
 
     def _write(self, view: BlockView, right: Tensor) -> None:
@@ -167,7 +166,6 @@ def fit(
             if behind == patience:
                 break
     network.load_state_dict(best)
-    _, _, masked, final = _collate(held_out)
     confidence = torch.cat([e.scalars[:, 0][e.masked] for e in held_out])
     labels = torch.cat([e.final[e.masked] for e in held_out])
     result = FitResult(auc=best_auc, confidence_auc=auc(confidence, labels), epochs=done)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from trimode.config import check_range
 from trimode.errors import InputError
 from trimode.training.adapter import AdapterConfig
 from trimode.training.data import LearnFrom
@@ -24,8 +25,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.files:
             raise InputError("data.files", "empty", "needs at least one file")
-        if self.sequence_length < 2:
-            raise InputError("data.sequence_length", str(self.sequence_length), "at least 2")
+        check_range("data.sequence_length", self.sequence_length, 2, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,10 @@ class OptimiserConfig:
     """Largest gradient norm."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise InputError("learning_rate", str(self.learning_rate), "must be above 0")
+        check_range("learning_rate", self.learning_rate, 0, None, exclusive_low=True)
         for name in ("warmup_steps", "decay_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputError(name, str(getattr(self, name)), "must be at least 0")
-        if self.clip <= 0:
-            raise InputError("clip", str(self.clip), "must be above 0")
+            check_range(name, getattr(self, name), 0, None)
+        check_range("clip", self.clip, 0, None, exclusive_low=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +99,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise InputError(name, str(getattr(self, name)), "must be at least 1")
+            check_range(name, getattr(self, name), 1, None)
         micro = self.micro_batch_size
         if micro is not None and (micro < 1 or self.batch_size % micro):
             raise InputError("micro_batch_size", str(micro), f"must divide {self.batch_size}")

@@ -1,13 +1,13 @@
 """What is measured while training: losses on held-out text, decoding of held-out prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from trimode.checkpoints import LoadedModel
-from trimode.config import GenerationOptions
-from trimode.engine import Engine, drain, encode_prompt
+from trimode.decoding import Stats
+from trimode.engine import generate_batch
 from trimode.training.adapter import head_matrix
 from trimode.training.data import Batch
 from trimode.training.objective import ar_loss, head_loss
@@ -18,35 +18,9 @@ _EVALUATION_SEED = -1
 """Evaluations share their noise, so that their losses can be compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecodingFigures:
-    """Totals over all prompts of one mode."""
-
-    tokens: int
-    nfe: int
-    acceptance_length: float | None
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """Completion tokens / NFE, over all prompts together."""
-        return self.tokens / self.nfe
-
-
-def decode(
-    model: LoadedModel, prompts: Sequence[str], options: GenerationOptions
-) -> DecodingFigures:
-    """Decode prompts together and add up their figures."""
-    engine = Engine(model)
-    sequences = [engine.add(encode_prompt(model, prompt), options) for prompt in prompts]
-    for _ in drain(engine):
-        pass
-    stats = [sequence.stats for sequence in sequences]
-    cycles = sum(s.cycles for s in stats)
-    return DecodingFigures(
-        tokens=sum(s.completion_tokens for s in stats),
-        nfe=sum(s.nfe for s in stats),
-        acceptance_length=sum(s.cycle_tokens for s in stats) / cycles if cycles else None,
-    )
+def decode(model: LoadedModel, prompts: Sequence[str], **options: Any) -> Stats:
+    """Decode prompts together and add up their figures; `options` as for `generate_batch`."""
+    return Stats.pooled(result.stats for result in generate_batch(model, prompts, **options))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimode.errors import InputError
+from trimode.config import check_range
 from trimode.training.masks import Blocks
 
 
@@ -32,10 +32,8 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         for name in ("eps", "draft_share", "seeded_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(name, str(getattr(self, name)), "must be in 0 to 1")
-        if self.position_half_life is not None and self.position_half_life <= 0:
-            raise InputError("position_half_life", str(self.position_half_life), "must be above 0")
+            check_range(name, getattr(self, name), 0, 1)
+        check_range("position_half_life", self.position_half_life, 0, None, exclusive_low=True)
 
 
 @dataclass(frozen=True, slots=True)

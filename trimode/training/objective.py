@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimode.config import check_range
 from trimode.errors import InputError
 
 DIFFUSION_LOSS_WEIGHT = 0.3
@@ -42,14 +43,12 @@ class ObjectiveConfig:
             "alignment_loss_weight",
         )
         for name in names:
-            if getattr(self, name) < 0:
-                raise InputError(name, str(getattr(self, name)), "must be at least 0")
+            check_range(name, getattr(self, name), 0, None)
         if self.alignment_loss_weight and any(getattr(self, name) for name in names[1:3]):
             found = str(self.alignment_loss_weight)
             raise InputError(names[3], found, f"goes without {names[1]} and {names[2]}")
         for name in ("distillation_temperature", "distance_decay"):
-            if getattr(self, name) <= 0:
-                raise InputError(name, str(getattr(self, name)), "must be above 0")
+            check_range(name, getattr(self, name), 0, None, exclusive_low=True)
 
 
 @dataclass(frozen=True, slots=True)

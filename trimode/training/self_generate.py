@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trimode.checkpoints import LoadedModel
-from trimode.config import GenerationOptions
+from trimode.config import GenerationOptions, check_range
 from trimode.engine import Engine
 from trimode.engine import Sequence as EngineSequence
 from trimode.errors import InputError
@@ -47,10 +47,8 @@ class SelfGenerationConfig:
     def __post_init__(self) -> None:
         names = ("conversations", "user_max_tokens", "answer_max_tokens", "concurrency")
         for name in names:
-            if getattr(self, name) < 1:
-                raise InputError(name, str(getattr(self, name)), "must be at least 1")
-        if not 0 <= self.sampled_share <= 1:
-            raise InputError("sampled_share", str(self.sampled_share), "must be in 0 to 1")
+            check_range(name, getattr(self, name), 1, None)
+        check_range("sampled_share", self.sampled_share, 0, 1)
 
 
 def read_prompts(path: Path) -> list[str]:

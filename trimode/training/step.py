@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimode.config import check_range
 from trimode.errors import InputError
 from trimode.model import Transformer
 from trimode.training.adapter import head_matrix
@@ -55,8 +56,7 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         for name in ("block_length", "copies"):
-            if getattr(self, name) < 1:
-                raise InputError(name, str(getattr(self, name)), "must be at least 1")
+            check_range(name, getattr(self, name), 1, None)
         if any(length < 1 for length in self.other_lengths):
             raise InputError("other_lengths", str(self.other_lengths), "must be at least 1")
         lengths = (self.block_length, *self.other_lengths)

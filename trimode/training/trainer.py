@@ -28,7 +28,6 @@ from rich.progress import (
 )
 
 from trimode.checkpoints import LoadedModel, open_checkpoint, save_adapter, save_checkpoint
-from trimode.config import GenerationOptions
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
     export_adapter,
@@ -230,15 +229,16 @@ class Trainer:
                 row |= {f"held_out_{name}_loss": value for name, value in found.items()}
             if self._prompts and self.processes.count == 1:  # decoding needs whole weights
                 block_length = self.config.step.blocks.block_length
-                asked = GenerationOptions(
-                    mode="linear", max_tokens=options.max_tokens, block_length=block_length
-                )
-                linear = decode(self.model, self._prompts, asked)
+                asked: dict[str, Any] = {
+                    "max_tokens": options.max_tokens,
+                    "block_length": block_length,
+                }
+                linear = decode(self.model, self._prompts, mode="linear", **asked)
                 row["acceptance_length"] = linear.acceptance_length
                 row["linear_tokens_per_forward"] = linear.tokens_per_forward
                 if self.model.can_denoise:
-                    asked = replace(asked, mode="diffusion", threshold=options.threshold)
-                    denoised = decode(self.model, self._prompts, asked)
+                    asked |= {"mode": "diffusion", "threshold": options.threshold}
+                    denoised = decode(self.model, self._prompts, **asked)
                     row["diffusion_tokens_per_forward"] = denoised.tokens_per_forward
         self.directory.log(row)
         figures = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
@@ -290,17 +290,11 @@ class Trainer:
         self.step, path = found[-1]
         self._copy_in(self.directory.load(path, "weights"), path)
         moments = self.directory.load(path, "optimiser")
-        for item in self.trained:
-            prefix = f"{item.name}."
-            state = {
-                name.removeprefix(prefix): value
-                for name, value in moments.items()
-                if name.startswith(prefix) and "." not in name.removeprefix(prefix)
-            }
-            if state:
-                self.optimiser.state[item.parameter] = {
-                    name: like(value, item.parameter) for name, value in state.items()
-                }
+        parameters = {item.name: item.parameter for item in self.trained}
+        for name, value in moments.items():
+            owner, _, kind = name.rpartition(".")
+            parameter = parameters[owner]
+            self.optimiser.state[parameter][kind] = like(value, parameter)
         if self.average is not None:
             values = self.directory.load(path, "average")
             for item in self.trained:
