@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trimode import generate_batch, load
+from trimode.decoding import Stats
 from trimode.engine import encode_prompt
 from trimode.model import CachedAttention, KVCache, Segment
 
@@ -92,3 +93,17 @@ def test_the_saved_checkpoint_opens_in_transformers(ours, prompts):
     with torch.inference_mode():
         logits = model.eval()(torch.tensor([prompts[0]])).logits[0, -1]
     assert int(logits.argmax()) == generate_batch(ours, prompts[:1], max_tokens=1)[0].token_ids[0]
+
+
+def test_the_adapter_that_ships_leaves_ar_as_it_was_and_drafts(ours, prompts):
+    plain = load(dtype="fp32", adapter="none", progress=False)
+    assert (plain.adapter_scope, ours.adapter_scope) == (None, "denoise")
+    assert ours.config.block_length == 16
+    assert not ours.config.trained_to_denoise
+    options = {"max_tokens": 32, "logprobs": 2}
+    bare, with_adapter = (generate_batch(m, prompts[:4], **options) for m in (plain, ours))
+    assert [r.token_ids for r in bare] == [r.token_ids for r in with_adapter]
+    assert [r.logprobs for r in bare] == [r.logprobs for r in with_adapter]
+    drafted = generate_batch(ours, prompts[:4], mode="linear", max_tokens=32)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in bare]
+    assert Stats.pooled(r.stats for r in drafted).acceptance_length > 2.3

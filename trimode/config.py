@@ -141,8 +141,12 @@ class GenerationOptions:
     """Passes a block may take; default the block length. Also the quota rule's schedule."""
     revision_threshold: float | None = None
     """Diffusion: reopen a committed token whose probability fell below this; None: never."""
-    seed_block: bool = True
-    """Start a diffusion block with the AR prediction of its first token (NLD), not all masks."""
+    seed_block: bool | None = None
+    """Whether a block begins with the AR prediction of its first token (NLD) or is all masks.
+
+    In a linear draft that is all masks the predicted token goes ahead of the block instead, as a
+    causal row of the same pass. None: seeded, but for the drafts of adapters trained the other way.
+    """
     show_drafts: bool = False
     max_thinking_tokens: int | None = None
     force: bool = False

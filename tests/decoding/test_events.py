@@ -13,6 +13,7 @@ from trimode.engine import Engine, drain
 PROMPT = [9, 8, 11]
 MODES = {
     "linear": {"mode": "linear"},
+    "linear-all-masks": {"mode": "linear", "seed_block": False},
     "linear-threshold": {"mode": "linear", "threshold": 0.9},
     "quadratic": {"mode": "quadratic"},
     "diffusion": {"mode": "diffusion"},

@@ -40,15 +40,46 @@ def agreeable(seed: int = 0, family: str = "llama"):
 
 @pytest.mark.parametrize("block_length", BLOCK_LENGTHS)
 @pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
-@pytest.mark.parametrize("mode", ["linear", "quadratic"])
+@pytest.mark.parametrize(
+    "mode",
+    [{"mode": "linear"}, {"mode": "linear", "seed_block": False}, {"mode": "quadratic"}],
+    ids=["linear", "linear-all-masks", "quadratic"],
+)
 def test_speculation_emits_exactly_the_ar_tokens(mode, options, block_length):
     model = agreeable(1)
     tokens = 12 if block_length == 32 else 24
     expected = model.generate(PROMPT, max_tokens=tokens, **options).tokens
     got = model.generate(
-        PROMPT, mode=mode, max_tokens=tokens, block_length=block_length, **options
+        PROMPT, max_tokens=tokens, block_length=block_length, **mode, **options
     ).tokens
     assert got == expected
+
+
+def test_a_pass_that_drafts_ahead_of_its_seed_yields_one_token_for_certain():
+    """Where every draft is wrong NLD's form makes one token a cycle, this one two."""
+    made = {}
+    for seeded in (True, False):
+        engine = Engine(scripted(speculative(lambda position: False)))
+        options = GenerationOptions(
+            mode="linear", block_length=5, max_tokens=21, seed_block=seeded, ignore_eos=True
+        )
+        sequence = engine.add(PROMPT, options)
+        for _ in drain(engine):
+            pass
+        made[seeded] = sequence.stats
+    assert made[True].acceptance_length == 1
+    assert made[False].acceptance_length == 2
+    assert made[False].passes == {"prefill": 1, "draft": 10, "verify": 10}
+    assert made[False].tokens_per_forward == 1
+
+
+@pytest.mark.parametrize("threshold", [0.4, 0.6, 0.95])
+@pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
+def test_several_passes_ahead_of_the_seed_emit_exactly_the_ar_tokens(options, threshold):
+    model = agreeable(2)
+    asked = {"max_tokens": 30, "block_length": 8, "threshold": threshold, **options}
+    got = model.generate(PROMPT, mode="linear", seed_block=False, **asked)
+    assert got.tokens == model.generate(PROMPT, max_tokens=30, **options).tokens
 
 
 @pytest.mark.parametrize("threshold", [0.4, 0.6, 0.95])

@@ -39,7 +39,21 @@ def test_linear_drafts_with_the_adapter_and_verifies_without(family, threshold, 
     oracle = request(model, on=True)
     expected = nld.linear(oracle, threshold=threshold)
     assert min(oracle.margins) > 1e-4
-    got = model.generate(PROMPT, mode="linear", max_tokens=20, block_length=6, threshold=threshold)
+    asked = {"max_tokens": 20, "block_length": 6, "threshold": threshold}
+    got = model.generate(PROMPT, mode="linear", seed_block=True, **asked)
+    assert result(got) == expected
+
+
+@pytest.mark.parametrize("block_length", [1, 2, 6])
+@pytest.mark.parametrize("threshold", [0.0, 0.6])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_denoising_adapter_drafts_ahead_of_the_seed(family, threshold, block_length):
+    model = adapted(family, scope="denoise")
+    oracle = request(model, on=True, block_length=block_length)
+    expected = nld.linear_ahead(oracle, threshold=threshold)
+    assert min(oracle.margins) > 1e-4
+    asked = {"max_tokens": 20, "block_length": block_length, "threshold": threshold}
+    got = model.generate(PROMPT, mode="linear", **asked)
     assert result(got) == expected
 
 

@@ -14,6 +14,7 @@ from trimode.model import CachedAttention, KVCache, Segment
 MODES = {
     "ar": {"mode": "ar"},
     "linear": {"mode": "linear", "block_length": 5},
+    "linear-all-masks": {"mode": "linear", "block_length": 5, "seed_block": False},
     "linear-threshold": {"mode": "linear", "block_length": 5, "threshold": 0.6},
     "quadratic": {"mode": "quadratic", "block_length": 4},
     "diffusion": {"mode": "diffusion", "block_length": 5, "threshold": 0.5},

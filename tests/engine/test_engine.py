@@ -16,6 +16,7 @@ REQUESTS = {
     "ar": {"mode": "ar"},
     "ar-sampled": {"mode": "ar", "temperature": 0.8, "top_p": 0.9, "seed": 3},
     "linear": {"mode": "linear", "block_length": 5},
+    "linear-all-masks": {"mode": "linear", "block_length": 5, "seed_block": False},
     "linear-threshold": {"mode": "linear", "block_length": 6, "threshold": 0.6},
     "quadratic": {"mode": "quadratic", "block_length": 4},
     "diffusion": {"mode": "diffusion", "block_length": 8, "threshold": 0.5},

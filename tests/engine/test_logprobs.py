@@ -9,6 +9,7 @@ PROMPT = [3, 1, 4, 1, 5, 9]
 MODES = {
     "ar": {"mode": "ar"},
     "linear": {"mode": "linear", "block_length": 5},
+    "linear-all-masks": {"mode": "linear", "block_length": 5, "seed_block": False},
     "quadratic": {"mode": "quadratic", "block_length": 5},
     "diffusion": {"mode": "diffusion", "block_length": 5, "threshold": 0.6},
     "diffusion-all-masks": {"mode": "diffusion", "block_length": 5, "seed_block": False},

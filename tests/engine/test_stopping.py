@@ -13,6 +13,7 @@ from trimode.engine import Engine, drain
 MODES = {
     "ar": {"mode": "ar"},
     "linear": {"mode": "linear", "block_length": 4},
+    "linear-all-masks": {"mode": "linear", "block_length": 4, "seed_block": False},
     "quadratic": {"mode": "quadratic", "block_length": 4},
     "diffusion": {"mode": "diffusion", "block_length": 4},
     "diffusion-all-masks": {"mode": "diffusion", "block_length": 4, "seed_block": False},

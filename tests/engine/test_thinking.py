@@ -12,6 +12,7 @@ from trimode.engine import Engine
 MODES = {
     "ar": {"mode": "ar"},
     "linear": {"mode": "linear", "block_length": 4},
+    "linear-all-masks": {"mode": "linear", "block_length": 4, "seed_block": False},
     "linear-threshold": {"mode": "linear", "block_length": 4, "threshold": 0.9},
     "quadratic": {"mode": "quadratic", "block_length": 4},
     "diffusion": {"mode": "diffusion", "block_length": 4},

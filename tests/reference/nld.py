@@ -108,8 +108,12 @@ def fill(
     threshold: float | None,
     passes: int,
     eos: frozenset[int],
+    first: int | None = None,
 ) -> int:
-    """Denoise `block` in place; `threshold` None means an even quota. Returns passes made."""
+    """Denoise `block` in place; `threshold` None means an even quota. Returns passes made.
+
+    `first`: the block's first token where the first pass, which did not see it, makes it known.
+    """
     undecided = block.count(request.mask_id)
     quotas = [undecided // passes + (i < undecided % passes) for i in range(passes)]
     for step in range(passes):
@@ -117,6 +121,11 @@ def fill(
         if not masked:
             return step
         logits = request.denoised(prefix, block)
+        if first is not None and step == 0:
+            block[0] = first
+            masked = masked[1:]
+            if not masked:
+                return 1
         candidates = {i: request.confidence(logits[i]) for i in masked}
         sure = {i: c for i, (_, c) in candidates.items()}
         if step == passes - 1:
@@ -154,6 +163,15 @@ def diffusion(
             return new, nfe
 
 
+def verified(request: Request, prefix: list[int], block: list[int]) -> list[int]:
+    """AR's choices after each token of `block`, up to the first that the block does not hold."""
+    choices = [request.best(row) for row in request.causal(prefix + block)[len(prefix) :]]
+    matched = 0
+    while matched < len(block) - 1 and choices[matched] == block[matched + 1]:
+        matched += 1
+    return choices[: matched + 1]
+
+
 def linear(request: Request, *, threshold: float = 0.0) -> tuple[list[int], int]:
     """Draft a block by denoising, verify it causally. `threshold` 0: one draft pass."""
     seed = request.best(request.causal(request.prompt)[-1])
@@ -165,11 +183,25 @@ def linear(request: Request, *, threshold: float = 0.0) -> tuple[list[int], int]
         passes = 1 if threshold == 0 else request.block_length
         nfe += fill(request, prefix, block, threshold, passes, frozenset())
         nfe += 1
-        choices = [request.best(row) for row in request.causal(prefix + block)[len(prefix) :]]
-        matched = 0
-        while matched < len(block) - 1 and choices[matched] == block[matched + 1]:
-            matched += 1
-        new, done = request.cut(new + choices[: matched + 1])
+        new, done = request.cut(new + verified(request, prefix, block))
+    return new, nfe
+
+
+def linear_ahead(request: Request, *, threshold: float = 0.0) -> tuple[list[int], int]:
+    """The same with the seed ahead of the block: not NLD's, see docs/design/0006."""
+    new, nfe = [request.best(request.causal(request.prompt)[-1])], 1
+    new, done = request.cut(new)
+    while not done:
+        prefix = request.prompt + new
+        first = request.best(request.causal(prefix)[-1])
+        new, done = request.cut([*new, first])
+        if done:
+            return new, nfe + 1
+        block = [request.mask_id] * max(1, request.block_length - 1)
+        passes = 1 if threshold == 0 else request.block_length
+        nfe += fill(request, prefix, block, threshold, passes, frozenset(), first)
+        nfe += 1
+        new, done = request.cut(new + verified(request, prefix, block))
     return new, nfe
 
 

@@ -23,6 +23,7 @@ _SCOPE = "trimode_scope"
 
 It also marks a directory as ours.
 """
+_BLOCK_LENGTH = "trimode_block_length"
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA", None),
@@ -55,14 +56,23 @@ def read_adapter(directory: Path) -> AdapterWeights:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            scope = (file.metadata() or {}).get(_SCOPE, "draft")
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(path), f"not readable ({error})", "fetch it again") from None
+    scope, length = metadata.get(_SCOPE, "draft"), metadata.get(_BLOCK_LENGTH)
     if scope not in get_args(AdapterScope):
         raise CheckpointError(f"{path}: {_SCOPE}", repr(scope), "allowed: draft, denoise")
+    if length is not None and not (length.isdecimal() and int(length)):
+        raise CheckpointError(f"{path}: {_BLOCK_LENGTH}", repr(length), "must be at least 1")
     mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
     targets = _pairs(tensors, rank, path)
-    return AdapterWeights(scale, targets, cast(AdapterScope, scope), mask_embedding)
+    return AdapterWeights(
+        scale,
+        targets,
+        cast(AdapterScope, scope),
+        mask_embedding,
+        None if length is None else int(length),
+    )
 
 
 def _rank_and_scale(fields: dict[str, Any], path: Path) -> tuple[int, float]:
@@ -149,6 +159,8 @@ def save_adapter(
         (temporary / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         try:
             metadata = {"format": "pt", _SCOPE: adapter.scope}
+            if adapter.block_length is not None:
+                metadata[_BLOCK_LENGTH] = str(adapter.block_length)
             save_file(tensors, temporary / _WEIGHTS, metadata=metadata)
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(f"{directory}: could not be written ({error})") from None

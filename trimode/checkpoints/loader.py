@@ -77,9 +77,11 @@ class Checkpoint:
             adapter=adapter,
             plain=plain,
         )
+        length = adapter.block_length if adapter else None
+        config = replace(self.config, block_length=length) if length else self.config
         return LoadedModel(
             name=self.name,
-            config=self.config,
+            config=config,
             transformer=transformer,
             tokenizer=self.tokenizer,
             chat_template=self.chat_template,
@@ -134,7 +136,8 @@ def load(
         source: see `trimode.checkpoints.resolve`; or what that returned.
         dtype: `fp32`, `bf16`, or `auto` (fp32 on CPU, bf16 on a GPU).
         device: a torch device, or `auto` (CUDA where there is one).
-        adapter: a draft adapter's directory (PEFT layout). NLD checkpoints bring their own.
+        adapter: a draft adapter's directory (PEFT layout), or `none`. By default the one that
+            comes with the checkpoint: NLD's own, or ours for the built-in model.
         offline: do not use the network.
         progress: report downloads on stderr where it is a terminal.
 
@@ -143,8 +146,10 @@ def load(
         FetchError: a download failed.
     """
     device = _device(device)
-    checkpoint = open_checkpoint(source, offline=offline, progress=progress)
-    adapter_path = _adapter_path(adapter, checkpoint.path)
+    if not isinstance(source, ResolvedSource):
+        source = resolve(str(source), offline=offline, progress=progress)
+    checkpoint = open_checkpoint(source)
+    adapter_path = _adapter_path(adapter, source)
     if adapter_path is None:
         return checkpoint.build(dtype=dtype, device=device)
     model = checkpoint.build(dtype=dtype, device=device, adapter=read_adapter(adapter_path))
@@ -191,11 +196,14 @@ def _chat_template(
     )
 
 
-def _adapter_path(adapter: str | Path | None, checkpoint: Path) -> Path | None:
+def _adapter_path(adapter: str | Path | None, source: ResolvedSource) -> Path | None:
+    if adapter == "none":
+        return None
     if adapter is not None:
         path = Path(adapter).expanduser()
         if not path.is_dir():
-            raise InputError("adapter", str(path), "must be a directory in PEFT's layout")
+            allowed = "must be none or a directory in PEFT's layout"
+            raise InputError("adapter", str(path), allowed)
         return path
-    shipped = checkpoint / NLD_DRAFT_ADAPTER
-    return shipped if shipped.is_dir() else None
+    shipped = source.path / NLD_DRAFT_ADAPTER
+    return shipped if shipped.is_dir() else source.adapter

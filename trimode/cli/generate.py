@@ -36,7 +36,7 @@ def generate(
     stop: opt.Stop = None,
     ignore_eos: opt.IgnoreEos = False,
     logprobs: opt.Logprobs = None,
-    all_mask_start: opt.AllMaskStart = False,
+    seed_block: opt.SeedBlock = None,
     max_thinking_tokens: opt.MaxThinkingTokens = None,
     enable_thinking: opt.EnableThinking = False,
     system: opt.System = None,

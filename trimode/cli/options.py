@@ -67,8 +67,9 @@ IgnoreEos = Annotated[bool, _option("--ignore-eos", help="Do not stop at the mod
 Logprobs = Annotated[
     int | None, _option("--logprobs", help="Report log-probabilities and this many alternatives.")
 ]
-AllMaskStart = Annotated[
-    bool, _option("--all-mask-start", help="Start diffusion blocks without the AR seed token.")
+SeedBlock = Annotated[
+    bool | None,
+    _option("--seed-block/--all-mask-start", help="Start blocks with the AR seed token or not."),
 ]
 MaxThinkingTokens = Annotated[
     int | None, _option("--max-thinking-tokens", help="Force </think> after this many tokens.")
@@ -76,7 +77,9 @@ MaxThinkingTokens = Annotated[
 Force = Annotated[bool, _option("--force", help="Diffusion on a checkpoint not trained for it.")]
 Dtype = Annotated[str, _option("--dtype", help="fp32, bf16 or auto.")]
 Device = Annotated[str, _option("--device", help="cpu, cuda:0, ... or auto.")]
-Adapter = Annotated[str | None, _option("--adapter", help="Draft adapter directory (PEFT layout).")]
+Adapter = Annotated[
+    str | None, _option("--adapter", help="Draft adapter directory (PEFT layout) or none.")
+]
 Offline = Annotated[bool, _option("--offline", help="Do not use the network.")]
 NoProgress = Annotated[bool, _option("--no-progress", help="No progress on stderr.")]
 System = Annotated[str | None, _option("--system", help="System message.")]
@@ -91,6 +94,7 @@ GENERATION_FIELDS = (
     "mode", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
     "stop", "ignore_eos", "logprobs", "block_length", "threshold", "commit_rule",
     "max_denoising_steps", "revision_threshold", "max_thinking_tokens", "show_drafts", "force",
+    "seed_block",
 )  # fmt: skip
 """Parameters of a command that are fields of `GenerationOptions` under the same name."""
 
@@ -99,8 +103,6 @@ def generation_values(parameters: dict[str, Any]) -> dict[str, Any]:
     """The fields of `GenerationOptions` among a command's parameters."""
     values = {name: parameters[name] for name in GENERATION_FIELDS if name in parameters}
     values["stop"] = list(values.get("stop") or ())
-    if "all_mask_start" in parameters:
-        values["seed_block"] = not parameters["all_mask_start"]
     return values
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from trimode.config import DEFAULT_THRESHOLD
 from trimode.decoding.commit_rules import BlockView, Proposal, quota_schedule, select
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.events import Drafted, TokenState
-from trimode.decoding.span import Logits, Span, SpanKind
+from trimode.decoding.events import Committed, Drafted, TokenState
+from trimode.decoding.span import Keep, Logits, Span, SpanKind
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class OpenBlock:
     tokens: list[int]
     mask_token_id: int
     fixed: frozenset[int]
-    """Offsets that are given, not denoised: the AR seed, a forced token."""
+    """Offsets that are given, not denoised: the AR prediction, a forced token."""
     confidences: list[float] = field(init=False)
     revised: set[int] = field(default_factory=set)
     forced: int | None = None
@@ -45,6 +45,11 @@ class OpenBlock:
             for i, token in enumerate(self.tokens)
             if token != self.mask_token_id and i not in settled
         ]
+
+    def fix(self, offset: int, token: int) -> None:
+        """Give an offset its token."""
+        self.tokens[offset], self.confidences[offset] = token, 1.0
+        self.fixed |= {offset}
 
     def drop_needless_forced(self) -> None:
         """Reopen the forced token's offset once denoising has put the same token before it."""
@@ -109,8 +114,9 @@ def denoise(
     kind: SpanKind,
     at_once: bool,
     adapter: bool,
+    lead: int | None = None,
     stop_token_ids: frozenset[int] = frozenset(),
-) -> Generator[Span | Drafted, Logits | None, None]:
+) -> Generator[Span | Keep | Committed | Drafted, Logits | None, None]:
     """Run denoising passes until the block holds no mask.
 
     A pass asks logits of the undecided positions only (and of revisable ones where revision is
@@ -124,6 +130,9 @@ def denoise(
         kind: `draft` or `denoise`.
         at_once: fill every mask in one pass, whatever the commit rule.
         adapter: whether the passes run with the adapter on.
+        lead: the token before the block where it is not in the KV cache yet. It joins the first
+            pass as a causal row without the adapter, enters the cache, and its logits decide the
+            block's first token as AR decoding would: that one is committed at once.
         stop_token_ids: tokens that end the block.
     """
     options = context.options
@@ -134,16 +143,24 @@ def denoise(
         last = step + 1 >= passes
         revise = options.revision_threshold is not None and not last
         revisable = block.revisable if revise else []
-        logits = yield Span(
-            kind=kind,
-            tokens=tuple(block.tokens),
-            positions=range(block.start, block.start + len(block.tokens)),
-            visibility="block",
-            adapter=adapter,
-            logits=(*masked, *revisable),
-        )
-        assert logits is not None
-        rows = context.sampler.exclude_mask(logits.rows)
+        if lead is None:
+            logits = yield Span(
+                kind=kind,
+                tokens=tuple(block.tokens),
+                positions=range(block.start, block.start + len(block.tokens)),
+                visibility="block",
+                adapter=adapter,
+                logits=(*masked, *revisable),
+            )
+            assert logits is not None
+            rows = context.sampler.exclude_mask(logits.rows)
+        else:
+            masked = [offset for offset in masked if offset]
+            logits = yield _led_span(kind, lead, block, masked, adapter=adapter)
+            assert logits is not None
+            yield from _commit_first(block, logits.rows[:1], history, context)
+            rows = context.sampler.exclude_mask(logits.rows[1:])
+            lead = None
         known = [*history, *(t for t in block.tokens if t != block.mask_token_id)]
         changed = _revise(block, rows[len(masked) :], revisable, known, context)
         quota = None if last else schedule[step]
@@ -156,6 +173,35 @@ def denoise(
         step += 1
 
 
+def _led_span(
+    kind: SpanKind, lead: int, block: OpenBlock, masked: list[int], *, adapter: bool
+) -> Span:
+    """The block's first pass with the token before it as a causal row; its logits come first."""
+    count = len(block.tokens) + 1
+    visibility = torch.ones(count, count, dtype=torch.bool)
+    visibility[0, 1:] = False
+    adapted = torch.full((count,), adapter)
+    adapted[0] = False
+    return Span(
+        kind=kind,
+        tokens=(lead, *block.tokens),
+        positions=range(block.start - 1, block.start + len(block.tokens)),
+        visibility=visibility,
+        adapter=adapted,
+        logits=(0, *(offset + 1 for offset in masked)),
+    )
+
+
+def _commit_first(
+    block: OpenBlock, row: Tensor, history: Sequence[int], context: DecodingContext
+) -> Generator[Keep | Committed, Logits | None, None]:
+    """Take the block's first token from the logits `[1, vocab]` of the token before it."""
+    yield Keep((0,))
+    block.fix(0, context.sampler.pick(row[0], block.start, history))
+    first = tuple(block.tokens[:1])
+    yield Committed(tokens=first, logprobs=context.sampler.logprobs(row, first), drafted=0)
+
+
 def _fill(
     block: OpenBlock,
     rows: Tensor,
@@ -166,6 +212,8 @@ def _fill(
     quota: int | None,
 ) -> set[int]:
     """Commit the masked offsets that the rule trusts, or all where quota is None; returns them."""
+    if not masked:
+        return set()
     candidates = _candidates(rows, block.start, masked, known, context)
     options = context.options
     chosen = [True] * len(masked)

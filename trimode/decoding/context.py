@@ -27,6 +27,8 @@ class DecodingContext:
     """Whether speculation's drafts run with the adapter on."""
     denoise_adapter: bool
     """Whether diffusion's passes run with the adapter on."""
+    seed_drafts: bool = True
+    """Whether the last committed token opens a linear draft's block (NLD) or goes ahead of it."""
     commit_scorer: CommitScorer | None = None
     """For the commit rule `learned`."""
 

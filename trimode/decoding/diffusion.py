@@ -22,7 +22,8 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         assert logits is not None
         start = len(tokens)
         before = logits.rows[-1:]
-        seed = sampler.pick(before[0], start, tokens) if options.seed_block else None
+        seeded = options.seed_block is not False
+        seed = sampler.pick(before[0], start, tokens) if seeded else None
         length = min(context.block_length, context.remaining(start))
         block = open_block(seed, start, length, tokens, context)
         yield from denoise(

@@ -37,7 +37,9 @@ class Committed:
     logprobs: tuple[TokenLogprob, ...] = ()
     """One per token where the request asked for them, else empty."""
     drafted: int | None = None
-    """Draft tokens this draft-verify cycle offered; None outside speculation."""
+    """Draft tokens that this commit judged; None outside speculation."""
+    new_cycle: bool = True
+    """In speculation: False where the commit belongs to the cycle of the one before."""
     revisions: int = 0
     """Positions that denoising changed after it had filled them."""
 

@@ -32,5 +32,7 @@ def scratch_rows(mode: Mode, block_length: int) -> int:
             return block_length * (block_length + 1)
         case "ar":
             return 1
+        case "linear":
+            return max(2, block_length)
         case _:
             return block_length

@@ -46,11 +46,11 @@ class Stats:
         if kind != "prefill" or not self.passes["prefill"]:
             self.passes[kind] += 1
 
-    def count_commit(self, tokens: int, drafted: int | None) -> None:
-        """Count emitted tokens; `drafted` is given for a draft-verify cycle."""
+    def count_commit(self, tokens: int, drafted: int | None, *, new_cycle: bool = True) -> None:
+        """Count emitted tokens; for `drafted` and `new_cycle` see `Committed`."""
         self.completion_tokens += tokens
         if drafted is not None:
-            self.cycles += 1
+            self.cycles += new_cycle
             self.cycle_tokens += tokens
             self.drafted_tokens += drafted
 

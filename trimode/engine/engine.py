@@ -193,6 +193,7 @@ class Engine:
             block_length=options.block_length or config.block_length,
             draft_adapter=scope is not None,
             denoise_adapter=scope == "denoise",
+            seed_drafts=scope != "denoise" if options.seed_block is None else options.seed_block,
             commit_scorer=self.model.commit_scorer,
         )
 
@@ -247,7 +248,7 @@ class Engine:
                 break
         event = replace(event, tokens=event.tokens[:taken], logprobs=event.logprobs[:taken])
         sequence.logprobs.extend(event.logprobs)
-        sequence.stats.count_commit(taken, event.drafted)
+        sequence.stats.count_commit(taken, event.drafted, new_cycle=event.new_cycle)
         sequence.stats.revisions += event.revisions
         if sequence.stats.first_token_at is None:
             sequence.stats.first_token_at = time.monotonic()

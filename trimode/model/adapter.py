@@ -25,6 +25,8 @@ class AdapterWeights:
     scope: AdapterScope
     mask_embedding: Tensor | None = None
     """Embedding `[hidden]` of the mask token while the adapter is on."""
+    block_length: int | None = None
+    """Block length it was trained with, the default of a request."""
 
     def to(self, dtype: torch.dtype) -> "AdapterWeights":
         """The same in another dtype."""

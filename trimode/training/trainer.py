@@ -266,6 +266,7 @@ class Trainer:
             if self.config.train == "adapter":
                 shape = self.config.adapter
                 adapter = export_adapter(self.transformer, shape.scope, shape.scale).to(dtype)
+                adapter = replace(adapter, block_length=self.config.step.blocks.block_length)
                 if self.processes.first:
                     save_adapter(self.directory.final, adapter, self.model.config)
             else:
