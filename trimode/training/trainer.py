@@ -159,10 +159,11 @@ class Trainer:
                     self.evaluate()
                 if self._stopped() or self.step % self.config.save_every == 0:
                     self.save()
-        if self._stopped():
-            return False
+        # The last step, or a signal between a step's check and the loop's.
         if self.step and not any(step == self.step for step, _ in self.directory.checkpoints()):
             self.save()
+        if self._stopped():
+            return False
         self.export()
         return True
 
