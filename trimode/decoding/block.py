@@ -10,7 +10,7 @@ from trimode.config import DEFAULT_THRESHOLD
 from trimode.decoding.commit_rules import BlockView, Proposal, quota_schedule, select
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted, TokenState
-from trimode.decoding.span import Keep, Logits, Span, SpanKind
+from trimode.decoding.span import Keep, Logits, Span, SpanKind, tree_visibility
 
 
 @dataclass(slots=True)
@@ -177,17 +177,13 @@ def _led_span(
     kind: SpanKind, lead: int, block: OpenBlock, masked: list[int], *, adapter: bool
 ) -> Span:
     """The block's first pass with the token before it as a causal row; its logits come first."""
-    count = len(block.tokens) + 1
-    visibility = torch.ones(count, count, dtype=torch.bool)
-    visibility[0, 1:] = False
-    adapted = torch.full((count,), adapter)
-    adapted[0] = False
+    visibility, in_block = tree_visibility(1, len(block.tokens))
     return Span(
         kind=kind,
         tokens=(lead, *block.tokens),
         positions=range(block.start - 1, block.start + len(block.tokens)),
         visibility=visibility,
-        adapter=adapted,
+        adapter=in_block & adapter,
         logits=(0, *(offset + 1 for offset in masked)),
     )
 

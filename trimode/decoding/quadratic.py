@@ -8,31 +8,13 @@ computed for one group's masks instead of all.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted, TokenState
-from trimode.decoding.span import Decoder, Keep, Span, SpanKind, causal_span
-
-
-@lru_cache(maxsize=64)
-def tree_visibility(drafts: int, masks: int) -> tuple[Tensor, Tensor]:
-    """Who sees whom in a pass of `drafts` groups of one draft token and `masks` masks.
-
-    A draft token sees the draft tokens up to itself. A mask sees the draft tokens up to its
-    group's, and every mask of its group.
-
-    Returns:
-        visibility bool `[n, n]` and the rows that are masks, bool `[n]`, n = drafts * (masks + 1).
-    """
-    group = torch.arange(drafts).repeat_interleave(masks + 1)
-    is_mask = (torch.arange(drafts * (masks + 1)) % (masks + 1)) > 0
-    earlier_draft = ~is_mask[None, :] & (group[None, :] <= group[:, None])
-    own_masks = is_mask[:, None] & is_mask[None, :] & (group[None, :] == group[:, None])
-    return earlier_draft | own_masks, is_mask
+from trimode.decoding.span import Decoder, Keep, Span, SpanKind, causal_span, tree_visibility
 
 
 def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> Decoder:

@@ -6,8 +6,10 @@ span. It knows nothing of batching, devices or other sequences.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from trimode.decoding.events import Event
@@ -72,3 +74,20 @@ def causal_span(
     """A span of consecutive tokens that begins at absolute position `start`."""
     positions = range(start, start + len(tokens))
     return Span(kind=kind, tokens=tokens, positions=positions, keep=keep, logits=logits)
+
+
+@lru_cache(maxsize=64)
+def tree_visibility(drafts: int, masks: int) -> tuple[Tensor, Tensor]:
+    """Who sees whom in a pass of `drafts` groups of one draft token and `masks` masks.
+
+    A draft token sees the draft tokens up to itself. A mask sees the draft tokens up to its
+    group's, and every mask of its group.
+
+    Returns:
+        visibility bool `[n, n]` and the rows that are masks, bool `[n]`, n = drafts * (masks + 1).
+    """
+    group = torch.arange(drafts).repeat_interleave(masks + 1)
+    is_mask = (torch.arange(drafts * (masks + 1)) % (masks + 1)) > 0
+    earlier_draft = ~is_mask[None, :] & (group[None, :] <= group[:, None])
+    own_masks = is_mask[:, None] & is_mask[None, :] & (group[None, :] == group[:, None])
+    return earlier_draft | own_masks, is_mask

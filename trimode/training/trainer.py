@@ -157,9 +157,9 @@ class Trainer:
                 every = self.config.evaluation.every
                 if every and self.step % every == 0:
                     self.evaluate()
-                if self._stopped() or self.step % self.config.save_every == 0:
+                if self.step % self.config.save_every == 0:
                     self.save()
-        # The last step, or a signal between a step's check and the loop's.
+        # The last step, or the one a signal ended the run at.
         if self.step and not any(step == self.step for step, _ in self.directory.checkpoints()):
             self.save()
         if self._stopped():
