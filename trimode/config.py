@@ -26,6 +26,9 @@ RopeType = Literal["default", "linear", "yarn", "llama3"]
 DEFAULT_BLOCK_LENGTH = 32
 DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""
+ROLLING_THRESHOLD = 0.15
+ROLLING_REVISION_THRESHOLD = 0.05
+"""Defaults of a rolling block, whose revisions are AR's: bold filling pays (docs/lab.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,17 +138,26 @@ class GenerationOptions:
     """Report each token's AR log-probability and this many alternatives."""
     block_length: int | None = None
     threshold: float | None = None
-    """Commit bar of a denoising pass. Diffusion: 0.9. Linear drafts: 0 (one pass fills all)."""
+    """Commit bar of a denoising pass. Diffusion: 0.9, in a rolling block 0.15. Linear drafts: 0
+    (one pass fills all)."""
     commit_rule: CommitRuleName = "threshold"
     max_denoising_steps: int | None = None
     """Passes a block may take; default the block length. Also the quota rule's schedule."""
     revision_threshold: float | None = None
-    """Diffusion: reopen a committed token whose probability fell below this; None: never."""
+    """Diffusion: reopen a filled token whose probability fell below this; 0: never. None: never,
+    in a rolling block 0.05. There it is the AR probability, known once the tokens before it are
+    closed.
+    """
     seed_block: bool | None = None
     """Whether a block begins with the AR prediction of its first token (NLD) or is all masks.
 
     In a linear draft that is all masks the predicted token goes ahead of the block instead, as a
     causal row of the same pass. None: seeded, but for the drafts of adapters trained the other way.
+    """
+    rolling_block: bool | None = None
+    """Diffusion: commit from the left and move the block on after every pass, or keep the block
+    until it is full (NLD). None: rolling for adapters trained to draft ahead, unless the request
+    gives `seed_block`.
     """
     show_drafts: bool = False
     max_thinking_tokens: int | None = None

@@ -110,6 +110,18 @@ def check_diffusion(family, threshold, cases, salt=0):
     tally.check()
 
 
+def check_rolling(family, threshold, cases, salt=0):
+    rng, tally = random.Random(f"rolling-{family}-{threshold}-{salt}"), Tally()
+    for _ in range(cases):
+        model, request = random_case(rng, family, (1, 2, 5, 8))
+        revision = rng.choice((0.0, 0.05, 0.3))
+        expected = nld.rolling(request, threshold=threshold, revision=revision)
+        options = {"threshold": threshold, "revision_threshold": revision, "rolling_block": True}
+        sequence = run(model, request, "diffusion", **options)
+        tally.compare((request, revision), request, expected, sequence)
+    tally.check()
+
+
 def check_linear(family, threshold, cases, salt=0):
     rng, tally = random.Random(f"linear-{family}-{threshold}-{salt}"), Tally()
     block_lengths = BLOCK_LENGTHS if threshold == 0 else BLOCK_LENGTHS[:5]
@@ -158,6 +170,12 @@ def test_quadratic_equals_the_reference_at_block_length_32():
     assert min(request.margins) > NEAR_TIE
     sequence = run(model, request, "quadratic")
     assert (sequence.tokens, sequence.stats.nfe) == expected
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rolling_diffusion_emits_the_reference_tokens_in_as_many_passes(family, threshold):
+    check_rolling(family, threshold, 16)
 
 
 def test_default_threshold_of_diffusion_is_nine_tenths():

@@ -75,8 +75,18 @@ def test_diffusion_denoises_with_the_adapter_only_where_its_scope_says_so(family
     without = nld.diffusion(off := request(model, on=False), threshold=0.5)
     assert with_it != without, "the adapter must matter here"
     assert min(on.margins + off.margins) > 1e-4
-    got = model.generate(PROMPT, mode="diffusion", max_tokens=20, block_length=6, threshold=0.5)
+    options = {"max_tokens": 20, "block_length": 6, "threshold": 0.5, "rolling_block": False}
+    got = model.generate(PROMPT, mode="diffusion", **options)
     assert result(got) == (with_it if scope == "denoise" else without)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusion_with_an_adapter_that_denoises_rolls_its_block(family):
+    asked = request(model := adapted(family, scope="denoise"), on=True)
+    expected = nld.rolling(asked, threshold=0.15, revision=0.05)
+    assert min(asked.margins) > 1e-4
+    got = model.generate(PROMPT, mode="diffusion", max_tokens=20, block_length=6)
+    assert result(got) == expected
 
 
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])

@@ -235,3 +235,39 @@ def quadratic(request: Request) -> tuple[list[int], int]:
         # index 1 of the group predicts the token that the verifier has just decided
         after = logits[matched * size + 2 : (matched + 1) * size]
         draft = [chosen] + [request.best(row) for row in after]
+
+
+def rolling(request: Request, *, threshold: float, revision: float) -> tuple[list[int], int]:
+    """Diffusion with a rolling block: not NLD's, see docs/design/0007."""
+    cached, filled = request.prompt[:-1], request.prompt[-1:]
+    new: list[int] = []
+    nfe = 0
+    while True:
+        nfe += 1
+        known = cached + filled
+        causal = request.causal(known)
+        stand = 1
+        while stand < len(filled):
+            row = causal[len(cached) + stand - 1].clone()
+            row[request.mask_id] = -torch.inf
+            likely = float(row.softmax(-1)[filled[stand]])
+            request.margins.append(abs(likely - revision) * CLOSE)
+            if likely < revision:
+                break
+            stand += 1
+        following = request.best(causal[len(cached) + stand - 1])
+        new, done = request.cut([*new, *filled[1:stand], following])
+        if done:
+            return new, nfe
+        run: list[int] = []
+        if stand == len(filled):
+            block = request.denoised(known, [request.mask_id] * request.block_length)
+            for row in block[1 : request.max_tokens - len(new) + 1]:
+                token, sure = request.confidence(row)
+                request.margins.append(abs(sure - threshold) * CLOSE)
+                if sure < threshold:
+                    break
+                run.append(token)
+                if token in request.eos:
+                    break
+        cached, filled = cached + filled[:stand], [following, *run]

@@ -71,6 +71,13 @@ SeedBlock = Annotated[
     bool | None,
     _option("--seed-block/--all-mask-start", help="Start blocks with the AR seed token or not."),
 ]
+RollingBlock = Annotated[
+    bool | None,
+    _option(
+        "--rolling-block/--fixed-block",
+        help="Diffusion: move the block on after every pass, or keep it until it is full.",
+    ),
+]
 MaxThinkingTokens = Annotated[
     int | None, _option("--max-thinking-tokens", help="Force </think> after this many tokens.")
 ]
@@ -94,7 +101,7 @@ GENERATION_FIELDS = (
     "mode", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
     "stop", "ignore_eos", "logprobs", "block_length", "threshold", "commit_rule",
     "max_denoising_steps", "revision_threshold", "max_thinking_tokens", "show_drafts", "force",
-    "seed_block",
+    "seed_block", "rolling_block",
 )  # fmt: skip
 """Parameters of a command that are fields of `GenerationOptions` under the same name."""
 

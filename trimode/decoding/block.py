@@ -210,23 +210,18 @@ def _fill(
     """Commit the masked offsets that the rule trusts, or all where quota is None; returns them."""
     if not masked:
         return set()
-    candidates = _candidates(rows, block.start, masked, known, context)
+    proposed = candidates(rows, block.start, masked, known, context)
     options = context.options
     chosen = [True] * len(masked)
     confidences = [1.0] * len(masked)
     if quota is not None or options.show_drafts:
-        probabilities = rows.softmax(-1)
-        sure = probabilities.gather(-1, candidates[:, None])[:, 0]
-        confidences = sure.tolist()
+        shown = tuple(block.tokens)
+        allowed = quota or len(masked)
+        proposal = propose(rows, proposed, block.start, shown, masked, context, allowed)
+        confidences = proposal.confidences.tolist()
         if quota is not None:
-            scores = None
-            if options.commit_rule == "learned":
-                assert context.commit_scorer is not None
-                view = BlockView(block.start, tuple(block.tokens), tuple(masked), probabilities)
-                scores = context.commit_scorer(view)
-            proposal = Proposal(sure, probabilities, quota, scores)
             chosen = select(options.commit_rule, proposal, options.threshold).tolist()
-    tokens = candidates.tolist()
+    tokens = proposed.tolist()
     filled = set()
     for i, offset in enumerate(masked):
         if chosen[i]:
@@ -236,7 +231,36 @@ def _fill(
     return filled
 
 
-def _candidates(
+def propose(
+    rows: Tensor,
+    proposed: Tensor,
+    start: int,
+    tokens: tuple[int, ...],
+    masked: Sequence[int],
+    context: DecodingContext,
+    quota: int,
+) -> Proposal:
+    """What a commit rule is asked to judge.
+
+    Args:
+        rows: logits of the masked positions, `[masks, vocab]`.
+        proposed: the token each would get, `[masks]`.
+        start: absolute position of the block's first token.
+        tokens: the block, masks included.
+        masked: offsets of its masks.
+        context: the request.
+        quota: positions the even schedule allows this pass.
+    """
+    probabilities = rows.softmax(-1)
+    scores = None
+    if context.options.commit_rule == "learned":
+        assert context.commit_scorer is not None
+        scores = context.commit_scorer(BlockView(start, tokens, tuple(masked), probabilities))
+    sure = probabilities.gather(-1, proposed[:, None])[:, 0]
+    return Proposal(sure, probabilities, quota, scores)
+
+
+def candidates(
     rows: Tensor, start: int, offsets: list[int], known: Sequence[int], context: DecodingContext
 ) -> Tensor:
     """The token proposed at each offset, `[n]`; `known` are the tokens already decided."""
@@ -263,13 +287,13 @@ def _revise(
     if options.revision_threshold is None or not revisable:
         return set()
     probabilities = rows.softmax(-1)
-    candidates = _candidates(rows, block.start, revisable, known, context).tolist()
+    proposed = candidates(rows, block.start, revisable, known, context).tolist()
     by_confidence = options.commit_rule == "threshold" and options.threshold is not None
     bar = options.threshold if by_confidence else DEFAULT_THRESHOLD
     assert bar is not None
     replaced = set()
     for i, offset in enumerate(revisable):
-        old, new = block.tokens[offset], candidates[i]
+        old, new = block.tokens[offset], proposed[i]
         if new == old or float(probabilities[i, old]) >= options.revision_threshold:
             continue
         block.revised.add(offset)

@@ -1,6 +1,6 @@
 """Which masked positions of a block a denoising pass may commit.
 
-Each rule looks at the probabilities of the still masked positions and returns those it trusts;
+Each rule looks at the probabilities of the still masked positions and tells which it trusts;
 `select` adds the most trusted one, so that every pass makes progress. Sources: NLD's released
 sampler (threshold, quota), the legacy rules of its research code, and a learned scorer (arXiv
 2607.05722, section 3.2).
@@ -132,10 +132,15 @@ RULES: dict[CommitRuleName, tuple[Rule, float]] = {
 """Each rule with the bar it uses when the request gives no `threshold`."""
 
 
+def trusted(rule: CommitRuleName, proposal: Proposal, bar: float | None) -> tuple[Tensor, Tensor]:
+    """What the rule says of each masked position: trust `[masks]` and trusted bool `[masks]`."""
+    function, default = RULES[rule]
+    return function(proposal, default if bar is None else bar)
+
+
 def select(rule: CommitRuleName, proposal: Proposal, bar: float | None) -> Tensor:
     """Masked positions to commit, bool `[masks]`: those the rule trusts and the surest one."""
-    function, default = RULES[rule]
-    trust, chosen = function(proposal, default if bar is None else bar)
+    trust, chosen = trusted(rule, proposal, bar)
     chosen = chosen.clone()
     chosen[trust.argmax()] = True
     return chosen

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from trimode.decoding.block import denoise, open_block
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed
+from trimode.decoding.rolling import rolling_diffusion
 from trimode.decoding.span import Decoder, causal_span
 
 
@@ -51,3 +52,9 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
             logprobs = first + sampler.logprobs(logits.rows[:-1], block_tokens[1:])
         revisions = len(block.revised)
         yield Committed(tokens=block_tokens, logprobs=logprobs, revisions=revisions)
+
+
+def diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
+    """Diffusion in the form the request asks for or the checkpoint was trained in."""
+    decode = rolling_diffusion if context.rolling_block else block_diffusion
+    return decode(prompt, context)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from trimode.config import Mode
 from trimode.decoding.autoregressive import autoregressive
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.diffusion import block_diffusion
+from trimode.decoding.diffusion import diffusion
 from trimode.decoding.linear import linear_speculation
 from trimode.decoding.quadratic import quadratic_speculation
 from trimode.decoding.span import Decoder
 
 DECODERS: dict[Mode, Callable[[Sequence[int], DecodingContext], Decoder]] = {
     "ar": autoregressive,
-    "diffusion": block_diffusion,
+    "diffusion": diffusion,
     "linear": linear_speculation,
     "quadratic": quadratic_speculation,
 }
@@ -25,7 +25,7 @@ def resolve_auto(mode: Mode, *, can_draft: bool) -> Mode:
     return "linear" if can_draft else "ar"
 
 
-def scratch_rows(mode: Mode, block_length: int) -> int:
+def scratch_rows(mode: Mode, block_length: int, *, rolling_block: bool = False) -> int:
     """Most rows a pass of this mode writes behind the KV cache."""
     match mode:
         case "quadratic":
@@ -35,4 +35,5 @@ def scratch_rows(mode: Mode, block_length: int) -> int:
         case "linear":
             return max(2, block_length)
         case _:
-            return block_length
+            # A rolling block runs behind the tokens it has filled.
+            return 2 * block_length if rolling_block else block_length

@@ -91,3 +91,18 @@ def tree_visibility(drafts: int, masks: int) -> tuple[Tensor, Tensor]:
     earlier_draft = ~is_mask[None, :] & (group[None, :] <= group[:, None])
     own_masks = is_mask[:, None] & is_mask[None, :] & (group[None, :] == group[:, None])
     return earlier_draft | own_masks, is_mask
+
+
+@lru_cache(maxsize=256)
+def led_visibility(lead: int, masks: int) -> tuple[Tensor, Tensor]:
+    """Who sees whom in a pass of `lead` known tokens and the `masks` that follow them.
+
+    A known token sees those up to itself, a mask sees every row.
+
+    Returns:
+        visibility bool `[n, n]` and the rows that are masks, bool `[n]`, n = lead + masks.
+    """
+    is_mask = torch.arange(lead + masks) >= lead
+    visibility = torch.ones(lead + masks, lead + masks, dtype=torch.bool).tril()
+    visibility[lead:] = True
+    return visibility, is_mask

@@ -92,7 +92,9 @@ class Engine:
         prompt = tuple(prompt)
         context = self._context(prompt, options)
         options = context.options
-        scratch = scratch_rows(options.mode, context.block_length)
+        scratch = scratch_rows(
+            options.mode, context.block_length, rolling_block=context.rolling_block
+        )
         cache_tokens = context.max_length + scratch
         if cache_tokens > self.pool.max_tokens:
             raise InputError(
@@ -194,6 +196,9 @@ class Engine:
             draft_adapter=scope is not None,
             denoise_adapter=scope == "denoise",
             seed_drafts=scope != "denoise" if options.seed_block is None else options.seed_block,
+            rolling_block=scope == "denoise" and options.seed_block is None
+            if options.rolling_block is None
+            else options.rolling_block,
             commit_scorer=self.model.commit_scorer,
         )
 

@@ -1,0 +1,132 @@
+"""Rolling diffusion: the block of masks moves on after every pass, from the left.
+
+Each pass runs the tokens decided last as causal rows without the adapter, and a block of masks
+behind them. Its causal rows close what the pass before had filled (their keys and values enter the
+cache, and a filled token that AR finds too improbable is revised) and give the next token as AR
+decoding would; its masks propose the tokens after that one, and the leading run that the commit
+rule trusts is filled. So no pass is spent on closing a block, and a pass makes 1 + run tokens at
+best. See docs/design/0007.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimode.config import ROLLING_REVISION_THRESHOLD, ROLLING_THRESHOLD
+from trimode.decoding.block import candidates, propose
+from trimode.decoding.commit_rules import trusted
+from trimode.decoding.context import DecodingContext
+from trimode.decoding.events import Committed, Drafted, TokenState
+from trimode.decoding.span import Decoder, Keep, Span, SpanKind, causal_span, led_visibility
+
+
+def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
+    """Fill and close in the same passes until the engine closes the generator."""
+    sampler = context.sampler
+    tokens = list(prompt[:-1])  # what the KV cache holds
+    if tokens:
+        yield causal_span("prefill", tokens, 0, keep=True, logits=())
+    filled = [prompt[-1]]  # decided, not yet in the cache; all but the first may be revised
+    kind: SpanKind = "prefill"
+    while True:
+        start = len(tokens)
+        masks = context.draft_length(start + len(filled))
+        visibility, is_mask = led_visibility(len(filled), masks)
+        logits = yield Span(
+            kind=kind,
+            tokens=(*filled, *[context.mask_token_id] * masks),
+            positions=range(start, start + len(filled) + masks),
+            visibility=visibility,
+            adapter=is_mask & context.denoise_adapter,
+            logits=(*range(len(filled)), *range(len(filled) + 1, len(filled) + masks)),
+        )
+        assert logits is not None
+        causal, proposed = logits.rows[: len(filled)], logits.rows[len(filled) :]
+        kept = _confirmed(filled, causal, context)
+        yield Keep(range(kept))
+        tokens += filled[:kept]
+        following = sampler.pick(causal[kept - 1], len(tokens), tokens)
+        closed = (*filled[1:kept], following)
+        revised = kept < len(filled)
+        yield Committed(
+            tokens=closed,
+            logprobs=sampler.logprobs(causal[:kept], closed),
+            revisions=int(revised),
+        )
+        # After a revision the masks stood behind tokens that are gone.
+        run: list[int] = []
+        if not revised:
+            wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
+            known = [*tokens, following]
+            run, sure = _leading_run(proposed[: max(0, wanted - 1)], known, context)
+            if context.options.show_drafts:
+                yield _snapshot(len(tokens), (following, *run), sure, wanted, context)
+        filled = [following, *run]
+        kind = "denoise"
+
+
+def _confirmed(filled: Sequence[int], causal: Tensor, context: DecodingContext) -> int:
+    """How many of the filled tokens stand: up to the first whose AR probability collapsed.
+
+    Row i of `causal` `[len(filled), vocab]` predicts the token after filled[i].
+    """
+    bar = context.options.revision_threshold
+    if bar is None:
+        bar = ROLLING_REVISION_THRESHOLD
+    if len(filled) == 1:
+        return 1
+    rows = context.sampler.exclude_mask(causal[:-1])
+    following = torch.tensor(filled[1:], device=rows.device)
+    probabilities = rows.softmax(-1).gather(-1, following[:, None])[:, 0]
+    stands = (probabilities >= bar).int().cumprod(0)
+    return 1 + int(stands.sum())
+
+
+def _leading_run(
+    rows: Tensor, known: Sequence[int], context: DecodingContext
+) -> tuple[list[int], list[float]]:
+    """The longest run of proposals from the left that the commit rule trusts, and all confidences.
+
+    Row i of `rows` `[n, vocab]` is for absolute position len(known) + i. A run ends with a stop
+    token, and before a position where the end of thinking is due.
+    """
+    start, count = len(known), len(rows)
+    due = context.forced_offset(start, count, known)
+    if due is not None:
+        rows, count = rows[:due], due
+    if not count:
+        return [], []
+    options = context.options
+    rows = context.sampler.exclude_mask(rows)
+    tokens = candidates(rows, start, list(range(count)), known, context)
+    block = (known[-1], *[context.mask_token_id] * count)
+    passes = options.max_denoising_steps or context.block_length
+    quota = -(-context.block_length // passes)
+    proposal = propose(rows, tokens, start - 1, block, range(1, count + 1), context, quota)
+    bar = options.threshold
+    if bar is None and options.commit_rule == "threshold":
+        bar = ROLLING_THRESHOLD
+    _, chosen = trusted(options.commit_rule, proposal, bar)
+    run = int(chosen.int().cumprod(0).sum())
+    taken = tokens[:run].tolist()
+    for i, token in enumerate(taken):
+        if token in context.stop_token_ids:
+            taken = taken[: i + 1]
+            break
+    return taken, proposal.confidences.tolist()
+
+
+def _snapshot(
+    start: int, known: Sequence[int], sure: Sequence[float], length: int, context: DecodingContext
+) -> Drafted:
+    """The block as a user may see it; its first token is AR's."""
+    filled, masked = len(known), max(0, length - len(known))
+    new: tuple[TokenState, ...] = ("new",) * (filled - 1)
+    masks: tuple[TokenState, ...] = ("mask",) * masked
+    return Drafted(
+        start=start,
+        tokens=(*known, *[context.mask_token_id] * masked),
+        confidences=(1.0, *sure[: filled - 1], *[0.0] * masked),
+        states=("kept", *new, *masks),
+    )
