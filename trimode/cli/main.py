@@ -14,6 +14,7 @@ from trimode.cli.compare import compare
 from trimode.cli.env import env
 from trimode.cli.generate import generate
 from trimode.cli.models import models_app
+from trimode.cli.serve import serve
 from trimode.cli.train import convert, train
 from trimode.errors import TrimodeError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(compare)
+app.command()(serve)
 app.add_typer(models_app, name="models")
 app.command()(convert)
 app.command()(train)

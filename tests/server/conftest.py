@@ -1,0 +1,53 @@
+"""A real server on a loopback port, with a tiny model."""
+
+import contextlib
+import threading
+import time
+
+import openai
+import pytest
+import uvicorn
+
+from trimode.config import GenerationOptions
+from trimode.server import ServerSettings, create_app
+from trimode.testing import tiny_model
+
+
+@contextlib.contextmanager
+def serving(model, **settings):
+    """The address of a server that runs in a thread, and its state."""
+    fields = {"name": "tiny", "defaults": GenerationOptions(temperature=1.0, max_tokens=24)}
+    app = create_app(model, ServerSettings(**{**fields, **settings}))
+    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    socket = config.bind_socket()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}", app.state.server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def served(model):
+    with serving(model) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    return openai.OpenAI(base_url=f"{served[0]}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def url(served):
+    return served[0]

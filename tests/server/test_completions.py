@@ -1,0 +1,49 @@
+"""/v1/completions and what else a client asks for."""
+
+import openai
+import pytest
+
+from trimode import generate
+
+
+def complete(client, prompt, **fields):
+    fields = {"model": "tiny", "temperature": 0, "max_tokens": 8, **fields}
+    return client.completions.create(prompt=prompt, **fields)
+
+
+def test_a_prompt_is_taken_as_it_is_text_or_tokens(client, model):
+    expected = generate(model, "ab", raw=True, max_tokens=8).text
+    assert complete(client, "ab").choices[0].text == expected
+    assert complete(client, model.tokenizer.encode("ab")).choices[0].text == expected
+
+
+def test_a_list_of_prompts_gives_choices_in_order(client):
+    alone = [complete(client, prompt).choices[0].text for prompt in ("ab", "cd", "xyz")]
+    together = complete(client, ["ab", "cd", "xyz"])
+    assert [choice.text for choice in together.choices] == alone
+    assert together.usage.prompt_tokens == 7
+
+
+def test_a_stream_is_the_same_text(client):
+    parts = [c.choices[0].text for c in complete(client, "ab", stream=True)]
+    assert "".join(parts) == complete(client, "ab").choices[0].text
+
+
+def test_logprobs_come_in_the_old_form(client):
+    found = complete(client, "ab", logprobs=2).choices[0].logprobs
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == 8
+    assert max(found.top_logprobs[0].values()) == found.token_logprobs[0]
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""]])
+def test_an_empty_prompt_is_refused(client, prompt):
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, prompt)
+    assert caught.value.param == "prompt"
+
+
+def test_models_are_listed(client):
+    assert [card.id for card in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny:linear").id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")

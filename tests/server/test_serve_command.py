@@ -1,0 +1,51 @@
+"""`trimode serve` as a process: ready line, a real client, SIGTERM."""
+
+import signal
+import subprocess
+
+import openai
+import pytest
+
+from tests.cli.conftest import TRIMODE
+from trimode.testing import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("served"))
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [TRIMODE, "serve", "--port", "0", "--no-progress", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_it_serves_until_it_is_told_to_stop(checkpoint):
+    with start(checkpoint, "--served-model-name", "small", "--mode", "linear") as process:
+        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+        messages = [{"role": "user", "content": "Hi"}]
+        answer = client.chat.completions.create(model="small", messages=messages, max_tokens=5)
+        assert answer.usage.completion_tokens == 5
+        assert answer.model_extra["metrics"]["decoding"]["mode"] == "linear"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in (0, 143, -signal.SIGTERM)
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (("--mode", "fast"), "mode"),
+        (("--api-key-file", "/nowhere"), "api_key_file"),
+        (("--max-sequences", "0"), "max_sequences"),
+        (("--request-timeout", "0"), "request_timeout"),
+    ],
+)
+def test_bad_settings_name_the_option(checkpoint, arguments, field):
+    with start(checkpoint, *arguments) as process:
+        assert process.wait(60) == 2
+        assert field in process.stderr.read()

@@ -1,0 +1,102 @@
+"""`trimode serve`: an OpenAI-compatible server."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimode.cli import options as opt
+from trimode.errors import InputError
+
+
+def serve(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="As --model; the built-in one.")
+    ] = None,
+    model: opt.Model = opt.DEFAULT_MODEL,
+    mode: opt.Mode = "auto",
+    host: Annotated[
+        str, typer.Option("--host", envvar="TRIMODE_HOST", help="Address to bind.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option("--port", envvar="TRIMODE_PORT", min=0, max=65535, help="0: any free one."),
+    ] = 8000,
+    served_model_name: Annotated[
+        str | None, typer.Option("--served-model-name", help="The name clients use.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option("--api-key", envvar="TRIMODE_API_KEY", help="Repeat for several."),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="One key a line.")
+    ] = None,
+    max_sequences: Annotated[
+        int, typer.Option("--max-sequences", help="Requests decoded at once.")
+    ] = 16,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", help="Requests that may wait; more get 429.")
+    ] = 64,
+    request_timeout: Annotated[
+        float, typer.Option("--request-timeout", help="Seconds until a request is cancelled.")
+    ] = 600.0,
+    max_tokens: opt.MaxTokens = 1024,
+    temperature: opt.Temperature = 1.0,
+    top_p: opt.TopP = 1.0,
+    block_length: opt.BlockLength = None,
+    threshold: opt.Threshold = None,
+    dtype: opt.Dtype = "auto",
+    device: opt.Device = "auto",
+    adapter: opt.Adapter = None,
+    offline: opt.Offline = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Serve a model to OpenAI clients; its decoding options are defaults for requests."""
+    parameters = dict(locals())
+    from trimode.config import GenerationOptions
+
+    defaults = GenerationOptions.from_mapping(opt.generation_values(parameters))
+    keys = (*(api_key or ()), *_keys_of(api_key_file))
+    loaded = opt.load_model(parameters, name or model)
+
+    import uvicorn
+
+    from trimode.server import ServerSettings, create_app
+
+    settings = ServerSettings(
+        name=served_model_name or loaded.name,
+        defaults=defaults,
+        max_sequences=max_sequences,
+        max_waiting=max_waiting,
+        request_timeout=request_timeout,
+        api_keys=keys,
+    )
+    app = create_app(loaded, settings)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30
+    )
+    server = uvicorn.Server(config)
+    socket = config.bind_socket()  # taken now: a port in use is an error before "ready"
+    shown = socket.getsockname()[1]
+    sys.stderr.write(
+        f"{settings.name} at http://{host}:{shown}/v1, mode {defaults.mode}\n"
+        f"curl http://{host}:{shown}/v1/chat/completions -H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{settings.name}", "messages": '
+        '[{"role": "user", "content": "Hi"}]}\'\n'
+    )
+    server.run(sockets=[socket])
+
+
+def _keys_of(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError("api_key_file", str(path), f"must be readable ({error})") from None
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise InputError("api_key_file", str(path), "must hold at least one key")
+    return keys

@@ -1,0 +1,146 @@
+"""Request bodies, as OpenAI defines them, and the options they become.
+
+A field we do not know is ignored, as OpenAI-compatible servers do. One that we know and cannot
+honour is refused by name where it asks for anything: an answer must not quietly differ from the
+request.
+"""
+
+import secrets
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from trimode.config import GenerationOptions
+from trimode.errors import InputError
+from trimode.server.settings import ServerSettings
+
+Number = StrictFloat | StrictInt
+
+_NOT_HONOURED: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "functions": ([],),
+    "prediction": (),
+    "suffix": ("",),
+    "best_of": (1,),
+    "modalities": (["text"],),
+    "audio": (),
+}
+"""Fields we know, with the values that ask for nothing."""
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`."""
+
+    include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = False
+
+
+class DecodingFields(BaseModel):
+    """Our extra body field `decoding`."""
+
+    model_config = ConfigDict(extra="forbid")
+    mode: StrictStr | None = None
+    block_length: StrictInt | None = None
+    threshold: Number | None = None
+    revision_threshold: Number | None = None
+    show_drafts: StrictBool = False
+
+
+class GenerationRequest(BaseModel):
+    """What chat and plain completions share."""
+
+    model_config = ConfigDict(extra="allow")
+    model: StrictStr
+    stream: StrictBool | None = False
+    stream_options: StreamOptions | None = None
+    n: StrictInt | None = Field(None, ge=1)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, ge=0, le=1)
+    top_k: StrictInt | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    seed: StrictInt | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    max_tokens: StrictInt | None = None
+    ignore_eos: StrictBool | None = None
+    decoding: DecodingFields = Field(default_factory=DecodingFields)
+
+
+class ChatRequest(GenerationRequest):
+    """Body of /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: StrictInt | None = None
+    logprobs: StrictBool | None = False
+    top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of /v1/completions."""
+
+    prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
+    logprobs: StrictInt | None = Field(None, ge=0, le=20)
+    echo: StrictBool | None = False
+
+
+def generation_options(
+    request: GenerationRequest,
+    settings: ServerSettings,
+    *,
+    mode: str | None,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> list[GenerationOptions]:
+    """One set of options per choice, the server's defaults filled in.
+
+    Args:
+        request: the body.
+        settings: the server's.
+        mode: of the model name's suffix, if it had one.
+        max_tokens: under whichever name the request gave it.
+        logprobs: number of alternatives wanted, None for no logprobs.
+
+    Raises:
+        InputError: a value is out of range, or a field cannot be honoured.
+    """
+    refuse_unsupported(request.model_extra or {})
+    count = request.n or 1
+    if count > settings.max_choices:
+        raise InputError("n", str(count), f"at most {settings.max_choices}")
+    if request.decoding.show_drafts and not request.stream:
+        raise InputError("decoding.show_drafts", "true without stream", "set stream to true")
+    if request.top_p == 0:
+        request.top_p = 1e-9  # OpenAI allows 0: only the best token stays
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    given: dict[str, object] = {
+        "mode": request.decoding.mode or mode,
+        "block_length": request.decoding.block_length,
+        "threshold": request.decoding.threshold,
+        "revision_threshold": request.decoding.revision_threshold,
+        "show_drafts": request.decoding.show_drafts,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "repetition_penalty": request.repetition_penalty,
+        "ignore_eos": request.ignore_eos,
+        "max_tokens": max_tokens,
+        "stop": stop,
+        "logprobs": logprobs,
+    }
+    seed = secrets.randbits(32) if request.seed is None else request.seed % 2**63
+    values = {name: value for name, value in given.items() if value is not None}
+    options = settings.defaults.updated(values)
+    return [options.updated({"seed": (seed + i) % 2**63}) for i in range(count)]
+
+
+def refuse_unsupported(extra: dict[str, Any]) -> None:
+    """Raise InputError for a known field that asks for what we do not do."""
+    for name, harmless in _NOT_HONOURED.items():
+        value = extra.get(name)
+        if value is not None and value not in harmless:
+            raise InputError(name, "given", "this server does not support it yet; leave it out")

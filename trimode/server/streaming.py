@@ -1,0 +1,146 @@
+"""From requests in the engine to server-sent events, or to one whole answer."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from trimode.decoding import Committed, Drafted
+from trimode.server.errors import error_object
+from trimode.server.frames import Answer, finish, logprobs_object, metrics, usage
+from trimode.server.worker import EngineFailedError, Request, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """What a streaming request asked for."""
+
+    include_usage: bool
+    continuous_usage: bool
+    show_drafts: bool
+    draft_interval: float
+    """Seconds between two draft frames of a choice, at least."""
+
+
+async def merged(requests: list[Request], timeout: float) -> AsyncIterator[tuple[int, Step]]:
+    """Steps of several requests as they come, each with its choice's number.
+
+    Raises:
+        TimeoutError: they did not end in time.
+        EngineFailedError: a pass failed.
+    """
+    steps: asyncio.Queue[tuple[int, Step | BaseException]] = asyncio.Queue()
+
+    async def forward(index: int, request: Request) -> None:
+        try:
+            async for step in request:
+                steps.put_nowait((index, step))
+        except EngineFailedError as error:
+            steps.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(forward(i, request)) for i, request in enumerate(requests)]
+    open_choices = len(requests)
+    try:
+        async with asyncio.timeout(timeout):
+            while open_choices:
+                index, step = await steps.get()
+                if isinstance(step, BaseException):
+                    raise step
+                open_choices -= step.finish_reason is not None
+                yield index, step
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def whole(answer: Answer, requests: list[Request], timeout: float) -> dict[str, Any]:
+    """The answer as one object."""
+    texts = ["" for _ in requests]
+    scores: list[list[dict]] = [[] for _ in requests]
+    reasons: list[str] = ["" for _ in requests]
+    async for index, step in merged(requests, timeout):
+        event = step.update.event
+        texts[index] += step.update.text
+        if isinstance(event, Committed) and event.logprobs:
+            scores[index].append(logprobs_object(answer, event))
+        if step.finish_reason is not None:
+            reasons[index] = finish(step.finish_reason)
+    choices = []
+    for i, text in enumerate(texts):
+        choice: dict[str, Any] = {"index": i, "finish_reason": reasons[i]}
+        choice["logprobs"] = _joined(scores[i]) if scores[i] else None
+        if answer.kind == "chat":
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        choices.append(choice)
+    sequences = [request.sequence for request in requests]
+    return {
+        **answer.shell(stream=False),
+        "choices": choices,
+        "usage": usage(sequences),
+        "metrics": metrics(sequences),
+    }
+
+
+def _joined(parts: list[dict]) -> dict[str, Any]:
+    """Log-probabilities of several commits as one object."""
+    lists = {
+        name: [item for part in parts for item in part[name]]
+        for name, value in parts[0].items()
+        if isinstance(value, list)
+    }
+    return {**parts[0], **lists}
+
+
+async def events(
+    answer: Answer, requests: list[Request], settings: StreamSettings, timeout: float
+) -> AsyncIterator[str]:
+    """Server-sent events; a failure in the middle is an error object as the last of them."""
+    try:
+        async for line in _events(answer, requests, settings, timeout):
+            yield line
+    except TimeoutError:
+        yield _line(error_object(408, f"not finished within {timeout:g} seconds"))
+    except EngineFailedError as error:
+        yield _line(error_object(500, str(error)))
+
+
+async def _events(
+    answer: Answer, requests: list[Request], settings: StreamSettings, timeout: float
+) -> AsyncIterator[str]:
+    sequences = [request.sequence for request in requests]
+
+    def line(chunk: dict[str, Any]) -> str:
+        if settings.continuous_usage:
+            chunk["usage"] = usage(sequences)
+        elif settings.include_usage:
+            chunk["usage"] = None
+        return _line(chunk)
+
+    if answer.kind == "chat":
+        for index in range(len(requests)):
+            yield line(answer.chunk(index, role=True))
+    shown = [0.0 for _ in requests]
+    async for index, step in merged(requests, timeout):
+        if isinstance(step.update.event, Drafted):
+            # A draft is a snapshot: one that a newer step has overtaken need not be shown.
+            late = not requests[index].steps.empty()
+            if late or time.monotonic() - shown[index] < settings.draft_interval:
+                continue
+            shown[index] = time.monotonic()
+        chunk = answer.step(index, step, show_drafts=settings.show_drafts)
+        if chunk is not None:
+            yield line(chunk)
+        if step.finish_reason is not None:
+            yield line(answer.chunk(index, finish_reason=finish(step.finish_reason)))
+    if settings.include_usage:
+        last = {**answer.shell(stream=True), "choices": [], "usage": usage(sequences)}
+        yield _line({**last, "metrics": metrics(sequences)})
+    yield "data: [DONE]\n\n"
+
+
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"

@@ -1,0 +1,184 @@
+"""The thread that owns the engine, and what the event loop sees of it.
+
+Requests and cancellations go in through one queue; updates come out through each request's own
+asyncio queue. Nothing else is shared.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from trimode.config import GenerationOptions
+from trimode.engine import Engine, FinishReason, Sequence, Update
+from trimode.errors import TrimodeError
+
+logger = logging.getLogger(__name__)
+
+
+Choice = tuple[tuple[int, ...], GenerationOptions]
+"""A prompt and what is asked for."""
+
+
+class QueueFullError(TrimodeError):
+    """More requests wait than the server lets wait."""
+
+
+class EngineFailedError(TrimodeError):
+    """A pass failed; the requests in it are lost, the server goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An update of a request, and how the request ended if this is its last."""
+
+    update: Update
+    finish_reason: FinishReason | None
+
+
+@dataclass(eq=False)
+class Request:
+    """A request in the engine, as its handler sees it."""
+
+    sequence: Sequence
+    loop: asyncio.AbstractEventLoop
+    steps: asyncio.Queue[Step | EngineFailedError] = field(default_factory=asyncio.Queue)
+
+    async def __aiter__(self) -> AsyncIterator[Step]:
+        """Updates until the last.
+
+        Raises:
+            EngineFailedError: a pass failed.
+        """
+        while True:
+            step = await self.steps.get()
+            if isinstance(step, EngineFailedError):
+                raise step
+            yield step
+            if step.finish_reason is not None:
+                return
+
+
+class EngineWorker:
+    """Runs an engine in a thread of its own; idle without spinning."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int,
+        on_finish: Callable[[Sequence], None] = lambda _: None,
+    ) -> None:
+        """`on_finish` is called in the engine's thread for every request that ends."""
+        self.engine = engine
+        self.max_waiting = max_waiting
+        self._on_finish = on_finish
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._requests: dict[Sequence, Request] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Cancel what runs and end the thread."""
+        self._commands.put(None)
+        self._thread.join()
+
+    async def submit(self, choices: list[Choice]) -> list[Request]:
+        """Queue one request per choice, all or none.
+
+        Raises:
+            InputError: the engine refuses one.
+            QueueFullError: too many wait.
+        """
+        loop = asyncio.get_running_loop()
+        added: asyncio.Future[list[Request]] = loop.create_future()
+
+        def add() -> None:
+            requests: list[Request] = []
+            try:
+                free = self.engine.max_sequences - len(self.engine.live)
+                if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
+                    raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
+                for prompt, options in choices:
+                    requests.append(Request(self.engine.add(prompt, options), loop))
+            except TrimodeError as error:
+                for request in requests:
+                    self.engine.cancel(request.sequence)
+                loop.call_soon_threadsafe(_settle, added, error)
+                return
+            self._requests.update((request.sequence, request) for request in requests)
+            loop.call_soon_threadsafe(_settle, added, requests)
+
+        self._commands.put(add)
+        try:
+            return await asyncio.shield(added)
+        except asyncio.CancelledError:
+            added.add_done_callback(self._drop)  # the requests exist or soon will
+            raise
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request; harmless for one that has ended."""
+        self._commands.put(lambda: self._cancel(request.sequence))
+
+    def _drop(self, added: "asyncio.Future[list[Request]]") -> None:
+        if not added.cancelled() and added.exception() is None:
+            for request in added.result():
+                self.cancel(request)
+
+    def _cancel(self, sequence: Sequence) -> None:
+        self._requests.pop(sequence, None)
+        if sequence.finish_reason is None:
+            self.engine.cancel(sequence)
+            self._on_finish(sequence)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                command = self._commands.get(block=not self.engine.busy)
+            except queue.Empty:
+                self._step()
+                continue
+            if command is None:
+                for sequence in list(self._requests):
+                    self._cancel(sequence)
+                return
+            command()
+
+    def _step(self) -> None:
+        try:
+            updates = self.engine.step()
+        except Exception:
+            logger.exception("a pass failed")
+            self._fail_all()
+            return
+        last = {update.sequence: i for i, update in enumerate(updates)}
+        for i, update in enumerate(updates):
+            sequence = update.sequence
+            ended = sequence.finish_reason if last[sequence] == i else None
+            self._deliver(self._requests.get(sequence), Step(update, ended))
+            if ended is not None:
+                self._requests.pop(sequence, None)
+                self._on_finish(sequence)
+
+    def _fail_all(self) -> None:
+        failed = [*self._requests.values()]
+        for request in failed:  # the engine is clean again before anyone hears of it
+            self._cancel(request.sequence)
+        for request in failed:
+            self._deliver(request, EngineFailedError("the model failed on this batch"))
+
+    def _deliver(self, request: Request | None, step: Step | EngineFailedError) -> None:
+        if request is not None and not request.loop.is_closed():
+            request.loop.call_soon_threadsafe(request.steps.put_nowait, step)
+
+
+def _settle(future: asyncio.Future, value: object) -> None:
+    if isinstance(value, Exception):
+        future.set_exception(value)
+    else:
+        future.set_result(value)
