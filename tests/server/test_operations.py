@@ -150,7 +150,9 @@ def test_every_neighbour_gets_its_own_text(url, model):
 
 def test_metrics_and_facts(url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    client.completions.create(model="tiny:linear", prompt="abc", max_tokens=5)
+    client.completions.create(
+        model="tiny:linear", prompt="abc", max_tokens=5, extra_body={"ignore_eos": True}
+    )
     text = get(f"{url}/metrics")
     assert 'trimode_requests_total{finish_reason="length",mode="linear"}' in text
     assert 'trimode_generation_tokens_total{mode="linear"}' in text

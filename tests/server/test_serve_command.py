@@ -1,5 +1,6 @@
 """`trimode serve` as a process: ready line, a real client, SIGTERM."""
 
+import contextlib
 import signal
 import subprocess
 
@@ -15,12 +16,14 @@ def checkpoint(tmp_path_factory):
     return write_tiny_checkpoint(tmp_path_factory.mktemp("served"))
 
 
+@contextlib.contextmanager
 def start(*arguments):
-    return subprocess.Popen(
-        [TRIMODE, "serve", "--port", "0", "--no-progress", *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [TRIMODE, "serve", "--port", "0", "--no-progress", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # a failed test must not leave a server behind
 
 
 def test_it_serves_until_it_is_told_to_stop(checkpoint):
@@ -28,7 +31,9 @@ def test_it_serves_until_it_is_told_to_stop(checkpoint):
         address = process.stderr.readline().split(" at ")[1].split(",")[0]
         client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
         messages = [{"role": "user", "content": "Hi"}]
-        answer = client.chat.completions.create(model="small", messages=messages, max_tokens=5)
+        answer = client.chat.completions.create(
+            model="small", messages=messages, max_tokens=5, extra_body={"ignore_eos": True}
+        )
         assert answer.usage.completion_tokens == 5
         assert answer.model_extra["metrics"]["decoding"]["mode"] == "linear"
         process.send_signal(signal.SIGTERM)
