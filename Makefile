@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 JOBS ?= 2
 
-.PHONY: demo test test-slow check bench lossless format clean
+.PHONY: demo test test-slow check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
@@ -43,6 +43,11 @@ DATA ?= ../shared/data
 lossless: $(VENV)/.dev
 	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 200
 	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 100 --max-tokens 10 --temperature 0.8
+
+# A quarter of an hour: acceptance, tokens a pass and diffusion's quality of the built-in model.
+conversion: $(VENV)/.dev
+	$(BIN)/python benchmarks/conversion.py --data $(DATA) --prompts 6 \
+		--thresholds 0.05 0.15 0.3 0.5 0.7 0.9 0.99
 
 $(VENV)/.runtime: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
