@@ -29,7 +29,7 @@ from rich.table import Table
 from trimode import LoadedModel, generate_batch, load
 from trimode.decoding import Stats
 from trimode.engine import GenerationResult, encode_prompt
-from trimode.model import CachedAttention, KVCache, Segment
+from trimode.model import KVCache, Segment
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 QUADRATIC_BLOCK = 8
@@ -61,8 +61,8 @@ def score(model: LoadedModel, prompt: list[int], answer: list[int]) -> tuple[flo
     transformer = model.transformer
     tokens = torch.tensor(prompt + answer[:-1], device=transformer.device)
     cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=transformer.device)
-    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.embedding)
-    hidden = transformer(tokens, torch.arange(len(tokens), device=tokens.device), attend)
+    segments = [Segment(0, len(tokens), cache, "causal")]
+    hidden = transformer.run(tokens, torch.arange(len(tokens), device=tokens.device), segments)
     logits = transformer.logits(hidden[len(prompt) - 1 :])
     targets = torch.tensor(answer, device=tokens.device)
     loss = float(F.cross_entropy(logits, targets, reduction="sum"))

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from trimode import GenerationOptions, LoadedModel, load
 from trimode.engine import Engine, drain, encode_prompt
-from trimode.model import CachedAttention, KVCache, Segment
+from trimode.model import KVCache, Segment
 
 BLOCK_LENGTHS = (1, 2, 5, 8, 16, 32)
 MIXED = [
@@ -63,8 +63,8 @@ def gap_at(model: LoadedModel, tokens: list[int]) -> float:
     """Distance of the two best logits after `tokens`, by one fresh prefill."""
     transformer = model.transformer
     cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=transformer.device)
-    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.embedding)
-    hidden = transformer(torch.tensor(tokens), torch.arange(len(tokens)), attend)
+    segments = [Segment(0, len(tokens), cache, "causal")]
+    hidden = transformer.run(torch.tensor(tokens), torch.arange(len(tokens)), segments)
     best = transformer.logits(hidden[-1:]).topk(2).values[0]
     return float(best[0] - best[1])
 

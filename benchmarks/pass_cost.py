@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from trimode import load
-from trimode.model import CachedAttention, KVCache, Segment, Transformer
+from trimode.model import KVCache, Segment, Transformer
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 TARGET = 1.6
@@ -28,8 +28,7 @@ TARGET = 1.6
 def run(model: Transformer, cache: KVCache, rows: int) -> torch.Tensor:
     tokens = torch.arange(100, 100 + rows)
     positions = torch.arange(cache.length, cache.length + rows)
-    attend = CachedAttention([Segment(0, rows, cache, "causal")], model.embedding)
-    return model.logits(model(tokens, positions, attend))
+    return model.logits(model.run(tokens, positions, [Segment(0, rows, cache, "causal")]))
 
 
 @torch.inference_mode()
@@ -112,7 +111,7 @@ def main() -> None:
     info = header()
     results = {
         dtype: measure(arguments.model, dtype, arguments.context, arguments.repeats)
-        for dtype in ("fp32", "bf16")
+        for dtype in ("fp32", "bf16", "int8")
     }
     save("pass_cost", {**info, "context": arguments.context, "results": results})
     show(results, info)

@@ -173,7 +173,7 @@ def tiny(
 
 
 def random_adapter(
-    config: ModelConfig, seed: int = 0, *, scale: float = 2.0, scope: Any = "draft"
+    config: ModelConfig, seed: int = 0, *, scale: float = 2.0, scope: Any = "draft", rank: int = 4
 ) -> AdapterWeights:
     """A random low-rank delta on every attention and MLP linear, with a mask embedding."""
     from trimode.model import expected_tensors
@@ -186,7 +186,7 @@ def random_adapter(
     targets = {}
     for name, shape in expected_tensors(config).items():
         if "_proj.weight" in name:
-            targets[name.removesuffix(".weight")] = (noise(4, shape[1]), noise(shape[0], 4))
+            targets[name.removesuffix(".weight")] = (noise(rank, shape[1]), noise(shape[0], rank))
     return AdapterWeights(
         scale=scale, targets=targets, scope=scope, mask_embedding=noise(config.hidden_size)
     )

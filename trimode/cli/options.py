@@ -82,7 +82,7 @@ MaxThinkingTokens = Annotated[
     int | None, _option("--max-thinking-tokens", help="Force </think> after this many tokens.")
 ]
 Force = Annotated[bool, _option("--force", help="Diffusion on a checkpoint not trained for it.")]
-Dtype = Annotated[str, _option("--dtype", help="fp32, bf16 or auto.")]
+Dtype = Annotated[str, _option("--dtype", help="fp32, bf16, int8 (CPU) or auto.")]
 Device = Annotated[str, _option("--device", help="cpu, cuda:0, ... or auto.")]
 Adapter = Annotated[
     str | None, _option("--adapter", help="Draft adapter directory (PEFT layout) or none.")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trimode.decoding import Logits
 from trimode.engine.sequence import Sequence
-from trimode.model import CachedAttention, Segment, Transformer
+from trimode.model import Segment, Transformer
 from trimode.model.adapter import AdapterRows
 
 
@@ -66,10 +66,10 @@ def run(model: Transformer, slices: Seq[Slice]) -> list[Logits | None]:
         tokens.extend(span.tokens[part.start : part.stop])
         positions.extend(span.positions[part.start : part.stop])
         segments.append(Segment(start, len(tokens), cache, span.visibility))
-    hidden = model(
+    hidden = model.run(
         torch.tensor(tokens, device=model.device),
         torch.tensor(positions, device=model.device),
-        CachedAttention(segments, model.embedding),
+        segments,
         _adapter_rows(slices, model.device),
     )
     parts = [hidden[s.start : s.stop] for s in segments]

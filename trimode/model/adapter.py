@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trimode.model.linear import Int8Linear
+
 AdapterScope = Literal["draft", "denoise"]
 """`draft`: on in speculation's drafts only (NLD). `denoise`: on in every denoising pass."""
 
@@ -91,6 +93,10 @@ class LowRankDelta(nn.Module):
         """(A, scale * B) of each linear, as views of tensors like ours; the reverse of `fused`."""
         return [None if place is None else (down[place[1]], up[place]) for place in self.parts]
 
+    def quantised(self) -> "IntegerDelta":
+        """The same in int8."""
+        return IntegerDelta(self)
+
     def on_diagonal(self) -> Tensor:
         """Where `up` may differ from zero, bool `[out, rank]`."""
         kept = torch.zeros(self.up.shape, dtype=torch.bool)
@@ -98,6 +104,25 @@ class LowRankDelta(nn.Module):
             if place is not None:
                 kept[place] = True
         return kept
+
+
+class IntegerDelta(nn.Module):
+    """A low-rank delta with int8 weights, each fused part on its own."""
+
+    def __init__(self, delta: LowRankDelta) -> None:
+        super().__init__()
+        self.down = Int8Linear(delta.down, None)
+        self.places = [place for place in delta.parts if place is not None]
+        self.ups = nn.ModuleList(Int8Linear(delta.up[place], None) for place in self.places)
+        self.out_features = len(delta.up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        low = self.down(x)
+        y = x.new_zeros(len(x), self.out_features)
+        for (rows, ranks), up in zip(self.places, self.ups, strict=True):
+            y[:, rows] = up(low[:, ranks])
+        return y
 
 
 class Projection(nn.Module):
@@ -108,7 +133,7 @@ class Projection(nn.Module):
         names: Sequence[str],
         sizes: Sequence[int],
         linear: nn.Module,
-        delta: LowRankDelta | None,
+        delta: LowRankDelta | IntegerDelta | None,
     ) -> None:
         """`names` and output `sizes` of the fused linears, in order."""
         super().__init__()

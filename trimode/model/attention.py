@@ -76,3 +76,33 @@ class CachedAttention:
             )
             outputs.append(output[0].transpose(0, 1).flatten(1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class RowwiseAttention:
+    """Attention one row at a time: its arithmetic depends on the keys the row sees and on no other
+    row. Slow; what the int8 pass without its C++ library uses.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `Attend`."""
+        outputs = []
+        for segment in self.segments:
+            rows = slice(segment.start, segment.stop)
+            all_keys, all_values = segment.cache.write(layer, keys[rows], values[rows])
+            count, prefix = segment.stop - segment.start, segment.cache.length
+            for i, query in enumerate(queries[rows]):
+                seen = torch.arange(prefix + count, device=query.device)
+                if isinstance(segment.visibility, Tensor):
+                    visible = segment.visibility[i].to(query.device).nonzero()[:, 0]
+                    seen = torch.cat((seen[:prefix], prefix + visible))
+                elif segment.visibility == "causal":
+                    seen = seen[: prefix + i + 1]
+                output = F.scaled_dot_product_attention(
+                    query[None, :, None], all_keys[None, :, seen], all_values[None, :, seen],
+                    enable_gqa=True,
+                )  # fmt: skip
+                outputs.append(output.flatten())
+        return torch.stack(outputs)

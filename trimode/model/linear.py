@@ -7,6 +7,8 @@ Inference packs each weight once at load:
 - bf16 on a CPU with bf16 instructions, and on CUDA: plain `F.linear` in bf16.
 - bf16 on other CPUs: 16-bit weights in FBGEMM's layout, fp32 activations and accumulation
   (PyTorch's bf16 GEMM falls back to a scalar loop there, ten times slower at 16 rows).
+- int8 on CPU: one scale an output, activations quantised row by row, int32 accumulation. Integers
+  do not round, so a row's result never depends on its neighbours.
 """
 
 import warnings
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 
 from trimode.errors import InputError
 
-DTYPES = ("auto", "fp32", "bf16")
-Kernel = Literal["plain", "onednn", "fbgemm"]
+DTYPES = ("auto", "fp32", "bf16", "int8")
+Kernel = Literal["plain", "onednn", "fbgemm", "int8"]
 
 _PACK_ROWS = 16
 """Row count oneDNN lays weights out for; 4 to 128 time alike, 1 is slower beyond one row."""
@@ -29,11 +31,15 @@ def choose_kernel(dtype: str, device: str) -> tuple[torch.dtype, Kernel]:
     """Activation dtype and weight format for a requested dtype.
 
     Raises:
-        InputError: the dtype is unknown.
+        InputError: the dtype is unknown, or not for this device.
     """
     if dtype not in DTYPES:
         raise InputError("dtype", repr(dtype), f"allowed: {', '.join(DTYPES)}")
     on_cpu = torch.device(device).type == "cpu"
+    if dtype == "int8":
+        if not on_cpu:
+            raise InputError("dtype", f"int8 on {device}", "runs on the CPU only; use bf16")
+        return torch.float32, "int8"
     if dtype == "auto":
         dtype = "fp32" if on_cpu else "bf16"
     if not on_cpu:
@@ -96,10 +102,34 @@ class FbgemmLinear(nn.Module):
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 rows: values `[n, k]` in -127..127 and their scales `[n]`, fp32."""
+    top = x.abs().amax(-1)
+    inverse = torch.where(top > 0, 127.0 / top, 0.0)
+    return torch.round(x * inverse[:, None]).to(torch.int8), top / 127.0
+
+
+class Int8Linear(nn.Module):
+    """int8 weights and activations, exact int32 products; CPU inference only."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.scale = quantise(weight.float())
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        values, scale = quantise(x)
+        product = torch.ops.aten._int_mm(values, self.weight.T)
+        y = product.float() * (scale[:, None] * self.scale)
+        return y if self.bias is None else y + self.bias
+
+
 KERNELS: dict[Kernel, type[nn.Module]] = {
     "plain": PlainLinear,
     "onednn": OneDnnLinear,
     "fbgemm": FbgemmLinear,
+    "int8": Int8Linear,
 }
 
 
@@ -110,4 +140,5 @@ def describe_kernel(dtype: str, device: str) -> str:
         "plain": f"F.linear in {str(activations).removeprefix('torch.')}",
         "onednn": "oneDNN, fp32 weights packed",
         "fbgemm": "FBGEMM, 16-bit weights, fp32 accumulation (no bf16 instructions here)",
+        "int8": "int8 weights and activations, int32 accumulation",
     }[kernel]

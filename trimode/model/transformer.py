@@ -15,9 +15,16 @@ from torch import Tensor, nn
 
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
-from trimode.model.adapter import AdapterRows, AdapterWeights, LowRankDelta, Projection
-from trimode.model.attention import Attend
+from trimode.model.adapter import (
+    AdapterRows,
+    AdapterWeights,
+    IntegerDelta,
+    LowRankDelta,
+    Projection,
+)
+from trimode.model.attention import Attend, CachedAttention, RowwiseAttention, Segment
 from trimode.model.linear import KERNELS, PlainLinear, choose_kernel
+from trimode.model.native import NativePass
 from trimode.model.parameters import expected_tensors
 from trimode.model.rope import Rope, rotate
 
@@ -55,6 +62,7 @@ class Builder:
             self.dtype, kernel = (torch.bfloat16 if dtype == "bf16" else torch.float32), "plain"
         self.device = device
         self._kernel = KERNELS[kernel]
+        self.integer = kernel == "int8"
         self._read = read
         self._adapter = adapter
 
@@ -82,7 +90,9 @@ class Builder:
         linear = self.linear(torch.cat(weights) if len(weights) > 1 else weights[0], biases)
         return Projection(names, sizes, linear, self._delta(names, sizes))
 
-    def _delta(self, names: Sequence[str], sizes: Sequence[int]) -> LowRankDelta | None:
+    def _delta(
+        self, names: Sequence[str], sizes: Sequence[int]
+    ) -> LowRankDelta | IntegerDelta | None:
         if self._adapter is None:
             return None
         parts = []
@@ -90,7 +100,8 @@ class Builder:
             part = self._adapter.targets.get(name)
             moved = part and tuple(t.to(device=self.device, dtype=self.dtype) for t in part)
             parts.append(moved)
-        return LowRankDelta.fused(parts, sizes, self._adapter.scale)
+        delta = LowRankDelta.fused(parts, sizes, self._adapter.scale)
+        return delta.quantised() if delta is not None and self.integer else delta
 
 
 class Attention(nn.Module):
@@ -178,6 +189,8 @@ class Transformer(nn.Module):
         self.mask_embedding = (
             None if mask is None else nn.Parameter(mask.to(self.embedding), requires_grad=False)
         )
+        self.integer = build.integer
+        self._native = NativePass(self) if build.integer and NativePass.fits(self) else None
 
     @classmethod
     def from_tensors(
@@ -210,11 +223,7 @@ class Transformer(nn.Module):
         adapter_rows: AdapterRows = None,
     ) -> Tensor:
         """Hidden states `[T, D]` after the final norm, for tokens and positions `[T]`."""
-        x = F.embedding(tokens, self.embedding)
-        if adapter_rows is not None and self.mask_embedding is not None:
-            adapted = torch.zeros_like(tokens, dtype=torch.bool)
-            adapted[adapter_rows] = True
-            x[adapted & (tokens == self.config.mask_token_id)] = self.mask_embedding
+        x = self._embed(tokens, adapter_rows)
         rotation = self.rope(positions, x.dtype)
         query_scale = self.rope.query_scale(positions, x.dtype)
         for i, layer in enumerate(self.layers):
@@ -225,8 +234,38 @@ class Transformer(nn.Module):
             x = x + layer.mlp(layer.mlp_norm(x), adapter_rows)
         return self.norm(x)
 
+    def run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        adapter_rows: AdapterRows = None,
+    ) -> Tensor:
+        """`forward` over segments with their KV caches, by the fastest way there is.
+
+        Keys and values of the pass lie behind each segment's cache, pending.
+        """
+        if self._native is not None:
+            x = self._embed(tokens, adapter_rows)
+            rotation = self.rope(positions, x.dtype)
+            query_scale = self.rope.query_scale(positions, x.dtype)
+            return self._native(x, rotation, query_scale, segments, adapter_rows)
+        attend = RowwiseAttention(segments) if self.integer else None
+        attend = attend or CachedAttention(segments, self.embedding)
+        return self(tokens, positions, attend, adapter_rows)
+
+    def _embed(self, tokens: Tensor, adapter_rows: AdapterRows) -> Tensor:
+        x = F.embedding(tokens, self.embedding)
+        if adapter_rows is not None and self.mask_embedding is not None:
+            adapted = torch.zeros_like(tokens, dtype=torch.bool)
+            adapted[adapter_rows] = True
+            x[adapted & (tokens == self.config.mask_token_id)] = self.mask_embedding
+        return x
+
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits `[m, V]` of hidden states `[m, D]`."""
+        if self._native is not None:
+            return self._native.head(hidden)
         return self.head(hidden).float()
 
 

@@ -143,7 +143,7 @@ def export_adapter(transformer: Transformer, scope: AdapterScope, scale: float) 
     targets: dict[str, tuple[Tensor, Tensor]] = {}
     for module in transformer.modules():
         if isinstance(module, Projection) and module.delta is not None:
-            delta = module.delta
+            delta = cast(LowRankDelta, module.delta)
             parts = delta.split(whole(delta.down.detach()), whole(delta.up.detach()))
             for name, part in zip(module.names, parts, strict=True):
                 if part is not None:
