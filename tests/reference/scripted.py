@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.reference.tiny import MASK, letters
 from trimode.checkpoints import LoadedModel
 from trimode.config import ModelConfig
+from trimode.model import CachedAttention
 
 CONTEXT = 126
 """Positions the spelling has room for; one more dimension counts the visible rows."""
@@ -54,14 +55,15 @@ class ScriptedTransformer:
         self.rows_run: list[list[tuple[int, int]]] = []
         """(token, position) of every row, pass by pass."""
 
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, attend: Any, adapter_rows: Any = None
+    def run(
+        self, tokens: Tensor, positions: Tensor, segments: Any, adapter_rows: Any = None
     ) -> Tensor:
         rows = torch.arange(len(tokens))
         self.rows_run.append(list(zip(tokens.tolist(), positions.tolist(), strict=True)))
         values = torch.zeros(len(tokens), 1, self.config.head_dim)
         values[rows, 0, positions] = tokens.float() + 1
         values[:, 0, CONTEXT] = (positions == 0).float()  # one row, so its mean is 1 / visible
+        attend = CachedAttention(segments, self.embedding)
         seen = attend(0, torch.zeros_like(values), torch.zeros_like(values), values)
         adapted = torch.zeros(len(tokens), 1)
         if adapter_rows is not None:
