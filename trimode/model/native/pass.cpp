@@ -4,8 +4,8 @@
 // else is in the pass. Products are exact integers; every float sum has an order of its own, fixed by
 // its length. So a token's logits are the same bits alone, packed, in a chunk, cached or recomputed.
 //
-// Weights are plain int8 matrices [out, in] with one scale an output. Activations are int8 values with
-// one scale a row, kept as int16: vpmaddwd then adds exact products without saturation on any AVX2 CPU.
+// Weights are plain int8 matrices [out, in] with one scale an output. Activations are 12-bit numbers in
+// int16 with one scale a row: vpmaddwd adds their products exactly on any AVX2 CPU, however wide they are.
 
 #include <algorithm>
 #include <cmath>
@@ -104,6 +104,11 @@ struct Quantised {
   int64_t stride;
 };
 
+// Largest activation: 12 bits, or what an int32 sum of k products can hold.
+inline float levels(int64_t k) {
+  return static_cast<float>(std::min<int64_t>(2047, INT32_MAX / (127 * k)));
+}
+
 float quantise(const float* x, int64_t k, int16_t* q) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256 tops = _mm256_setzero_ps();
@@ -112,13 +117,13 @@ float quantise(const float* x, int64_t k, int16_t* q) {
   float lanes[8], top = 0;
   _mm256_storeu_ps(lanes, tops);
   for (float lane : lanes) top = std::max(top, lane);
-  const __m256 inverse = _mm256_set1_ps(top > 0 ? 127.0f / top : 0.0f);
+  const __m256 inverse = _mm256_set1_ps(top > 0 ? levels(k) / top : 0.0f);
   for (int64_t i = 0; i < k; i += 8) {
     const __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));
     const __m128i p = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + i), p);
   }
-  return top / 127.0f;
+  return top / levels(k);
 }
 
 // Where rows are read and written: row i of the product comes from row from[i] and goes to row to[i].
