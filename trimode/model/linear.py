@@ -108,8 +108,8 @@ WEIGHT_LEVELS = 127
 def activation_levels(features: int) -> int:
     """Largest quantised activation: 12 bits, or what an int32 sum over `features` can hold.
 
-    The products are of 16-bit numbers either way, and 8 bits of activation cost SmolLM2 3.6 % of
-    perplexity (docs/lab.md).
+    The C++ pass multiplies 16-bit numbers either way, and the extra bits keep answers closer to
+    fp32's.
     """
     return min(2047, (2**31 - 1) // (WEIGHT_LEVELS * features))
 
