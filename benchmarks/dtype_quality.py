@@ -38,11 +38,13 @@ def main() -> None:
     prompts = [encode_prompt(model, text) for text in texts]
     answers = generate_batch(model, prompts, max_tokens=arguments.max_tokens)
     pairs = [(p, list(a.token_ids)) for p, a in zip(prompts, answers, strict=True)]
-    reference, _ = measure(model, pairs)
+    found = {"fp32": measure(model, pairs)}
+    for dtype in ("bf16", "int8"):
+        found[dtype] = measure(load(arguments.model, dtype=dtype, progress=False), pairs)
+    reference, _ = found["fp32"]
     table = Table("dtype", "perplexity ratio", "agreement")
     rows = {}
-    for dtype in ("fp32", "bf16", "int8"):
-        loss, agreed = measure(load(arguments.model, dtype=dtype, progress=False), pairs)
+    for dtype, (loss, agreed) in found.items():
         rows[dtype] = {
             "perplexity_ratio": round(math.exp(loss - reference), 4),
             "agreement": round(agreed, 4),

@@ -1,14 +1,12 @@
 """int8: exact products, and a row's result that never depends on what else is in the pass."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import families
-from tests.reference.tiny import MASK, Tiny, random_adapter, tiny
+from tests.reference.tiny import MASK, random_adapter, tiny
 from trimode.errors import InputError
 from trimode.model import KVCache, Segment, Transformer, native
 from trimode.model.linear import Int8Linear, choose_kernel
@@ -36,9 +34,9 @@ def transformer(family, backend, *, adapter=False):
 
 
 @torch.inference_mode()
-def prefill(model, tokens, cuts=(), cache=None):
+def prefill(model, tokens, cuts=()):
     """Logits of every row, computed in chunks that end at `cuts`."""
-    cache = cache or KVCache(model.config, 64)
+    cache = KVCache(model.config, 64)
     parts = []
     for start, stop in zip((0, *cuts), (*cuts, len(tokens)), strict=True):
         positions = torch.arange(start, stop)
@@ -163,16 +161,15 @@ def test_rows_between_the_ones_it_sees_do_not_change_a_row(backend):
     assert torch.equal(model.logits(rest), alone[15:])
 
 
-def integer(family, backend, seed):
+def integer(backend, seed):
     """A tiny model with a denoising adapter, in int8."""
-    found = tiny(family, seed, sharpness=3.0, common=0.05, eos=())
-    adapter = random_adapter(found.config, seed, rank=16, scale=0.2, scope="denoise")
-    read = {key.removeprefix("model."): value for key, value in found.oracle.state_dict().items()}
-    model = Transformer.from_tensors(found.config, read.__getitem__, dtype="int8", adapter=adapter)
+    fields = {"sharpness": 3.0, "common": 0.05, "eos": ()}
+    config = tiny("llama", seed, **fields).config
+    adapter = random_adapter(config, seed, rank=16, scale=0.2, scope="denoise")
+    found = tiny("llama", seed, **fields, adapter=adapter, dtype="int8")
     if backend == "pytorch":
-        model._native = None
-    loaded = replace(found.model, transformer=model, adapter_scope="denoise")
-    return Tiny(found.oracle, loaded, adapter)
+        found.model.transformer._native = None
+    return found
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 3}], ids=str)
@@ -180,7 +177,7 @@ def integer(family, backend, seed):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_speculation_is_lossless(backend, block_length, sampling):
     for seed in range(3):
-        model = integer("llama", backend, seed)
+        model = integer(backend, seed)
         prompt, asked = [3, 1, 4, 1, 5, 8], {"max_tokens": 24, **sampling}
         expected = model.generate(prompt, mode="ar", **asked).tokens
         for mode in ("linear", "quadratic"):

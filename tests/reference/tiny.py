@@ -153,6 +153,7 @@ def tiny(
     scope: str | None = None,
     trained: bool = True,
     thinks: bool = True,
+    dtype: str = "fp32",
     **fields: Any,
 ) -> Tiny:
     """A random model of a family; `fields` replace fields of its config."""
@@ -163,7 +164,7 @@ def tiny(
         name=f"tiny-{family}",
         config=config,
         transformer=Transformer.from_tensors(
-            config, tensors.__getitem__, dtype="fp32", adapter=adapter
+            config, tensors.__getitem__, dtype=dtype, adapter=adapter
         ),
         tokenizer=letters(thinks=thinks),
         chat_template=None,

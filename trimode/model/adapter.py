@@ -93,10 +93,6 @@ class LowRankDelta(nn.Module):
         """(A, scale * B) of each linear, as views of tensors like ours; the reverse of `fused`."""
         return [None if place is None else (down[place[1]], up[place]) for place in self.parts]
 
-    def quantised(self) -> "IntegerDelta":
-        """The same in int8."""
-        return IntegerDelta(self)
-
     def on_diagonal(self) -> Tensor:
         """Where `up` may differ from zero, bool `[out, rank]`."""
         kept = torch.zeros(self.up.shape, dtype=torch.bool)

@@ -37,17 +37,22 @@ class KVCache:
         """Bytes that one token takes over all layers."""
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
+    def reserve(self, rows: int) -> int:
+        """Make a pass's rows the pending ones; returns where they end."""
+        end = self.length + rows
+        assert end <= self.capacity, f"KV cache holds {self.capacity} tokens, {end} needed"
+        self.pending = rows
+        return end
+
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store a pass's rows `[n, kv_heads, head_dim]` behind the cache.
 
         Returns:
             Views of keys and values `[kv_heads, length + n, head_dim]`.
         """
-        end = self.length + len(keys)
-        assert end <= self.capacity, f"KV cache holds {self.capacity} tokens, {end} needed"
+        end = self.reserve(len(keys))
         self.keys[layer, :, self.length : end] = keys.transpose(0, 1)
         self.values[layer, :, self.length : end] = values.transpose(0, 1)
-        self.pending = len(keys)
         return self.keys[layer, :, :end], self.values[layer, :, :end]
 
     def keep(self, rows: Sequence[int]) -> None:

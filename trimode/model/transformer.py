@@ -101,7 +101,7 @@ class Builder:
             moved = part and tuple(t.to(device=self.device, dtype=self.dtype) for t in part)
             parts.append(moved)
         delta = LowRankDelta.fused(parts, sizes, self._adapter.scale)
-        return delta.quantised() if delta is not None and self.integer else delta
+        return IntegerDelta(delta) if delta is not None and self.integer else delta
 
 
 class Attention(nn.Module):
@@ -223,9 +223,7 @@ class Transformer(nn.Module):
         adapter_rows: AdapterRows = None,
     ) -> Tensor:
         """Hidden states `[T, D]` after the final norm, for tokens and positions `[T]`."""
-        x = self._embed(tokens, adapter_rows)
-        rotation = self.rope(positions, x.dtype)
-        query_scale = self.rope.query_scale(positions, x.dtype)
+        x, rotation, query_scale = self._inputs(tokens, positions, adapter_rows)
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Block)
             x = x + layer.attention(
@@ -246,21 +244,22 @@ class Transformer(nn.Module):
         Keys and values of the pass lie behind each segment's cache, pending.
         """
         if self._native is not None:
-            x = self._embed(tokens, adapter_rows)
-            rotation = self.rope(positions, x.dtype)
-            query_scale = self.rope.query_scale(positions, x.dtype)
-            return self._native(x, rotation, query_scale, segments, adapter_rows)
-        attend = RowwiseAttention(segments) if self.integer else None
-        attend = attend or CachedAttention(segments, self.embedding)
-        return self(tokens, positions, attend, adapter_rows)
+            inputs = self._inputs(tokens, positions, adapter_rows)
+            return self._native(*inputs, segments, adapter_rows)
+        if self.integer:
+            return self(tokens, positions, RowwiseAttention(segments), adapter_rows)
+        return self(tokens, positions, CachedAttention(segments, self.embedding), adapter_rows)
 
-    def _embed(self, tokens: Tensor, adapter_rows: AdapterRows) -> Tensor:
+    def _inputs(
+        self, tokens: Tensor, positions: Tensor, adapter_rows: AdapterRows
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
+        """What enters the layers: embeddings `[T, D]`, rotation and query scale."""
         x = F.embedding(tokens, self.embedding)
         if adapter_rows is not None and self.mask_embedding is not None:
             adapted = torch.zeros_like(tokens, dtype=torch.bool)
             adapted[adapter_rows] = True
             x[adapted & (tokens == self.config.mask_token_id)] = self.mask_embedding
-        return x
+        return x, self.rope(positions, x.dtype), self.rope.query_scale(positions, x.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits `[m, V]` of hidden states `[m, D]`."""

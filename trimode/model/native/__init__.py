@@ -205,11 +205,11 @@ class NativePass:
 
     @staticmethod
     def fits(transformer: "Transformer") -> bool:
-        """Whether the library is there and its loops take this model's sizes."""
-        if library() is None or transformer.device != "cpu" or transformer.config.head_dim % 8:
+        """Whether the library is there and its loops take the sizes of this int8 model."""
+        if library() is None or transformer.config.head_dim % 8:
             return False
-        linears = [m for m in transformer.modules() if isinstance(m, Int8Linear)]
-        return bool(linears) and all(m.weight.shape[1] % 16 == 0 for m in linears)
+        linears = (m for m in transformer.modules() if isinstance(m, Int8Linear))
+        return all(m.weight.shape[1] % 16 == 0 for m in linears)
 
     def __call__(
         self,
@@ -230,8 +230,8 @@ class NativePass:
         kept: list[Tensor] = []
         found = (_Segment * len(segments))()
         for i, segment in enumerate(segments):
-            cache, rows = segment.cache, segment.stop - segment.start
-            assert cache.length + rows <= cache.capacity, "the KV cache is full"
+            cache = segment.cache
+            cache.reserve(segment.stop - segment.start)
             mask = None
             if isinstance(segment.visibility, Tensor):
                 mask = segment.visibility.to(torch.uint8).contiguous()
@@ -246,7 +246,6 @@ class NativePass:
                 segment.visibility == "causal" if mask is None else False,
                 _address(mask),
             )
-            cache.pending = rows
         cos, sin = (part.contiguous() for part in rotation)
         asked = _Pass(
             len(x),
