@@ -29,7 +29,7 @@ from rich.table import Table
 from trimode import LoadedModel, generate_batch, load
 from trimode.decoding import Stats
 from trimode.engine import GenerationResult, encode_prompt
-from trimode.model import KVCache, Segment
+from trimode.evaluation.lossless import prefill_logits
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 QUADRATIC_BLOCK = 8
@@ -58,13 +58,8 @@ def _rows(path: Path) -> list[dict]:
 @torch.inference_mode()
 def score(model: LoadedModel, prompt: list[int], answer: list[int]) -> tuple[float, int]:
     """Negative log-likelihood of an answer under AR, and how many of its tokens AR would choose."""
-    transformer = model.transformer
-    tokens = torch.tensor(prompt + answer[:-1], device=transformer.device)
-    cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=transformer.device)
-    segments = [Segment(0, len(tokens), cache, "causal")]
-    hidden = transformer.run(tokens, torch.arange(len(tokens), device=tokens.device), segments)
-    logits = transformer.logits(hidden[len(prompt) - 1 :])
-    targets = torch.tensor(answer, device=tokens.device)
+    logits = prefill_logits(model, prompt + answer[:-1], first=len(prompt) - 1)
+    targets = torch.tensor(answer, device=logits.device)
     loss = float(F.cross_entropy(logits, targets, reduction="sum"))
     return loss, int((logits.argmax(-1) == targets).sum())
 

@@ -1,7 +1,7 @@
 """How often `linear` and `quadratic` differ from `ar` on real prompts, and by what logit gap.
 
     python benchmarks/lossless.py --data ../shared/data [--prompts 200] [--temperature 0.8]
-        [--only "all modes mixed" "each mode alone"]
+        [--only "all modes mixed" "each alone"]
 
 Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others
 of its mode; then each in one mode and length, packed with others of every mode, and alone.
@@ -10,29 +10,20 @@ tied. The gap at that point (recomputed by a fresh prefill) is printed for each.
 """
 
 import argparse
-import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from machine import RESULTS, header, save
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from trimode import GenerationOptions, LoadedModel, load
-from trimode.engine import Engine, drain, encode_prompt
-from trimode.model import KVCache, Segment
+from trimode import load
+from trimode.engine import encode_prompt
+from trimode.evaluation import lossless
 
 BLOCK_LENGTHS = (1, 2, 5, 8, 16, 32)
-MIXED = [
-    ("linear", 8),
-    ("quadratic", 2),
-    ("ar", None),
-    ("linear", 16),
-    ("quadratic", 5),
-    ("linear", 5),
-]
 QUADRATIC_SHARE = {8: 4, 16: 10, 32: 40}
 """A quadratic pass has B(B+1) rows: at these lengths only one prompt in so many is run."""
 
@@ -58,36 +49,6 @@ def _rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
-@torch.inference_mode()
-def gap_at(model: LoadedModel, tokens: list[int]) -> float:
-    """Distance of the two best logits after `tokens`, by one fresh prefill."""
-    transformer = model.transformer
-    cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=transformer.device)
-    segments = [Segment(0, len(tokens), cache, "causal")]
-    hidden = transformer.run(torch.tensor(tokens), torch.arange(len(tokens)), segments)
-    best = transformer.logits(hidden[-1:]).topk(2).values[0]
-    return float(best[0] - best[1])
-
-
-def answers(
-    model: LoadedModel,
-    prompts: list[list[int]],
-    options: list[GenerationOptions],
-    progress: Progress,
-    name: str,
-    together: int = 16,
-) -> list[list[int]]:
-    """Completion tokens of each prompt, `together` sequences packed into a pass."""
-    engine = Engine(model, max_sequences=together)
-    sequences = [engine.add(p, o) for p, o in zip(prompts, options, strict=True)]
-    task = progress.add_task(name, total=len(prompts))
-    for update in drain(engine):
-        if update.sequence.finish_reason is not None:
-            progress.advance(task)
-    progress.remove_task(task)
-    return [sequence.tokens for sequence in sequences]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -103,30 +64,19 @@ def main() -> None:
     texts = read_prompts(arguments.data, arguments.prompts)
     prompts = [encode_prompt(model, text)[:1024] for text in texts]
 
-    def options(i: int, mode: str, block_length: int | None) -> GenerationOptions:
-        fields = {
-            "mode": mode,
-            "max_tokens": arguments.max_tokens,
-            "temperature": arguments.temperature,
-            "block_length": block_length,
-            "seed": i,
-        }
-        return GenerationOptions.from_mapping(fields)
-
-    everyone = range(len(prompts))
-    runs: list[tuple[str, int, list[GenerationOptions]]] = []
-    for mode, block_length in itertools.product(("linear", "quadratic"), BLOCK_LENGTHS):
-        share = QUADRATIC_SHARE.get(block_length, 1) if mode == "quadratic" else 1
-        asked = [options(i, mode, block_length) for i in everyone[: max(1, len(prompts) // share)]]
-        runs.append((f"{mode} {block_length}", 16, asked))
-    cycled = [options(i, *MIXED[i % len(MIXED)]) for i in everyone]
-    runs += [("all modes mixed", 16, cycled), ("each mode alone", 1, cycled)]
+    wanted = lossless.runs(
+        len(prompts),
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        block_lengths=BLOCK_LENGTHS,
+        tree_share=lambda length: QUADRATIC_SHARE.get(length, 1),
+    )
     name = f"lossless_{arguments.dtype}_T{arguments.temperature:g}"
     asked_for = {"prompts": len(prompts), "max_tokens": arguments.max_tokens,
                  "temperature": arguments.temperature}  # fmt: skip
     rows = []
     if arguments.only:
-        runs = [run for run in runs if run[0] in arguments.only]
+        wanted = [run for run in wanted if run.name in ("ar", *arguments.only)]
         rows = earlier(name, asked_for, arguments.only)
 
     console = Console()
@@ -136,24 +86,20 @@ def main() -> None:
     for column in ("run", "equal to ar", "tokens", "flips: prompt, token, logit gap"):
         table.add_column(column)
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        plain = [options(i, "ar", None) for i in everyone]
-        reference = answers(model, prompts, plain, progress, "ar")
-        for title, together, asked in runs:
-            count = len(asked)
-            found = answers(model, prompts[:count], asked, progress, title, together)
-            flips = []
-            for i, (ours, wanted) in enumerate(zip(found, reference, strict=False)):
-                if ours != wanted:
-                    pairs = zip(ours, wanted, strict=False)
-                    at = next((k for k, (a, b) in enumerate(pairs) if a != b), len(wanted))
-                    gap = gap_at(model, prompts[i] + wanted[:at])
-                    flips.append({"prompt": i, "token": at, "logit_gap": gap})
-            rows.append({"run": title, "prompts": count, "flips": flips})
-            listed = "; ".join(f"{f['prompt']}, {f['token']}, {f['logit_gap']:.1e}" for f in flips)
-            tokens = sum(map(len, found))
-            equal = f"{count - len(flips)}/{count}"
-            table.add_row(title, equal, str(tokens), listed)
-            console.print(f"{title}: {equal} equal", highlight=False)
+        task = progress.add_task("ar", total=sum(len(run.options) for run in wanted))
+
+        def advance(run: str) -> None:
+            progress.update(task, advance=1, description=run)
+
+        for outcome in lossless.check(model, prompts, wanted, advance=advance):
+            if outcome.name == "ar":
+                continue
+            flips = [asdict(flip) for flip in outcome.flips]
+            rows.append({"run": outcome.name, "prompts": outcome.answers, "flips": flips})
+            listed = "; ".join(f"{f.prompt}, {f.token}, {f.logit_gap:.1e}" for f in outcome.flips)
+            equal = f"{outcome.answers - len(flips)}/{outcome.answers}"
+            table.add_row(outcome.name, equal, str(outcome.tokens), listed)
+            console.print(f"{outcome.name}: {equal} equal", highlight=False)
     console.print(table)
     save(name, {**header(), **asked_for, "runs": rows})
     total, flips = sum(row["prompts"] for row in rows), sum(len(row["flips"]) for row in rows)

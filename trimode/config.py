@@ -130,6 +130,16 @@ class GenerationOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time it is in the answer so far."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that is in the answer so far."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit). Given as pairs or as a mapping."""
+    grammar: str | None = None
+    """What the answer must fit, in llguidance's form (`trimode.text.grammar` makes them)."""
+    prediction: tuple[int, ...] = ()
+    """Tokens that the answer may resemble: drafts for the mode `auto`."""
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -179,6 +189,11 @@ class GenerationOptions:
         check_range("top_p", self.top_p, 0.0, 1.0, exclusive_low=True)
         check_range("min_p", self.min_p, 0.0, 1.0)
         check_range("repetition_penalty", self.repetition_penalty, 0.0, None, exclusive_low=True)
+        check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        for token, bias in self.logit_bias:
+            check_range("logit_bias: token id", token, 0, None)
+            check_range(f"logit_bias: bias of {token}", bias, -100.0, 100.0)
         check_range("seed", self.seed, 0, 2**63 - 1)
         check_range("logprobs", self.logprobs, 0, 20)
         check_range("block_length", self.block_length, 1, None)
@@ -209,14 +224,28 @@ class GenerationOptions:
                 raise InputError(name, "unknown option", f"known: {', '.join(known)}")
             if name == "stop" and isinstance(value, str):
                 value = (value,)
+            if name == "logit_bias":
+                value = _pairs(value)
             clean[name] = tuple(value) if isinstance(value, list) else value
             _check_type(name, clean[name], known[name])
         return replace(self, **clean)  # type: ignore[arg-type]
 
 
+def _pairs(value: object) -> object:
+    """A mapping or a list of pairs as a tuple of pairs, token ids as numbers."""
+    items = value.items() if isinstance(value, dict) else value
+    try:
+        return tuple((int(token), float(bias)) for token, bias in items)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        allowed = "must map token ids to numbers"
+        raise InputError("logit_bias", repr(value), allowed) from None
+
+
 def _check_type(name: str, value: object, annotation: str) -> None:
     wanted: tuple[type, ...]
-    if annotation.startswith("tuple[str"):
+    if annotation.startswith("tuple[tuple"):
+        ok = isinstance(value, tuple)
+    elif annotation.startswith("tuple[str"):
         ok = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
     elif annotation.startswith("tuple[int"):
         ok = isinstance(value, tuple) and all(type(item) is int for item in value)

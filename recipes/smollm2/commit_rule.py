@@ -1,7 +1,7 @@
 """Train the learned commit rule of a converted model and compare it with the threshold rule.
 
     python recipes/smollm2/commit_rule.py --adapter DIR --prompts prompts.jsonl
-        [--count 300] [--max-tokens 96] [--block-length 16] [--save]
+        [--count 300] [--max-tokens 96] [--block-length 16] [--dtype int8] [--save]
 
 Prints the AUC on held-out blocks, of the rule and of the confidence that the threshold rule uses.
 `--save` writes the rule beside the adapter. The curve of tokens a pass against quality is
@@ -30,9 +30,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--block-length", type=int, default=16)
+    parser.add_argument("--dtype", default="int8")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
-    model = load(arguments.model, dtype="fp32", adapter=arguments.adapter, progress=False)
+    model = load(arguments.model, dtype=arguments.dtype, adapter=arguments.adapter, progress=False)
     texts = read_prompts(arguments.prompts)[: arguments.count]
     prompts = [encode_prompt(model, text) for text in texts]
     console = Console(stderr=True)
@@ -45,7 +46,7 @@ def main() -> None:
             block_length=arguments.block_length,
             advance=lambda: progress.advance(task),
         )
-    network, result = fit(examples, model.transformer.embedding, ScorerConfig())
+    network, result = fit(examples, model.transformer.embedding_matrix(), ScorerConfig())
     size = sum(parameter.numel() for parameter in network.parameters())
     print(
         f"{len(examples)} blocks, {size / 1e6:.2f} M parameters, {result.epochs} epochs: "

@@ -22,6 +22,8 @@ SAMPLED = {
     "top-k": {"temperature": 1.2, "top_k": 5, "seed": 3},
     "min-p": {"temperature": 0.8, "min_p": 0.1, "seed": 4},
     "penalty": {"repetition_penalty": 1.5},
+    "penalties": {"frequency_penalty": 0.8, "presence_penalty": -0.4},
+    "bias": {"logit_bias": ((5, 4.0), (9, -100.0))},
     "all": {
         "temperature": 0.9,
         "top_k": 12,

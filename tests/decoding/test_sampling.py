@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from tests.reference.tiny import MASK
 from trimode.config import GenerationOptions
 from trimode.decoding import Sampler
-from trimode.decoding.sampling import filter_scores, gumbel_noise, penalise_repetition
+from trimode.decoding.sampling import (
+    filter_scores,
+    gumbel_noise,
+    penalise_frequency,
+    penalise_repetition,
+)
 
 logits_rows = st.lists(
     st.lists(st.floats(-8, 8, width=32), min_size=9, max_size=9), min_size=1, max_size=3
@@ -255,3 +260,24 @@ def test_verification_emits_what_picking_one_by_one_emits(draft, seed, temperatu
         if i == len(draft) or one_by_one[i] != draft[i]:
             break
     assert accepted == one_by_one
+
+
+def test_frequency_and_presence_penalties_by_hand():
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    found = penalise_frequency(logits, [1, 3, 3], 0.5, 0.25)
+    assert found.tolist() == [[1.0, 2.0 - 0.75, 3.0, 4.0 - 1.25]]
+    assert logits.tolist() == [[1.0, 2.0, 3.0, 4.0]]
+
+
+def test_penalties_count_the_answer_not_the_prompt():
+    asked = sampler(prompt_length=2, presence_penalty=2.0)
+    row = torch.tensor([0.0, 3.0, 2.0])
+    assert asked.pick(row.clone(), 2, [1, 1]) == 1
+    assert asked.pick(row.clone(), 3, [1, 1, 1]) == 2
+
+
+def test_logit_bias_moves_a_choice():
+    row = torch.tensor([0.0, 3.0, 2.0])
+    asked = sampler()
+    asked.options = GenerationOptions().updated({"logit_bias": {"2": 1.5, "1": -0.25}})
+    assert asked.pick(row, 0, []) == 2

@@ -4,7 +4,8 @@ import pytest
 
 from tests.reference.tiny import random_adapter, tiny
 from trimode.config import GenerationOptions
-from trimode.engine import Engine, generate
+from trimode.decoding import CostCurve
+from trimode.engine import Engine, drain, generate
 from trimode.errors import InputError
 
 PROMPT = [3, 1, 4]
@@ -78,13 +79,18 @@ def test_a_thinking_budget_without_an_end_of_thinking_token_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("scope", "trained", "mode"),
-    [(None, True, "linear"), ("draft", False, "linear"), (None, False, "ar")],
+    ("scope", "trained", "drafts"),
+    [(None, True, True), ("draft", False, True), (None, False, False)],
 )
-def test_auto_speculates_where_the_model_can_draft(scope, trained, mode):
+def test_auto_drafts_where_the_model_can(scope, trained, drafts):
     adapter = random_adapter(tiny().config, scope=scope) if scope else None
     model = tiny(trained=trained, adapter=adapter, eos=())
-    assert model.generate(PROMPT, mode="auto", max_tokens=4).options.mode == mode
+    free = CostCurve((1, 128), (1.0, 1.01), (1.0, 1.01))
+    engine = model.engine(costs=free)
+    sequence = engine.add(PROMPT, GenerationOptions(mode="auto", max_tokens=8))
+    for _ in drain(engine):
+        pass
+    assert bool({"linear", "quadratic"} & set(sequence.stats.plans)) == drafts
 
 
 @pytest.mark.parametrize(

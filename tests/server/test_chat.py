@@ -27,7 +27,11 @@ def test_an_answer_is_that_of_the_library_in_every_mode(client, model, mode):
     assert answer.usage.completion_tokens == len(expected.token_ids)
     assert answer.usage.prompt_tokens == expected.prompt_tokens
     decoding = answer.model_extra["metrics"]["decoding"]
-    assert (decoding["mode"], decoding["nfe"]) == (expected.mode, expected.stats.nfe)
+    assert decoding["mode"] == expected.mode
+    if mode == "auto":  # what it does depends on the machine and on the requests before
+        assert sum(decoding["plans"].values()) == decoding["nfe"]
+    else:
+        assert decoding["nfe"] == expected.stats.nfe
 
 
 @pytest.mark.parametrize("mode", ["ar", "linear", "diffusion"])

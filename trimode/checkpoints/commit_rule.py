@@ -1,6 +1,7 @@
 """A learned commit rule beside an adapter: `commit_rule.safetensors`."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,8 +29,12 @@ def as_scorer(network: CommitScorerNet) -> CommitScorer:
     return score
 
 
-def read_commit_rule(directory: Path, embedding: Tensor) -> CommitScorer | None:
+def read_commit_rule(
+    directory: Path, embedding_matrix: Callable[[], Tensor]
+) -> CommitScorer | None:
     """The rule of an adapter directory, or None where it has none.
+
+    `embedding_matrix` gives the model's embeddings `[V, D]`; asked only where there is a rule.
 
     Raises:
         CheckpointError: the file is damaged or belongs to another model.
@@ -41,7 +46,8 @@ def read_commit_rule(directory: Path, embedding: Tensor) -> CommitScorer | None:
         with safe_open(path, framework="pt") as file:
             config = ScorerConfig(**json.loads((file.metadata() or {})[_CONFIG]))
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        network = CommitScorerNet(config, embedding.detach())
+        embedding = embedding_matrix()
+        network = CommitScorerNet(config, embedding)
         network.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

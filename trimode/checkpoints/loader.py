@@ -134,7 +134,8 @@ def load(
 
     Args:
         source: see `trimode.checkpoints.resolve`; or what that returned.
-        dtype: `fp32`, `bf16`, or `auto` (fp32 on CPU, bf16 on a GPU).
+        dtype: `int8`, `fp32`, `bf16`, or `auto`: bf16 on a GPU; on a CPU int8 where the C++ pass
+            runs, else fp32.
         device: a torch device, or `auto` (CUDA where there is one).
         adapter: a draft adapter's directory (PEFT layout), or `none`. By default the one that
             comes with the checkpoint: NLD's own, or ours for the built-in model.
@@ -153,7 +154,7 @@ def load(
     if adapter_path is None:
         return checkpoint.build(dtype=dtype, device=device)
     model = checkpoint.build(dtype=dtype, device=device, adapter=read_adapter(adapter_path))
-    scorer = read_commit_rule(adapter_path, model.transformer.embedding)
+    scorer = read_commit_rule(adapter_path, model.transformer.embedding_matrix)
     return replace(model, commit_scorer=scorer)
 
 

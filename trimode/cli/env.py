@@ -29,7 +29,7 @@ def _facts() -> dict[str, Any]:
     import torch
 
     from trimode.checkpoints import cache_directory
-    from trimode.model import describe_kernel, native
+    from trimode.model import describe_kernel
 
     def installed(package: str) -> str:
         try:
@@ -55,6 +55,6 @@ def _facts() -> dict[str, Any]:
         "cuda": torch.cuda.get_device_name() if cuda else "no",
         "fp32": describe_kernel("fp32", "cuda" if cuda else "cpu"),
         "bf16": describe_kernel("bf16", "cuda" if cuda else "cpu"),
-        "int8": "C++ pass" if native.library() else "PyTorch operators (the C++ pass is not built)",
+        "int8": describe_kernel("int8", "cpu"),
         "cache": str(cache_directory()),
     }

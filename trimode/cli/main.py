@@ -16,6 +16,8 @@ from trimode.cli.generate import generate
 from trimode.cli.models import models_app
 from trimode.cli.serve import serve
 from trimode.cli.train import convert, train
+from trimode.cli.tune import tune
+from trimode.cli.verify import verify
 from trimode.errors import TrimodeError
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ app.command()(generate)
 app.command()(chat)
 app.command()(compare)
 app.command()(serve)
+app.command()(tune)
+app.command()(verify)
 app.add_typer(models_app, name="models")
 app.command()(convert)
 app.command()(train)

@@ -3,13 +3,21 @@
 from trimode.decoding.commit_rules import BlockView, CommitScorer
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted, Event, TokenLogprob
-from trimode.decoding.modes import DECODERS, resolve_auto, scratch_rows
+from trimode.decoding.modes import DECODERS, scratch_rows
+from trimode.decoding.policy import Acceptance, CostCurve, Load, Plan, Policy, break_even
 from trimode.decoding.sampling import Sampler
-from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind
+from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind, causal_span
 from trimode.decoding.stats import Stats
 
 __all__ = [
     "DECODERS",
+    "Acceptance",
+    "CostCurve",
+    "Load",
+    "Plan",
+    "Policy",
+    "break_even",
+    "causal_span",
     "BlockView",
     "CommitScorer",
     "Committed",
@@ -24,6 +32,5 @@ __all__ = [
     "SpanKind",
     "Stats",
     "TokenLogprob",
-    "resolve_auto",
     "scratch_rows",
 ]

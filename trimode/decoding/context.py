@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from trimode.config import GenerationOptions
 from trimode.decoding.commit_rules import CommitScorer
+from trimode.decoding.policy import Policy
 from trimode.decoding.sampling import Sampler
 
 
@@ -33,6 +34,10 @@ class DecodingContext:
     """Whether diffusion moves its block on after every pass or keeps it until it is full (NLD)."""
     commit_scorer: CommitScorer | None = None
     """For the commit rule `learned`."""
+    policy: Policy | None = None
+    """For the mode `auto`."""
+    prediction: tuple[int, ...] = ()
+    """Tokens that the answer is expected to resemble."""
 
     def remaining(self, length: int) -> int:
         """Tokens that may still be produced once a sequence has `length` tokens."""

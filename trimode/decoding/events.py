@@ -42,6 +42,10 @@ class Committed:
     """In speculation: False where the commit belongs to the cycle of the one before."""
     revisions: int = 0
     """Positions that denoising changed after it had filled them."""
+    plan: str | None = None
+    """What `auto` chose for the pass; None in the other modes."""
+    predicted: int = 0
+    """Draft tokens judged that came from the request's prediction."""
 
 
 Event = Drafted | Committed

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Sequence
 
 from trimode.config import Mode
+from trimode.decoding.automatic import automatic
 from trimode.decoding.autoregressive import autoregressive
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.diffusion import diffusion
 from trimode.decoding.linear import linear_speculation
+from trimode.decoding.lookup import MAX_DRAFT
+from trimode.decoding.policy import MAX_TREE_MASKS
 from trimode.decoding.quadratic import quadratic_speculation
 from trimode.decoding.span import Decoder
 
@@ -15,14 +18,8 @@ DECODERS: dict[Mode, Callable[[Sequence[int], DecodingContext], Decoder]] = {
     "diffusion": diffusion,
     "linear": linear_speculation,
     "quadratic": quadratic_speculation,
+    "auto": automatic,
 }
-
-
-def resolve_auto(mode: Mode, *, can_draft: bool) -> Mode:
-    """The mode to run for `auto`: speculation pays only where drafts are any good."""
-    if mode != "auto":
-        return mode
-    return "linear" if can_draft else "ar"
 
 
 def scratch_rows(mode: Mode, block_length: int, *, rolling_block: bool = False) -> int:
@@ -32,6 +29,9 @@ def scratch_rows(mode: Mode, block_length: int, *, rolling_block: bool = False) 
             return block_length * (block_length + 1)
         case "ar":
             return 1
+        case "auto":
+            tree = min(block_length, MAX_TREE_MASKS)
+            return max(block_length, tree * tree, MAX_DRAFT) + MAX_TREE_MASKS
         case "linear":
             return max(2, block_length)
         case _:

@@ -63,10 +63,10 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         draft = [accepted[-1], *sampler.sample(rows, start + 1, [*tokens, accepted[-1]]).tolist()]
         kind = "verify"
         if context.options.show_drafts:
-            yield _snapshot(start, draft, rows)
+            yield draft_snapshot(start, draft, rows)
 
 
-def _snapshot(start: int, draft: Sequence[int], rows: Tensor) -> Drafted:
+def draft_snapshot(start: int, draft: Sequence[int], rows: Tensor) -> Drafted:
     """The new draft as a user may see it; its first token is verified already."""
     drafted = torch.tensor(draft[1:], dtype=torch.long, device=rows.device)
     sure = rows.softmax(-1).gather(-1, drafted[:, None])[:, 0].tolist() if len(drafted) else []

@@ -5,11 +5,14 @@ Sampling is Gumbel-max: token = argmax(logits / T + g), where the noise g is a f
 seed `ar`, `linear` and `quadratic` emit the same tokens at any temperature, and acceptance stays
 high. Source: drafter-invariant speculative decoding (Daliri et al., arXiv 2408.07978).
 
-Order of operations: mask id removed, repetition penalty, temperature, top-k, top-p, min-p.
+Order of operations: mask id removed, grammar, logit bias, repetition, frequency and presence
+penalties, temperature, top-k, top-p, min-p.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +26,14 @@ _MIN_EXPONENTIAL = 1e-30
 """Keeps the logarithm of an exponential draw finite in fp32."""
 
 
+class Constraint(Protocol):
+    """What an answer must fit."""
+
+    def allowed(self, answer: Sequence[int]) -> np.ndarray | None:
+        """Tokens that may follow the answer so far, bool `[vocab]`; None: it does not fit."""
+        ...
+
+
 @dataclass(slots=True)
 class Sampler:
     """Chooses tokens for one request. Rows of logits are `[n, vocab]`, fp32."""
@@ -31,6 +42,7 @@ class Sampler:
     mask_token_id: int | None
     prompt_length: int
     end_think_token_id: int | None = None
+    constraint: Constraint | None = None
     _noise: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -40,7 +52,15 @@ class Sampler:
 
     @property
     def _plain(self) -> bool:
-        return self.greedy and self.options.repetition_penalty == 1
+        """Whether a choice is the argmax of its row, whatever came before."""
+        asked = self.options
+        changed = asked.frequency_penalty or asked.presence_penalty or asked.logit_bias
+        return (
+            self.greedy
+            and asked.repetition_penalty == 1
+            and not changed
+            and self.constraint is None
+        )
 
     def exclude_mask(self, logits: Tensor) -> Tensor:
         """Take the mask id out of every later argmax and softmax, in place."""
@@ -66,7 +86,12 @@ class Sampler:
         logits = self.exclude_mask(logits)
         if self._plain:
             return logits.argmax(-1)
-        scores = penalise_repetition(logits, history, self.options.repetition_penalty)
+        if self.constraint is not None and len(logits) > 1:  # a row depends on those before it
+            chosen: list[int] = []
+            for i, row in enumerate(logits):
+                chosen.append(int(self.sample(row[None], start + i, [*history, *chosen])))
+            return torch.tensor(chosen, device=logits.device)
+        scores = self._adjusted(logits, history)
         if self.greedy:
             return scores.argmax(-1)
         scores = filter_scores(scores / self.options.temperature, self.options)
@@ -120,6 +145,23 @@ class Sampler:
             result.append(TokenLogprob(float(row[token]), top))
         return tuple(result)
 
+    def _adjusted(self, logits: Tensor, history: Sequence[int]) -> Tensor:
+        """Logits `[n, vocab]` after all that depends on the tokens before."""
+        options, answer = self.options, history[self.prompt_length :]
+        if self.constraint is not None:
+            allowed = self.constraint.allowed(answer)
+            if allowed is not None:
+                forbidden = torch.from_numpy(~allowed).to(logits.device)
+                logits = logits.masked_fill(forbidden, -torch.inf)
+        if options.logit_bias:
+            ids, biases = zip(*options.logit_bias, strict=True)
+            logits = logits.clone()
+            logits[:, list(ids)] += torch.tensor(biases, device=logits.device)
+        scores = penalise_repetition(logits, history, options.repetition_penalty)
+        return penalise_frequency(
+            scores, answer, options.frequency_penalty, options.presence_penalty
+        )
+
     def _gumbel(self, position: int, vocab: int) -> Tensor:
         """Gumbel noise `[vocab]` of a position; drafting and verifying ask for it twice."""
         if position not in self._noise:
@@ -147,6 +189,23 @@ def penalise_repetition(logits: Tensor, history: Sequence[int], penalty: float) 
     values = logits[:, seen]
     result = logits.clone()
     result[:, seen] = torch.where(values > 0, values / penalty, values * penalty)
+    return result
+
+
+def penalise_frequency(
+    logits: Tensor, answer: Sequence[int], frequency: float, presence: float
+) -> Tensor:
+    """Lower the logits of tokens in the answer: by `presence`, and by `frequency` each time.
+
+    Source: OpenAI's API reference.
+    """
+    if not answer or (frequency == 0 and presence == 0):
+        return logits
+    counts = Counter(answer)
+    seen = torch.tensor(list(counts), device=logits.device)
+    times = torch.tensor(list(counts.values()), device=logits.device, dtype=logits.dtype)
+    result = logits.clone()
+    result[:, seen] -= frequency * times + presence
     return result
 
 

@@ -17,6 +17,8 @@ class Stats:
     """Counters of one sequence; times are seconds on the engine's monotonic clock."""
 
     passes: Counter[SpanKind] = field(default_factory=Counter)
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values another request had left behind."""
     completion_tokens: int = 0
     cycles: int = 0
     """Draft-verify cycles."""
@@ -24,6 +26,11 @@ class Stats:
     """Tokens those cycles committed."""
     drafted_tokens: int = 0
     revisions: int = 0
+    plans: Counter[str] = field(default_factory=Counter)
+    """Passes by what `auto` chose for them."""
+    predicted_tokens: int = 0
+    """Tokens of the request's prediction that were tried."""
+    accepted_prediction_tokens: int = 0
     admitted_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
@@ -34,11 +41,15 @@ class Stats:
         total = cls()
         for one in several:
             total.passes += one.passes
+            total.cached_tokens += one.cached_tokens
             total.completion_tokens += one.completion_tokens
             total.cycles += one.cycles
             total.cycle_tokens += one.cycle_tokens
             total.drafted_tokens += one.drafted_tokens
             total.revisions += one.revisions
+            total.plans += one.plans
+            total.predicted_tokens += one.predicted_tokens
+            total.accepted_prediction_tokens += one.accepted_prediction_tokens
         return total
 
     def count_pass(self, kind: SpanKind) -> None:

@@ -1,6 +1,7 @@
 """The step loop: admit, pack, run, hand each decoder its logits."""
 
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,24 +13,34 @@ from trimode.checkpoints import LoadedModel
 from trimode.config import GenerationOptions
 from trimode.decoding import (
     DECODERS,
+    Acceptance,
     Committed,
+    CostCurve,
     DecodingContext,
     Event,
     Keep,
+    Load,
     Logits,
+    Policy,
     Sampler,
     Span,
-    resolve_auto,
+    causal_span,
     scratch_rows,
 )
+from trimode.engine.costs import cost_curve
 from trimode.engine.kv_pool import KVPool
 from trimode.engine.packing import plan, run
 from trimode.engine.sequence import FinishReason, Sequence
 from trimode.errors import InputError
-from trimode.text import TextStream
+from trimode.model import KVCache
+from trimode.text import GrammarMatcher, TextStream
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_KV_CACHE_BYTES = 2 * 2**30
 DEFAULT_MAX_SEQUENCES = 16
+_LENT_AHEAD = 256
+"""Tokens beyond those it has that a sequence's cache has room for in a crowded pool."""
 DEFAULT_MAX_ROWS = 512
 """Rows of one pass; a longer prompt is prefilled in chunks of this size."""
 
@@ -56,7 +67,9 @@ class Engine:
         max_sequences: int = DEFAULT_MAX_SEQUENCES,
         max_rows: int = DEFAULT_MAX_ROWS,
         kv_cache_bytes: int = DEFAULT_KV_CACHE_BYTES,
+        costs: CostCurve | None = None,
     ) -> None:
+        """`costs`: time of a pass, for the mode `auto`; measured when first needed by default."""
         for name, value in (("max_sequences", max_sequences), ("max_rows", max_rows)):
             if value < 1:
                 raise InputError(name, str(value), "must be at least 1")
@@ -68,6 +81,9 @@ class Engine:
         )
         self.waiting: deque[Sequence] = deque()
         self.live: list[Sequence] = []
+        self._costs = costs
+        self._load = Load()
+        self._drafts, self._lookups = Acceptance(keep=0.99), Acceptance(keep=0.99)
         self._steps = 0
         self._ids = itertools.count()
 
@@ -108,7 +124,7 @@ class Engine:
             prompt=prompt,
             options=options,
             context=context,
-            cache_tokens=cache_tokens,
+            scratch=scratch,
             decoder=DECODERS[options.mode](prompt, context),
             stream=TextStream(self.model.tokenizer, options.stop),
         )
@@ -131,6 +147,8 @@ class Engine:
     def step(self) -> list[Update]:
         """Admit what fits, run one forward pass, and return what it made of the sequences."""
         self._admit()
+        self._make_room()
+        self._load.sequences = max(1, len(self.live))
         slices = plan(self.live, self.max_rows)
         if not slices:
             return []
@@ -139,7 +157,10 @@ class Engine:
         updates: list[Update] = []
         for part, logits in zip(slices, results, strict=True):
             part.sequence.last_step = self._steps
-            if logits is not None:
+            if logits is not None and part.sequence.interrupted is not None:
+                part.sequence.span, part.sequence.rows_done = part.sequence.interrupted
+                part.sequence.interrupted = None
+            elif logits is not None:
                 assert part.sequence.span is not None
                 part.sequence.stats.count_pass(part.sequence.span.kind)
                 updates.extend(self._advance(part.sequence, logits))
@@ -159,7 +180,7 @@ class Engine:
         if wrong is not None:
             raise InputError("prompt", f"token id {wrong}", f"ids are 0..{config.vocab_size - 1}")
         scope = self.model.adapter_scope
-        mode = resolve_auto(options.mode, can_draft=self.model.can_draft)
+        mode = options.mode
         if mode == "diffusion" and not self.model.can_denoise and not options.force:
             raise InputError(
                 "mode",
@@ -167,7 +188,7 @@ class Engine:
                 "use ar, linear or quadratic, or --force to see what comes out",
             )
         mask = config.mask_token_id
-        if mask is None and mode != "ar":
+        if mask is None and mode not in ("ar", "auto"):
             raise InputError("mode", f"{mode} on a model without a mask token", "use ar")
         if options.commit_rule == "learned" and self.model.commit_scorer is None:
             raise InputError(
@@ -180,13 +201,12 @@ class Engine:
             raise InputError(
                 "max_thinking_tokens", "set", "this model's vocabulary has no </think> token"
             )
-        options = replace(options, mode=mode)
         stop = set(options.stop_token_ids)
         if not options.ignore_eos:
             stop.update(config.eos_token_ids)
         return DecodingContext(
             options=options,
-            sampler=Sampler(options, mask, len(prompt), end_think),
+            sampler=Sampler(options, mask, len(prompt), end_think, self._constraint(options)),
             mask_token_id=-1 if mask is None else mask,
             stop_token_ids=frozenset(stop),
             prompt_length=len(prompt),
@@ -200,20 +220,120 @@ class Engine:
             if options.rolling_block is None
             else options.rolling_block,
             commit_scorer=self.model.commit_scorer,
+            policy=self._policy() if mode == "auto" else None,
+            prediction=options.prediction,
+        )
+
+    def _constraint(self, options: GenerationOptions) -> GrammarMatcher | None:
+        """What the answer must fit; also checks the other fields that hold tokens."""
+        config = self.model.config
+        wrong = next((t for t, _ in options.logit_bias if t >= config.vocab_size), None)
+        if wrong is not None:
+            raise InputError("logit_bias", f"token {wrong}", f"ids are 0..{config.vocab_size - 1}")
+        if options.prediction and options.mode != "auto":
+            raise InputError("prediction", f"given in mode {options.mode}", "use auto")
+        if options.grammar is None:
+            return None
+        if options.mode == "diffusion":
+            allowed = "use another mode: diffusion commits tokens before those on their left"
+            raise InputError("grammar", "given with mode diffusion", allowed)
+        return GrammarMatcher(
+            options.grammar,
+            self.model.tokenizer,
+            vocab_size=config.vocab_size,
+            stop_token_ids=config.eos_token_ids,
+        )
+
+    def _policy(self) -> Policy:
+        """How one `auto` request decides; it learns from all of them."""
+        if self._costs is None:
+            self._costs = cost_curve(self.model)
+        return Policy(
+            costs=self._costs,
+            drafts=Acceptance(prior=self._drafts),
+            lookups=Acceptance(prior=self._lookups),
+            load=self._load,
+            can_draft=self.model.can_draft,
         )
 
     def _admit(self) -> None:
         """Start waiting sequences, first come first served, while cache and slots last."""
         while self.waiting and len(self.live) < self.max_sequences:
             sequence = self.waiting[0]
-            cache = self.pool.acquire(sequence.cache_tokens)
+            started = sequence.span is not None
+            # Of a new prompt one row at least is left to compute: what follows it must be known.
+            held = sequence.lost if started else max(0, len(sequence.prompt) - 2)
+            cache = self._lend(sequence, sequence.all_tokens[:held])
             if cache is None:
                 return
             self.waiting.popleft()
             sequence.cache = cache
-            sequence.stats.admitted_at = time.monotonic()
             self.live.append(sequence)
-            self._advance(sequence, None)
+            if started:
+                self._restore(sequence)
+            else:
+                sequence.stats.admitted_at = time.monotonic()
+                sequence.stats.cached_tokens = cache.length
+                self._advance(sequence, None)
+                sequence.rows_done = cache.length
+
+    def _lend(self, sequence: Sequence, prefix: tuple[int, ...]) -> KVCache | None:
+        """A cache for all it may ever need where the pool is roomy, else for what comes next."""
+        live = [(other.all_tokens, other.cache) for other in self.live if other.cache is not None]
+        held = max(sequence.lost, len(sequence.prompt))
+        whole = sequence.context.max_length + sequence.scratch
+        soon = min(whole, held + sequence.scratch + _LENT_AHEAD)
+        roomy = self.pool.tokens_lent + whole <= self.pool.max_tokens // 2
+        return self.pool.acquire(whole if roomy else soon, prefix, live)
+
+    def _make_room(self) -> None:
+        """See that every live sequence's next rows fit its cache; the youngest gives way."""
+        for sequence in list(self.live):
+            cache = sequence.cache
+            if cache is None:  # it gave way to an older one
+                continue
+            rows = sequence.rows_left
+            needed = cache.length + (min(rows, self.max_rows) if sequence.splittable else rows)
+            if needed <= cache.capacity:
+                continue
+            wanted = min(cache.length + sequence.rows_ahead, max(needed, 2 * cache.capacity))
+            while (larger := self.pool.grow(cache, wanted)) is None:
+                youngest = self.live[-1]
+                self._preempt(youngest)
+                if youngest is sequence:
+                    break
+            else:
+                sequence.cache = larger
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take a sequence's cache away; it is the next to be admitted and goes on where it was."""
+        assert sequence.cache is not None
+        logger.info("request %s gives way: the KV pool is full", sequence.id)
+        self.live.remove(sequence)
+        sequence.lost = sequence.cache.length
+        self._release(sequence)
+        if sequence.interrupted is not None:  # it was still recovering from the last time
+            assert sequence.span is not None
+            sequence.lost = len(sequence.span.tokens)
+            sequence.span, sequence.rows_done = sequence.interrupted
+            sequence.interrupted = None
+        self.waiting.appendleft(sequence)
+
+    def _restore(self, sequence: Sequence) -> None:
+        """Have the tokens that its cache held computed again, but those another cache holds."""
+        assert sequence.cache is not None
+        assert sequence.span is not None
+        lost, sequence.lost = sequence.lost, 0
+        if sequence.cache.length < lost:
+            sequence.interrupted = sequence.span, sequence.rows_done
+            held = sequence.all_tokens[:lost]
+            sequence.span = causal_span("prefill", held, 0, keep=True, logits=())
+            sequence.rows_done = sequence.cache.length
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.cache is not None
+        self.pool.release(sequence.cache, sequence.all_tokens[: sequence.cache.length])
+        sequence.cache = None
 
     def _advance(self, sequence: Sequence, logits: Logits | None) -> list[Update]:
         """Let the decoder run until it wants another pass or its sequence is finished."""
@@ -255,6 +375,11 @@ class Engine:
         sequence.logprobs.extend(event.logprobs)
         sequence.stats.count_commit(taken, event.drafted, new_cycle=event.new_cycle)
         sequence.stats.revisions += event.revisions
+        if event.predicted:
+            sequence.stats.predicted_tokens += event.predicted
+            sequence.stats.accepted_prediction_tokens += min(taken, len(event.tokens) - 1)
+        if event.plan is not None:
+            sequence.stats.plans[event.plan] += 1
         if sequence.stats.first_token_at is None:
             sequence.stats.first_token_at = time.monotonic()
         if reason is not None:
@@ -269,8 +394,7 @@ class Engine:
         sequence.span = None
         if sequence.cache is not None:
             self.live.remove(sequence)
-            self.pool.release(sequence.cache)
-            sequence.cache = None
+            self._release(sequence)
         return sequence.stream.finish()
 
 

@@ -15,7 +15,6 @@ class GenerationResult:
     id: str
     model: str
     mode: Mode
-    """The mode that ran; for `auto`, the one it chose."""
     text: str
     token_ids: tuple[int, ...]
     """Completion tokens, the stop token included."""
@@ -57,6 +56,8 @@ class GenerationResult:
             "seconds": round(stats.seconds, 4),
             "tokens_per_second": round(stats.tokens_per_second, 2),
         }
+        if stats.plans:
+            fields["plans"] = dict(stats.plans)
         if self.logprobs:
             fields["logprobs"] = [
                 {"token": token, "logprob": entry.logprob, "top": [list(t) for t in entry.top]}

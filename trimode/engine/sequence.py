@@ -21,13 +21,17 @@ class Sequence:
     prompt: tuple[int, ...]
     options: GenerationOptions
     context: DecodingContext
-    cache_tokens: int
-    """KV capacity it needs, scratch rows included."""
+    scratch: int
+    """Most rows a pass of its mode writes behind the KV cache."""
     decoder: Decoder
     stream: TextStream
     stats: Stats = field(default_factory=Stats)
     cache: KVCache | None = None
     """None while it waits for admission and after it has finished."""
+    lost: int = 0
+    """Tokens that its KV cache held when it was taken away; they are computed again first."""
+    interrupted: tuple[Span, int] | None = None
+    """The span that waits for them, and how many of its rows were done."""
     span: Span | None = None
     """What it wants computed next."""
     rows_done: int = 0
@@ -40,6 +44,17 @@ class Sequence:
     """Completion tokens, the stop token included."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @property
+    def all_tokens(self) -> tuple[int, ...]:
+        """Prompt and completion."""
+        return (*self.prompt, *self.tokens)
+
+    @property
+    def rows_ahead(self) -> int:
+        """Most rows that its passes still write, scratch included."""
+        held = self.lost if self.cache is None else self.cache.length
+        return self.context.max_length + self.scratch - held
 
     @property
     def splittable(self) -> bool:

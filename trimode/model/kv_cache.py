@@ -66,6 +66,14 @@ class KVCache:
         self.length += len(rows)
         self.pending = 0
 
+    def copy_prefix(self, source: "KVCache", length: int) -> None:
+        """Hold the first `length` tokens of another cache, and nothing else."""
+        assert length <= min(source.length, self.capacity)
+        if source is not self:
+            self.keys[:, :, :length] = source.keys[:, :, :length]
+            self.values[:, :, :length] = source.values[:, :, :length]
+        self.length, self.pending = length, 0
+
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         assert 0 <= length <= self.length

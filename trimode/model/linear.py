@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.errors import InputError
+from trimode.model.native import library
 
 DTYPES = ("auto", "fp32", "bf16", "int8")
 Kernel = Literal["plain", "onednn", "fbgemm", "int8"]
@@ -36,12 +37,12 @@ def choose_kernel(dtype: str, device: str) -> tuple[torch.dtype, Kernel]:
     if dtype not in DTYPES:
         raise InputError("dtype", repr(dtype), f"allowed: {', '.join(DTYPES)}")
     on_cpu = torch.device(device).type == "cpu"
+    if dtype == "auto":
+        dtype = ("int8" if library() else "fp32") if on_cpu else "bf16"
     if dtype == "int8":
         if not on_cpu:
             raise InputError("dtype", f"int8 on {device}", "runs on the CPU only; use bf16")
         return torch.float32, "int8"
-    if dtype == "auto":
-        dtype = "fp32" if on_cpu else "bf16"
     if not on_cpu:
         return (torch.float32 if dtype == "fp32" else torch.bfloat16), "plain"
     if dtype == "fp32":
@@ -140,6 +141,10 @@ class Int8Linear(nn.Module):
         y = product.float() * (scale[:, None] * self.scale)
         return y if self.bias is None else y + self.bias
 
+    def rows(self, index: Tensor) -> Tensor:
+        """fp32 weights of outputs `index` `[n]`, `[n, in]`: a tied head's embeddings."""
+        return self.weight[index].float() * self.scale[index, None]
+
     def _multiply(self, values: Tensor) -> Tensor:
         """Exact products of whole numbers in int8's range, int32."""
         return torch.ops.aten._int_mm(values.to(torch.int8), self.weight.T)
@@ -160,5 +165,6 @@ def describe_kernel(dtype: str, device: str) -> str:
         "plain": f"F.linear in {str(activations).removeprefix('torch.')}",
         "onednn": "oneDNN, fp32 weights packed",
         "fbgemm": "FBGEMM, 16-bit weights, fp32 accumulation (no bf16 instructions here)",
-        "int8": "int8 weights, 12-bit activations, int32 accumulation",
+        "int8": "int8 weights, 12-bit activations, "
+        + ("C++ pass" if library() else "PyTorch operators (the C++ pass is not built)"),
     }[kernel]

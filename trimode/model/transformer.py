@@ -23,8 +23,8 @@ from trimode.model.adapter import (
     Projection,
 )
 from trimode.model.attention import Attend, CachedAttention, RowwiseAttention, Segment
-from trimode.model.linear import KERNELS, PlainLinear, choose_kernel
-from trimode.model.native import NativePass
+from trimode.model.linear import KERNELS, Int8Linear, Kernel, PlainLinear, choose_kernel
+from trimode.model.native.call import NativePass
 from trimode.model.parameters import expected_tensors
 from trimode.model.rope import Rope, rotate
 
@@ -57,12 +57,13 @@ class Builder:
         plain: bool = False,
     ) -> None:
         """`plain`: keep weights as ordinary parameters of the dtype, as training needs them."""
-        self.dtype, kernel = choose_kernel(dtype, device)
+        self.kernel: Kernel
+        self.dtype, self.kernel = choose_kernel(dtype, device)
         if plain:
-            self.dtype, kernel = (torch.bfloat16 if dtype == "bf16" else torch.float32), "plain"
+            self.dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+            self.kernel = "plain"
         self.device = device
-        self._kernel = KERNELS[kernel]
-        self.integer = kernel == "int8"
+        self.integer = self.kernel == "int8"
         self._read = read
         self._adapter = adapter
 
@@ -80,7 +81,7 @@ class Builder:
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
         """A weight in the chosen format."""
-        return self._kernel(weight, bias)
+        return KERNELS[self.kernel](weight, bias)
 
     def projection(self, *names: str, bias: bool) -> Projection:
         """The linears `names`, fused along their outputs, with their share of the adapter."""
@@ -175,21 +176,26 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.dtype, self.device = build.dtype, build.device
-        embedding = build.tensor("embed_tokens.weight", own=True)
-        self.embedding = nn.Parameter(embedding, requires_grad=False)
         layers = (Block(config, f"layers.{i}", build) for i in range(config.num_layers))
         self.layers = nn.ModuleList(layers)
         self.norm = build.norm("norm", config.rms_norm_eps)
         tied = config.tie_word_embeddings
-        self.head = build.linear(self.embedding.data if tied else build.tensor("lm_head.weight"))
+        embedding = build.tensor("embed_tokens.weight", own=not (tied and build.integer))
+        self.head = build.linear(embedding if tied else build.tensor("lm_head.weight"))
+        shared = tied and isinstance(self.head, Int8Linear)
+        self.embedding = None if shared else nn.Parameter(embedding, requires_grad=False)
+        """`[V, D]`; None where the int8 head serves for both."""
         if tied and isinstance(self.head, PlainLinear):
+            assert self.embedding is not None
             self.head.weight = self.embedding  # one parameter, one gradient
         self.rope = Rope(config.rope, config.head_dim).to(build.device)
         mask = adapter.mask_embedding if adapter else None
         self.mask_embedding = (
-            None if mask is None else nn.Parameter(mask.to(self.embedding), requires_grad=False)
+            None
+            if mask is None
+            else nn.Parameter(mask.to(build.device, build.dtype), requires_grad=False)
         )
-        self.integer = build.integer
+        self.kernel, self.integer = build.kernel, build.integer
         self._native = NativePass(self) if build.integer and NativePass.fits(self) else None
 
     @classmethod
@@ -248,18 +254,31 @@ class Transformer(nn.Module):
             return self._native(*inputs, segments, adapter_rows)
         if self.integer:
             return self(tokens, positions, RowwiseAttention(segments), adapter_rows)
-        return self(tokens, positions, CachedAttention(segments, self.embedding), adapter_rows)
+        return self(tokens, positions, CachedAttention(segments, self.norm.weight), adapter_rows)
 
     def _inputs(
         self, tokens: Tensor, positions: Tensor, adapter_rows: AdapterRows
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """What enters the layers: embeddings `[T, D]`, rotation and query scale."""
-        x = F.embedding(tokens, self.embedding)
+        x = self.embed(tokens)
         if adapter_rows is not None and self.mask_embedding is not None:
             adapted = torch.zeros_like(tokens, dtype=torch.bool)
             adapted[adapter_rows] = True
             x[adapted & (tokens == self.config.mask_token_id)] = self.mask_embedding
         return x, self.rope(positions, x.dtype), self.rope.query_scale(positions, x.dtype)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings `[T, D]` of tokens `[T]`, in the activation dtype."""
+        if self.embedding is not None:
+            return F.embedding(tokens, self.embedding)
+        assert isinstance(self.head, Int8Linear)
+        return self.head.rows(tokens)
+
+    def embedding_matrix(self) -> Tensor:
+        """All embeddings `[V, D]`; a copy where the int8 head serves for both."""
+        if self.embedding is not None:
+            return self.embedding.detach()
+        return self.embed(torch.arange(self.config.vocab_size))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits `[m, V]` of hidden states `[m, D]`."""

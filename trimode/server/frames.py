@@ -144,6 +144,7 @@ def usage(sequences: list[Sequence]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(s.stats.cached_tokens for s in sequences)},
     }
 
 
@@ -159,6 +160,8 @@ def metrics(sequences: list[Sequence]) -> dict[str, Any]:
             "revisions": stats.revisions,
         }
     }
+    if stats.plans:
+        found["decoding"]["plans"] = dict(stats.plans)
     if stats.acceptance_length is not None:
         found["speculative_decoding"] = {
             "num_drafts": stats.cycles,

@@ -2,6 +2,7 @@
 
 from trimode.text.chat_template import ChatTemplate, find_chat_template
 from trimode.text.detokenizer import Detokenizer
+from trimode.text.grammar import GrammarMatcher, json_grammar, lark_grammar, regex_grammar
 from trimode.text.stop_strings import StopStrings
 from trimode.text.text_stream import TextStream
 from trimode.text.tokenizer import Tokenizer
@@ -9,8 +10,12 @@ from trimode.text.tokenizer import Tokenizer
 __all__ = [
     "ChatTemplate",
     "Detokenizer",
+    "GrammarMatcher",
     "StopStrings",
     "TextStream",
     "Tokenizer",
     "find_chat_template",
+    "json_grammar",
+    "lark_grammar",
+    "regex_grammar",
 ]

@@ -156,7 +156,7 @@ def export_adapter(transformer: Transformer, scope: AdapterScope, scale: float) 
 
 def export_weights(transformer: Transformer) -> Iterable[tuple[str, Tensor]]:
     """Canonical names and weights of a transformer with plain weights, fused linears apart."""
-    yield "embed_tokens.weight", whole(transformer.embedding.detach())
+    yield "embed_tokens.weight", whole(transformer.embedding_matrix())
     yield "norm.weight", whole(transformer.norm.weight.detach())
     if not transformer.config.tie_word_embeddings:
         yield "lm_head.weight", whole(head_matrix(transformer).detach())

@@ -2,7 +2,8 @@
 
 Source: arXiv 2607.05722, section 3.2 and appendix A. Two passes over the prompts:
 
-1. Answers by the slowest diffusion decode, one token a pass: what the model settles on.
+1. Answers by the slowest diffusion decode, one token a pass: what the model settles on. In a
+   rolling block that is AR's answer.
 2. The same answers again, committing in each pass every candidate that is already what the block
    settles on. Each pass is an example: what the block looks like, and which candidates are final.
 """
@@ -41,9 +42,9 @@ class Example:
 class _Oracle:
     """Commits what is already right, and writes down what it saw."""
 
-    def __init__(self, answer: dict[int, int], examples: list[Example]) -> None:
+    def __init__(self, answer: dict[int, int], examples: list[Example], *, rolling: bool) -> None:
         """`answer`: settled token by absolute position."""
-        self._answer, self._examples = answer, examples
+        self._answer, self._examples, self._rolling = answer, examples, rolling
         self._lost = False
         """Whether a block has left the settled answer."""
 
@@ -53,8 +54,9 @@ class _Oracle:
         right = (best.indices.cpu() == torch.tensor(settled)).float()
         if not self._lost and all(token >= 0 for token in settled):
             self._write(view, right)
-            # Where none is right a wrong one is committed now, and the rest is another text.
-            self._lost = not bool(right.any())
+            # Where none is right a fixed block commits a wrong one, and the rest is another text;
+            # a rolling block commits none.
+            self._lost = not self._rolling and not bool(right.any())
         return right.to(best.values.device) + 1e-3 * best.values
 
     def _write(self, view: BlockView, right: Tensor) -> None:
@@ -98,7 +100,11 @@ def collect(
     never = replace(model, commit_scorer=lambda view: view.probabilities.max(-1).values)
     recording = _RecordingEngine(never)
     recording.scorers = {
-        s.prompt: _Oracle({len(s.prompt) + i: token for i, token in enumerate(s.tokens)}, examples)
+        s.prompt: _Oracle(
+            {len(s.prompt) + i: token for i, token in enumerate(s.tokens)},
+            examples,
+            rolling=s.context.rolling_block,
+        )
         for s in slow
     }
     for sequence in slow:

@@ -29,7 +29,7 @@ def held_out_losses(
 ) -> dict[str, float]:
     """Mean loss per token of each kind on held-out rows, by name; `ar` always."""
     transformer = model.transformer
-    device = transformer.embedding.device
+    device = transformer.device
     totals: dict[str, float] = {}
     counts: dict[str, float] = {}
     row = 0

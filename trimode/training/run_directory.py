@@ -7,7 +7,6 @@ run/final/          the adapter or model
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import trimode
-from trimode.checkpoints.atomic import atomic_directory
+from trimode.checkpoints.atomic import atomic_directory, write_text
 from trimode.errors import CheckpointError, InputError
 from trimode.training.config import TrainConfig
 
@@ -72,9 +71,7 @@ class RunDirectory:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         record |= {"trimode": trimode.__version__, "git_revision": _revision()}
-        temporary = self._config_path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self._config_path)
+        write_text(self._config_path, json.dumps(record, indent=2) + "\n")
         if config.tensorboard:
             self._board = _open_board(self.path)
 
@@ -143,9 +140,7 @@ class RunDirectory:
                     kept.append(line + "\n")
             except (ValueError, KeyError):
                 break  # a line that a killed run left unfinished
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(kept))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to the metrics."""

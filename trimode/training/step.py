@@ -180,7 +180,7 @@ def losses(
             the AR loss, which could teach nothing, is left out.
     """
     objective, batch, blocks = config.objective, task.batch, task.blocks
-    device = transformer.embedding.device
+    device = transformer.device
     tokens = batch.tokens.to(device)
     hidden, clean = clean_pass(
         transformer,

@@ -343,7 +343,7 @@ class Trainer:
     def _autocast(self) -> Any:
         if self.config.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.transformer.embedding.device.type, torch.bfloat16)
+        return torch.autocast(self.transformer.device.split(":")[0], torch.bfloat16)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:

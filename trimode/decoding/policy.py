@@ -1,0 +1,234 @@
+"""What `auto` does next: the plan with most tokens a second on this machine, for this text.
+
+A plan is one or two passes. With c(r) the measured time of a pass of r rows, n sequences in the
+batch that are taken to do likewise, and A(k) the drafted tokens of k that are expected to be
+accepted, the plans and their tokens a second for each sequence are
+
+    ar           1               / c(n)
+    lookup, k    (1 + A(k))      / c(n (1 + k))           the draft is text seen before: it is free
+    linear, m    (2 + A(m - 1))  / (c(n (1 + m)) + c(n m))
+    quadratic, m (1 + A(m - 1))  / c(n m (m + 1))
+
+m counts masks; the first stands where the pass's own causal row decides. All emit AR's tokens, so
+nothing but time hangs on the choice. Diffusion does not, and is never chosen.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+PlanKind = Literal["ar", "lookup", "linear", "quadratic"]
+
+MAX_TREE_MASKS = 8
+"""A quadratic pass has m (m + 1) rows; more masks than these never paid anywhere."""
+_DRAFT_SIZES = (3, 4, 5, 6, 8, 12, 16, 24, 32)
+_PRIOR = 0.6
+"""Chance that a drafted token is accepted, before anything is known."""
+_PRIOR_WEIGHT = 4.0
+_EXPLORE_AFTER = 64
+"""Tokens after which the policy tries what would be best if drafts were better than thought."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostCurve:
+    """Seconds of a pass by its rows, on one machine and model."""
+
+    rows: tuple[int, ...]
+    """Row counts measured, rising."""
+    plain: tuple[float, ...]
+    """Seconds of a pass whose rows run without the adapter."""
+    adapted: tuple[float, ...]
+    """Seconds of a pass whose rows but one run with it."""
+
+    def seconds(self, rows: int, *, drafting: bool = False) -> float:
+        """Time of a pass: linear between measured points, and beyond the last two."""
+        times = self.adapted if drafting else self.plain
+        if len(self.rows) == 1:
+            return times[0]
+        i = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)
+        low, high = self.rows[i - 1], self.rows[i]
+        slope = (times[i] - times[i - 1]) / (high - low)
+        return max(times[i - 1] + slope * (rows - low), 1e-9)
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """Chance that each drafted token is accepted once those before it were.
+
+    Counts fade, so that a change of topic shows within a few drafts. What is unknown is taken from
+    `prior`: a request begins with what its predecessors saw.
+    """
+
+    keep: float = 0.9
+    """Share of the counts that stays when a new draft is judged."""
+    prior: "Acceptance | None" = None
+    _accepted: list[float] = field(default_factory=list)
+    _judged: list[float] = field(default_factory=list)
+
+    def chance(self, place: int) -> float:
+        """For the token `place` places behind the first of a draft."""
+        if self.prior is not None:
+            before = self.prior.chance(place)
+        else:  # a place that was never reached is taken to be like the one before it
+            before = self.chance(place - 1) if place else _PRIOR
+        if place >= len(self._judged):
+            return before
+        judged, accepted = self._judged[place], self._accepted[place]
+        return (before * _PRIOR_WEIGHT + accepted) / (_PRIOR_WEIGHT + judged)
+
+    def expected(self, drafted: int) -> float:
+        """Tokens of a draft that are expected to be accepted."""
+        return expected_run([self.chance(i) for i in range(drafted)])
+
+    def judge(self, drafted: int, accepted: int) -> None:
+        """Learn from a draft of which the first `accepted` tokens were right."""
+        places = min(accepted + 1, drafted)  # what stands behind the first wrong one is unknown
+        while len(self._judged) < places:
+            self._judged.append(0.0)
+            self._accepted.append(0.0)
+        for place in range(places):
+            self._judged[place] = self._judged[place] * self.keep + 1
+            self._accepted[place] = self._accepted[place] * self.keep + (place < accepted)
+        if self.prior is not None:
+            self.prior.judge(drafted, accepted)
+
+
+def expected_run(chances: Sequence[float]) -> float:
+    """Expected length of the leading run of successes."""
+    total, all_so_far = 0.0, 1.0
+    for chance in chances:
+        all_so_far *= chance
+        total += all_so_far
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do next, and how many tokens a second that is expected to make."""
+
+    kind: PlanKind
+    size: int
+    """Masks of `linear` and `quadratic`, draft tokens of `lookup`, 0 of `ar`."""
+    rate: float
+
+
+@dataclass(slots=True)
+class Load:
+    """How many sequences share a pass; the engine writes it, policies read it."""
+
+    sequences: int = 1
+
+
+@dataclass(slots=True)
+class Policy:
+    """The choices of one request."""
+
+    costs: CostCurve
+    drafts: Acceptance
+    lookups: Acceptance
+    load: Load = field(default_factory=Load)
+    can_draft: bool = True
+    """Whether the model's own drafts are worth anything."""
+    _unexplored: int = 0
+    """Tokens since the last exploration."""
+
+    def choose(self, *, lookup: int, masks: int) -> Plan:
+        """The best plan.
+
+        Args:
+            lookup: length of the draft that lookup has found; 0 for none.
+            masks: most masks that fit.
+        """
+        plans = [self._plan("ar", 0), *(self._plan("lookup", k) for k in _sizes(lookup, least=1))]
+        if self.can_draft:
+            for m in _sizes(masks, least=2):
+                plans.append(self._plan("linear", m))
+                if m <= MAX_TREE_MASKS:
+                    plans.append(self._plan("quadratic", m))
+        best = max(plans, key=lambda plan: plan.rate)
+        if self._unexplored < _EXPLORE_AFTER:
+            return best
+        self._unexplored = 0
+        return self._hopeful(best, plans)
+
+    def _hopeful(self, best: Plan, plans: Sequence[Plan]) -> Plan:
+        """What would be best if drafts were better than they are thought to be.
+
+        Drafts that are not made are not judged, so a run of bad luck would never be forgotten.
+        """
+        if best.kind == "ar":
+            # The shortest draft that would win if it were accepted whole: its first places decide.
+            for plan in plans:
+                whole = (1 + plan.size) / self.seconds(plan.kind, plan.size)
+                if plan.kind in ("lookup", "linear") and whole > best.rate:
+                    return plan
+            return best
+        first = self.drafts.chance(0)
+
+        def hoped(plan: Plan) -> float:
+            if plan.kind not in ("linear", "quadratic"):
+                return plan.rate
+            alone = 2 if plan.kind == "linear" else 1
+            accepted = expected_run([first] * (plan.size - 1))
+            return (alone + accepted) / self.seconds(plan.kind, plan.size)
+
+        return max(plans, key=hoped)
+
+    def worth_checking(self, chances: Sequence[float], masks: int) -> int:
+        """How many tokens of a linear draft to verify, given the chance of each to be right.
+
+        Maximises the tokens a second of the whole cycle, whose draft of `masks` masks is done.
+        """
+        n = self.load.sequences
+        spent = self.costs.seconds(n * (1 + masks), drafting=True)
+
+        def rate(k: int) -> float:
+            return (2 + expected_run(chances[:k])) / (spent + self.costs.seconds(n * (1 + k)))
+
+        return max(range(len(chances) + 1), key=rate)
+
+    def committed(self, tokens: int) -> None:
+        """Count tokens, for the next exploration."""
+        self._unexplored += tokens
+
+    def seconds(self, kind: PlanKind, size: int) -> float:
+        """Time of a plan's passes for the whole batch."""
+        n, costs = self.load.sequences, self.costs
+        match kind:
+            case "ar" | "lookup":
+                return costs.seconds(n * (1 + size))
+            case "linear":
+                return costs.seconds(n * (1 + size), drafting=True) + costs.seconds(n * size)
+            case "quadratic":
+                return costs.seconds(n * size * (size + 1), drafting=True)
+
+    def rate(self, kind: PlanKind, size: int) -> float:
+        """Tokens a second of each sequence that are expected of a plan."""
+        match kind:
+            case "ar":
+                tokens = 1.0
+            case "lookup":
+                tokens = 1 + self.lookups.expected(size)
+            case "linear":
+                tokens = 2 + self.drafts.expected(size - 1)
+            case "quadratic":
+                tokens = 1 + self.drafts.expected(size - 1)
+        return tokens / self.seconds(kind, size)
+
+    def _plan(self, kind: PlanKind, size: int) -> Plan:
+        return Plan(kind, size, self.rate(kind, size))
+
+
+def _sizes(most: int, *, least: int) -> list[int]:
+    """Sizes worth comparing, up to `most`."""
+    sizes = [size for size in (1, 2, *_DRAFT_SIZES) if least <= size <= most]
+    return sizes if not sizes or sizes[-1] == most or most > _DRAFT_SIZES[-1] else [*sizes, most]
+
+
+def break_even(costs: CostCurve, masks: int) -> float:
+    """Acceptance length from which `linear` with so many masks beats `ar` for one sequence."""
+    cycle = costs.seconds(1 + masks, drafting=True) + costs.seconds(masks)
+    ratio = cycle / costs.seconds(1)
+    return ratio if math.isfinite(ratio) else math.inf

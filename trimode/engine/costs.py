@@ -1,0 +1,131 @@
+"""What a pass costs here: measured once for each machine and model, kept in the cache directory."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+import trimode
+from trimode.checkpoints import LoadedModel, cache_directory
+from trimode.checkpoints.atomic import write_text
+from trimode.decoding import CostCurve
+from trimode.decoding.span import led_visibility
+from trimode.model import KVCache, Segment
+
+CONTEXT = 256
+"""Tokens in the KV cache while a pass is timed."""
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_REPEATS = 5
+_BUDGET = 12.0
+"""Seconds after which no larger pass is timed; the last slope goes on."""
+
+
+def cost_curve(
+    model: LoadedModel,
+    *,
+    again: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
+) -> CostCurve:
+    """The model's cost curve on this machine, from the cache or measured now.
+
+    Args:
+        model: what to time.
+        again: measure even if a curve is there.
+        advance: called with each row count before it is timed.
+    """
+    path = _path(model)
+    if not again:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return CostCurve(**{name: tuple(values) for name, values in found.items()})
+        except (OSError, ValueError, TypeError, AttributeError):
+            pass  # none yet, or one that cannot be read
+    curve = measure(model, advance=advance)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(asdict(curve)) + "\n")
+    except OSError:
+        pass  # a cache that cannot be written costs the next start a few seconds
+    return curve
+
+
+def _path(model: LoadedModel) -> Path:
+    """Named after all that the times depend on."""
+    facts = (
+        trimode.__version__,
+        torch.__version__,
+        platform.node(),
+        platform.processor(),
+        torch.backends.cpu.get_cpu_capability(),
+        torch.get_num_threads(),
+        model.name,
+        repr(replace(model.config, block_length=1)),
+        model.transformer.kernel,
+        str(model.transformer.dtype),
+        model.transformer.device,
+        model.adapter_scope,
+    )
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return cache_directory() / "costs" / f"{model.name}-{digest}.json"
+
+
+@torch.inference_mode()
+def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: None) -> CostCurve:
+    """Time passes of growing size over a cache of `CONTEXT` tokens, heads included."""
+    transformer, config = model.transformer, model.config
+    context = min(CONTEXT, config.max_position_embeddings // 2)
+    limit = config.max_position_embeddings - context
+    cache = KVCache(config, context + _ROWS[-1], dtype=transformer.dtype, device=transformer.device)
+    _one_pass(model, cache, context, drafting=False)
+    cache.keep(range(context))
+    rows_done, plain, adapted = [], [], []
+    began = time.perf_counter()
+    for rows in (r for r in _ROWS if r <= limit):
+        if rows_done and time.perf_counter() - began > _BUDGET:
+            break
+        advance(rows)
+        rows_done.append(rows)
+        plain.append(_fastest(model, cache, rows, drafting=False))
+        adapted.append(_fastest(model, cache, rows, drafting=True))
+    # A larger pass is never cheaper; where it was timed so, the smaller one was disturbed.
+    return CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
+
+
+def _rising(times: list[float]) -> tuple[float, ...]:
+    return tuple(min(times[i:]) for i in range(len(times)))
+
+
+def _fastest(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> float:
+    """Least time of a few: what disturbs a pass only ever makes it longer."""
+    times = []
+    for _ in range(_REPEATS):
+        _synchronise(model)
+        began = time.perf_counter()
+        _one_pass(model, cache, rows, drafting=drafting)
+        _synchronise(model)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _one_pass(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> None:
+    transformer = model.transformer
+    positions = torch.arange(cache.length, cache.length + rows, device=transformer.device)
+    tokens = torch.full((rows,), model.config.mask_token_id or 0, device=transformer.device)
+    visibility, adapter_rows = "causal", None
+    if drafting:
+        visibility, is_mask = led_visibility(1, rows - 1)
+        if model.adapter_scope is not None and rows > 1:
+            adapter_rows = is_mask.nonzero()[:, 0].to(transformer.device)
+    segments = [Segment(0, rows, cache, visibility)]
+    hidden = transformer.run(tokens, positions, segments, adapter_rows)
+    transformer.logits(hidden[:128])
+
+
+def _synchronise(model: LoadedModel) -> None:
+    if model.transformer.device.startswith("cuda"):
+        torch.cuda.synchronize()

@@ -1,0 +1,162 @@
+"""Does speculation emit AR's tokens, and does a token's logits depend on its neighbours?"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trimode.checkpoints import LoadedModel
+from trimode.config import GenerationOptions
+from trimode.engine import Engine, drain
+from trimode.model import KVCache, Segment
+
+BLOCK_LENGTHS = (2, 5, 8, 16)
+_TREE_LIMIT = 8
+"""Longest block of a quadratic run; its passes have B (B + 1) rows."""
+MIXED: tuple[tuple[str, int | None], ...] = (
+    ("linear", 8), ("quadratic", 2), ("ar", None), ("auto", None), ("linear", 16),
+    ("quadratic", 5), ("linear", 5),
+)  # fmt: skip
+"""Modes and block lengths that take turns where all modes share a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """Where an answer leaves AR's."""
+
+    prompt: int
+    """Number of the prompt."""
+    token: int
+    """Number of the first token that differs."""
+    logit_gap: float
+    """Distance of AR's two best logits there, by a fresh prefill."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One way to decode the prompts."""
+
+    name: str
+    together: int
+    """Sequences in a batch."""
+    options: tuple[GenerationOptions, ...]
+    """One for each prompt; fewer where a run takes only the first ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run showed."""
+
+    name: str
+    answers: int
+    tokens: int
+    flips: tuple[Flip, ...] = field(default=())
+
+
+def runs(
+    prompts: int,
+    *,
+    max_tokens: int,
+    temperature: float,
+    block_lengths: Sequence[int] = BLOCK_LENGTHS,
+    tree_share: Callable[[int], int] = lambda length: 1 if length <= _TREE_LIMIT else 0,
+) -> list[Run]:
+    """AR first, then both speculative modes at each length, `auto`, all mixed, and each alone.
+
+    `tree_share(length)`: one prompt in so many runs in `quadratic` at a block length; 0 for none.
+    """
+
+    def options(i: int, mode: str, block_length: int | None) -> GenerationOptions:
+        fields = {"mode": mode, "max_tokens": max_tokens, "temperature": temperature,
+                  "block_length": block_length, "seed": i}  # fmt: skip
+        return GenerationOptions.from_mapping(fields)
+
+    def all_in(mode: str, block_length: int | None, count: int = prompts) -> tuple:
+        return tuple(options(i, mode, block_length) for i in range(count))
+
+    found = [Run("ar", 16, all_in("ar", None))]
+    for mode, length in itertools.product(("linear", "quadratic"), block_lengths):
+        share = tree_share(length) if mode == "quadratic" else 1
+        if share:
+            found.append(Run(f"{mode} {length}", 16, all_in(mode, length, -(-prompts // share))))
+    mixed = tuple(options(i, *MIXED[i % len(MIXED)]) for i in range(prompts))
+    found.append(Run("auto", 16, all_in("auto", None)))
+    found.append(Run("all modes mixed", 16, mixed))
+    found.append(Run("each alone", 1, mixed))
+    return found
+
+
+def check(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    wanted: Sequence[Run],
+    *,
+    advance: Callable[[str], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """Decode and compare; the first run is what the others must equal.
+
+    `advance` is called with the run's name whenever an answer is finished.
+    """
+    reference: list[list[int]] = []
+    for run in wanted:
+        found = _answers(model, prompts, run, advance)
+        reference = reference or found
+        flips = []
+        for i, (ours, theirs) in enumerate(zip(found, reference, strict=False)):
+            if ours != theirs:
+                pairs = zip(ours, theirs, strict=False)
+                at = next((k for k, (a, b) in enumerate(pairs) if a != b), len(theirs))
+                flips.append(Flip(i, at, gap_after(model, [*prompts[i], *theirs[:at]])))
+        yield Outcome(run.name, len(found), sum(map(len, found)), tuple(flips))
+
+
+def _answers(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    run: Run,
+    advance: Callable[[str], None],
+) -> list[list[int]]:
+    engine = Engine(model, max_sequences=run.together)
+    sequences = [engine.add(tuple(p), o) for p, o in zip(prompts, run.options, strict=False)]
+    for update in drain(engine):
+        if update.sequence.finish_reason is not None:
+            advance(run.name)
+    return [sequence.tokens for sequence in sequences]
+
+
+@torch.inference_mode()
+def prefill_logits(
+    model: LoadedModel, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None
+) -> Tensor:
+    """AR logits `[len(tokens) - first, vocab]` from row `first` on, by a fresh prefill.
+
+    `chunk`: rows of a pass; all at once by default.
+    """
+    transformer = model.transformer
+    device = transformer.device
+    cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=device)
+    ids = torch.tensor(tokens, device=device)
+    positions = torch.arange(len(tokens), device=device)
+    hidden = []
+    for part, where in zip(
+        ids.split(chunk or len(tokens)), positions.split(chunk or len(tokens)), strict=True
+    ):
+        hidden.append(transformer.run(part, where, [Segment(0, len(part), cache, "causal")]))
+        cache.keep(range(len(part)))
+    return transformer.logits(torch.cat(hidden)[first:])
+
+
+def gap_after(model: LoadedModel, tokens: Sequence[int]) -> float:
+    """Distance of the two best logits behind `tokens`."""
+    best = prefill_logits(model, tokens, first=len(tokens) - 1).topk(2).values[0]
+    return float(best[0] - best[1])
+
+
+def rows_are_independent(model: LoadedModel, tokens: Sequence[int]) -> bool:
+    """Whether logits are the same bits prefilled at once, row by row and in uneven chunks."""
+    whole = prefill_logits(model, tokens)
+    return all(
+        torch.equal(whole, prefill_logits(model, tokens, chunk=chunk)) for chunk in (1, 5, 16)
+    )
