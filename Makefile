@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 JOBS ?= 2
 
-.PHONY: demo test test-slow check bench lossless conversion format clean
+.PHONY: demo test test-slow browser check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
@@ -21,6 +21,12 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow
+
+# The playground in Chromium: Debian's package, installed if it is missing.
+browser: $(VENV)/.dev
+	which chromium || apt-get install --yes --quiet chromium
+	$(BIN)/pip install --quiet --group browser
+	$(TEST_ENV) $(BIN)/pytest tests/playground
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

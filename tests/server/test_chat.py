@@ -128,8 +128,8 @@ def test_drafts_are_sent_to_those_who_ask_and_do_not_disturb_the_text(client):
         ({"extra_body": {"decoding": {"mode": "fast"}}}, "mode"),
         ({"extra_body": {"decoding": {"show_drafts": True}}}, "decoding.show_drafts"),
         ({"extra_body": {"decoding": {"steps": 3}}}, "decoding.steps"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"messages": [{"role": "user", "content": "a" * 2000}]}, "prompt"),
     ],
 )

@@ -1,6 +1,7 @@
 """`trimode serve`: an OpenAI-compatible server."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -59,11 +60,18 @@ def serve(
 
     defaults = GenerationOptions.from_mapping(opt.generation_values(parameters))
     keys = (*(api_key or ()), *_keys_of(api_key_file))
-    loaded = opt.load_model(parameters, name or model)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    loaded = thread.submit(opt.load_model, parameters, name or model).result()
 
     import uvicorn
 
+    from trimode.cli.render import spinner
+    from trimode.engine.costs import cost_curve
     from trimode.server import ServerSettings, create_app
+
+    if defaults.mode == "auto":
+        with spinner("timing passes", enabled=not no_progress):
+            thread.submit(cost_curve, loaded).result()
 
     settings = ServerSettings(
         name=served_model_name or loaded.name,
@@ -73,7 +81,7 @@ def serve(
         request_timeout=request_timeout,
         api_keys=keys,
     )
-    app = create_app(loaded, settings)
+    app = create_app(loaded, settings, thread=thread)
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30
     )

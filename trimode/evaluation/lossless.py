@@ -10,7 +10,7 @@ from torch import Tensor
 from trimode.checkpoints import LoadedModel
 from trimode.config import GenerationOptions
 from trimode.engine import Engine, drain
-from trimode.model import KVCache, Segment
+from trimode.engine.score import prefill_hidden
 
 BLOCK_LENGTHS = (2, 5, 8, 16)
 _TREE_LIMIT = 8
@@ -128,24 +128,13 @@ def _answers(
 
 @torch.inference_mode()
 def prefill_logits(
-    model: LoadedModel, tokens: Sequence[int], *, first: int = 0, chunk: int | None = None
+    model: LoadedModel, tokens: Sequence[int], *, first: int = 0, chunk: int = 512
 ) -> Tensor:
     """AR logits `[len(tokens) - first, vocab]` from row `first` on, by a fresh prefill.
 
-    `chunk`: rows of a pass; all at once by default.
+    `chunk`: rows of a pass.
     """
-    transformer = model.transformer
-    device = transformer.device
-    cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=device)
-    ids = torch.tensor(tokens, device=device)
-    positions = torch.arange(len(tokens), device=device)
-    hidden = []
-    for part, where in zip(
-        ids.split(chunk or len(tokens)), positions.split(chunk or len(tokens)), strict=True
-    ):
-        hidden.append(transformer.run(part, where, [Segment(0, len(part), cache, "causal")]))
-        cache.keep(range(len(part)))
-    return transformer.logits(torch.cat(hidden)[first:])
+    return model.transformer.logits(prefill_hidden(model, tokens, chunk)[first:])
 
 
 def gap_after(model: LoadedModel, tokens: Sequence[int]) -> float:

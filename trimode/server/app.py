@@ -4,33 +4,51 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimode import __version__
 from trimode.checkpoints import LoadedModel
 from trimode.config import MODE_ALIASES, MODES, GenerationOptions
 from trimode.engine import Engine, encode_prompt
+from trimode.engine.score import score
 from trimode.errors import InputError
 from trimode.server import errors
 from trimode.server.errors import ApiError, error_object
-from trimode.server.frames import Answer, Kind
+from trimode.server.frames import Answer, Echo, Kind, Place, logprobs_of
 from trimode.server.metrics import ServerMetrics
 from trimode.server.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
+    ModeChange,
     generation_options,
+    prediction_text,
 )
+from trimode.server.responses import Response as TextResponse
+from trimode.server.responses import ResponseRequest
+from trimode.server.responses import events as response_events
+from trimode.server.responses import whole as whole_response
 from trimode.server.settings import ServerSettings
 from trimode.server.streaming import StreamSettings, events, whole
+from trimode.server.tools import answer_form, told
 from trimode.server.worker import Choice, EngineWorker
+from trimode.server.worker import Request as EngineRequest
 
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+_PLAYGROUND = Path(__file__).with_name("playground")
 _DISCONNECT_POLL = 0.1
 """Seconds between two looks whether the client is still there."""
 
@@ -38,13 +56,20 @@ _DISCONNECT_POLL = 0.1
 class Server:
     """What the routes share."""
 
-    def __init__(self, model: LoadedModel, settings: ServerSettings) -> None:
+    def __init__(
+        self, model: LoadedModel, settings: ServerSettings, thread: Executor | None = None
+    ) -> None:
         self.model, self.settings = model, settings
+        self.mode: str | None = None
+        """Set at run time; None: the settings' own."""
         self.metrics = ServerMetrics()
         engine = Engine(model, max_sequences=settings.max_sequences)
         self.metrics.watch(engine)
         self.worker = EngineWorker(
-            engine, max_waiting=settings.max_waiting, on_finish=self.metrics.finished
+            engine,
+            max_waiting=settings.max_waiting,
+            on_finish=self.metrics.finished,
+            thread=thread,
         )
         self.started = int(time.time())
 
@@ -68,20 +93,10 @@ class Server:
         )
 
     async def answer(
-        self, http: Request, kind: Kind, body: GenerationRequest, choices: list[Choice]
+        self, http: Request, answer: Answer, body: GenerationRequest, choices: list[Choice]
     ) -> Any:
         """Decode the choices and answer, streaming or not."""
-        prefix = "chatcmpl" if kind == "chat" else "cmpl"
-        answer = Answer(
-            id=f"{prefix}-{secrets.token_hex(12)}", kind=kind, model=self.model, name=body.model
-        )
         requests = await self.worker.submit(choices)
-
-        def drop() -> None:
-            for request in requests:
-                self.worker.cancel(request)
-
-        watcher = asyncio.create_task(_gone(http))
         timeout = self.settings.request_timeout
         if body.stream:
             asked = body.stream_options
@@ -91,23 +106,74 @@ class Server:
                 show_drafts=body.decoding.show_drafts,
                 draft_interval=1 / self.settings.draft_fps,
             )
-            lines = events(answer, requests, stream, timeout)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(
-                _until_gone(lines, watcher, drop), media_type="text/event-stream", headers=headers
-            )
-        work = asyncio.create_task(whole(answer, requests, timeout))
+            return self.streamed(http, requests, events(answer, requests, stream, timeout))
+        return await self.at_once(http, requests, whole(answer, requests, timeout))
+
+    def streamed(
+        self, http: Request, requests: list[EngineRequest], lines: AsyncIterator[str]
+    ) -> StreamingResponse:
+        """Server-sent events until their end, or until the client has gone."""
+        watcher = asyncio.create_task(_gone(http))
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        following = _until_gone(lines, watcher, lambda: self._drop(requests))
+        return StreamingResponse(following, media_type="text/event-stream", headers=headers)
+
+    async def at_once(
+        self, http: Request, requests: list[EngineRequest], answer: Coroutine[Any, Any, dict]
+    ) -> Any:
+        """The finished answer; nothing is left running if the client goes or time runs out."""
+        watcher = asyncio.create_task(_gone(http))
+        work = asyncio.create_task(answer)
         try:
             await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 return Response(status_code=499)
             return work.result()
         except TimeoutError:
+            timeout = self.settings.request_timeout
             raise ApiError(408, f"not finished within {timeout:g} seconds") from None
         finally:
             watcher.cancel()
             work.cancel()
-            drop()
+            self._drop(requests)
+
+    def _drop(self, requests: list[EngineRequest]) -> None:
+        for request in requests:
+            self.worker.cancel(request)
+
+    def new_answer(self, kind: Kind, name: str, **more: Any) -> Answer:
+        """An answer with an id of its own."""
+        prefix = "chatcmpl" if kind == "chat" else "cmpl"
+        answer_id = f"{prefix}-{secrets.token_hex(12)}"
+        return Answer(id=answer_id, kind=kind, model=self.model, name=name, **more)
+
+    def chat_choices(self, body: ChatRequest) -> tuple[list[Choice], bool]:
+        """What a chat request asks of the engine, and whether its answers may be calls."""
+        if body.top_logprobs is not None and not body.logprobs:
+            raise InputError("top_logprobs", str(body.top_logprobs), "needs logprobs: true")
+        model = self.model
+        form = answer_form(
+            body.tools,
+            body.tool_choice,
+            body.response_format,
+            parallel=body.parallel_tool_calls is not False,
+        )
+        predicted = prediction_text(body.prediction)
+        asked = body.max_completion_tokens or body.max_tokens
+        options = generation_options(
+            body,
+            self.settings,
+            mode=self.mode_of(body.model) or self.mode,
+            max_tokens=asked,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            grammar=form.grammar,
+            prediction=tuple(model.tokenizer.encode(predicted, add_bos=False)),
+        )
+        template = model.chat_template.source if model.chat_template else ""
+        messages = told(body.messages, form, template)
+        tools = [*form.tools] or None
+        prompt = tuple(encode_prompt(model, messages, tools=tools))
+        return _fitted(prompt, options, model, asked), bool(form.tools)
 
 
 async def _gone(http: Request) -> None:
@@ -142,9 +208,14 @@ async def _until_gone(
             following.cancel()
 
 
-def create_app(model: LoadedModel, settings: ServerSettings) -> FastAPI:
-    """The ASGI application; its lifespan starts and stops the engine's thread."""
-    server = Server(model, settings)
+def create_app(
+    model: LoadedModel, settings: ServerSettings, *, thread: Executor | None = None
+) -> FastAPI:
+    """The ASGI application; its lifespan starts and stops the engine.
+
+    `thread`: where the engine runs, best the one thread that loaded the model (see `EngineWorker`).
+    """
+    server = Server(model, settings, thread)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -158,43 +229,98 @@ def create_app(model: LoadedModel, settings: ServerSettings) -> FastAPI:
     errors.install(app)
     _add_operations(app, server)
     _add_generation(app, server)
+    _add_playground(app)
     return app
+
+
+class _OwnFiles(StaticFiles):
+    """Files that a browser may only combine with others of this server."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_PAGE_HEADERS)
+        return response
+
+
+def _add_playground(app: FastAPI) -> None:
+    """The page at `/` and its files. It is plain files: what it shows comes over the API."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PLAYGROUND / "index.html", headers=_PAGE_HEADERS)
+
+    app.mount("/playground", _OwnFiles(directory=_PLAYGROUND))
 
 
 def _add_generation(app: FastAPI, server: Server) -> None:
     settings, model = server.settings, server.model
+    keyed = [Depends(_key_check(settings))]
 
-    @app.post("/v1/chat/completions", dependencies=[Depends(_key_check(settings))])
+    @app.post("/v1/chat/completions", dependencies=keyed)
     async def chat_completions(body: ChatRequest, http: Request) -> Any:
-        if body.top_logprobs is not None and not body.logprobs:
-            raise InputError("top_logprobs", str(body.top_logprobs), "needs logprobs: true")
-        options = generation_options(
-            body,
-            settings,
-            mode=server.mode_of(body.model),
-            max_tokens=body.max_completion_tokens or body.max_tokens,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
-        prompt = tuple(encode_prompt(model, body.messages))
-        choices = _fitted(prompt, options, model, body.max_completion_tokens or body.max_tokens)
-        return await server.answer(http, "chat", body, choices)
+        choices, may_call = server.chat_choices(body)
+        answer = server.new_answer("chat", body.model, may_call=may_call)
+        return await server.answer(http, answer, body, choices)
 
-    @app.post("/v1/completions", dependencies=[Depends(_key_check(settings))])
+    @app.post("/v1/responses", dependencies=keyed)
+    async def responses(body: ResponseRequest, http: Request) -> Any:
+        choices, _ = server.chat_choices(body.as_chat())
+        response = TextResponse(body)
+        requests = await server.worker.submit(choices)
+        timeout = settings.request_timeout
+        if body.stream:
+            lines = response_events(response, requests[0], timeout)
+            return server.streamed(http, requests, lines)
+        return await server.at_once(http, requests, whole_response(response, requests[0], timeout))
+
+    @app.post("/v1/completions", dependencies=keyed)
     async def completions(body: CompletionRequest, http: Request) -> Any:
-        if body.echo:
-            raise InputError("echo", "true", "this server does not support it yet; leave it out")
+        nothing = body.max_tokens == 0 and bool(body.echo)
         options = generation_options(
             body,
             settings,
-            mode=server.mode_of(body.model),
-            max_tokens=body.max_tokens,
+            mode=server.mode_of(body.model) or server.mode,
+            max_tokens=None if nothing else body.max_tokens,
             logprobs=body.logprobs,
         )
+        prompts = [tuple(encode_prompt(model, p, raw=True)) for p in _prompts(body.prompt)]
+        answer = server.new_answer("text", body.model)
+        if body.echo:
+            places = [prompt for prompt in prompts for _ in options]
+            answer.echoes = await _echoes(server, answer, places, body.logprobs)
+        if nothing:
+            return _only_echoes(answer, prompts)
         choices = []
-        for prompt in _prompts(body.prompt):
-            ids = tuple(encode_prompt(model, prompt, raw=True))
-            choices += _fitted(ids, options, model, body.max_tokens)
-        return await server.answer(http, "text", body, choices)
+        for prompt in prompts:
+            choices += _fitted(prompt, options, model, body.max_tokens)
+        return await server.answer(http, answer, body, choices)
+
+
+async def _echoes(
+    server: Server, answer: Answer, prompts: list[tuple[int, ...]], logprobs: int | None
+) -> dict[int, Echo]:
+    """What each choice begins with."""
+    found = {}
+    for index, prompt in enumerate(prompts):
+        text = server.model.tokenizer.decode(list(prompt))
+        scores = None
+        if logprobs is not None:
+            scored = await server.worker.call(lambda p=prompt: score(server.model, p, logprobs))
+            place = answer.places.setdefault(index, Place())
+            scores = logprobs_of(answer, prompt, scored, place)
+        found[index] = Echo(text, scores)
+    return found
+
+
+def _only_echoes(answer: Answer, prompts: list[tuple[int, ...]]) -> dict[str, Any]:
+    """An answer that was asked for no new token."""
+    count = sum(map(len, prompts))
+    choices = [
+        {"index": i, "text": echo.text, "logprobs": echo.logprobs, "finish_reason": "length"}
+        for i, echo in answer.echoes.items()
+    ]
+    used = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
+    return {**answer.shell(stream=False), "choices": choices, "usage": used}
 
 
 def _fitted(
@@ -234,6 +360,18 @@ def _key_check(settings: ServerSettings) -> Any:
     return check
 
 
+def _admin_check(settings: ServerSettings) -> Any:
+    """A dependency that lets nobody change a server that has no keys."""
+    check = _key_check(settings)
+
+    async def admin(http: Request) -> None:
+        if not settings.api_keys:
+            raise ApiError(403, "admin: start the server with --api-key to allow this")
+        await check(http)
+
+    return admin
+
+
 def _add_operations(app: FastAPI, server: Server) -> None:
     settings = server.settings
     keyed = [Depends(_key_check(settings))]
@@ -261,6 +399,16 @@ def _add_operations(app: FastAPI, server: Server) -> None:
     async def prometheus() -> PlainTextResponse:
         return PlainTextResponse(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    @app.get("/admin/mode", dependencies=[Depends(_admin_check(settings))])
+    async def mode() -> dict[str, str]:
+        return {"mode": server.mode or settings.defaults.mode}
+
+    @app.put("/admin/mode", dependencies=[Depends(_admin_check(settings))])
+    async def set_mode(body: ModeChange) -> dict[str, str]:
+        asked = settings.defaults.updated({"mode": body.mode})
+        server.mode = asked.mode
+        return {"mode": asked.mode}
+
     @app.get("/v1/models", dependencies=keyed)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
@@ -276,11 +424,12 @@ def _add_operations(app: FastAPI, server: Server) -> None:
         return {
             "model": settings.name,
             "modes": list(MODES),
-            "default_mode": defaults.mode,
+            "default_mode": server.mode or defaults.mode,
             "block_length": defaults.block_length or config.block_length,
             "threshold": defaults.threshold,
             "max_tokens": defaults.max_tokens,
             "max_model_len": config.max_position_embeddings,
+            "dtype": server.model.transformer.kernel,
             "build": __version__,
         }
 

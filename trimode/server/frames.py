@@ -5,12 +5,13 @@ See docs/serving.md.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trimode import __version__
 from trimode.checkpoints import LoadedModel
-from trimode.decoding import Committed, Drafted
+from trimode.decoding import Committed, Drafted, Stats, TokenLogprob
 from trimode.engine import FinishReason, Sequence
 from trimode.server.worker import Step
 
@@ -24,6 +25,26 @@ _OBJECTS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that is part of the answer."""
+
+    text: str
+    logprobs: dict[str, Any] | None
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a choice stands in its own decoding."""
+
+    block: int = 0
+    """Commits so far."""
+    step: int = 0
+    """Drafts since the last commit."""
+    offset: int = 0
+    """Characters of the tokens committed so far."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Answer:
     """One HTTP answer: what its choices have in common."""
@@ -35,6 +56,12 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     sent: int = 0
     """Draft and commit frames so far."""
+    places: dict[int, "Place"] = field(default_factory=dict)
+    """Where each choice stands."""
+    may_call: bool = False
+    """Whether an answer may turn out to be calls of tools."""
+    echoes: dict[int, "Echo"] = field(default_factory=dict)
+    """What choices begin with, where the request asked for its prompt back."""
 
     def shell(self, *, stream: bool) -> dict[str, Any]:
         """The object without choices."""
@@ -66,18 +93,43 @@ class Answer:
         choice["finish_reason"] = finish_reason
         return {**self.shell(stream=True), "choices": [choice]}
 
+    def call_chunks(self, index: int, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Chunks of tool calls: each with its name, then its arguments."""
+        chunks = []
+        for number, call in enumerate(calls):
+            function = call["function"]
+            named = {**call, "function": {"name": function["name"], "arguments": ""}}
+            rest = {"function": {"arguments": function["arguments"]}}
+            for part in (named, rest):
+                chunk = self.chunk(index)
+                chunk["choices"][0]["delta"] = {"tool_calls": [{"index": number, **part}]}
+                chunks.append(chunk)
+        return chunks
+
     def step(self, index: int, step: Step, *, show_drafts: bool) -> dict[str, Any] | None:
         """The chunk of an update; None where it has nothing to say."""
         event, sequence = step.update.event, step.update.sequence
+        place = self.places.setdefault(index, Place())
+        place.step += 1
         if isinstance(event, Drafted):
-            return self.frame(self.chunk(index), index, self._draft(event, sequence))
-        wanted = logprobs_object(self, event) if event.logprobs else None
+            return self.frame(self.chunk(index), index, self._draft(event, sequence, place))
+        wanted = logprobs_object(self, event, place) if event.logprobs else None
+        place.block, place.step, passes = place.block + 1, 0, place.step
         if not step.update.text and wanted is None and not show_drafts:
             return None
         chunk = self.chunk(index, step.update.text, logprobs=wanted)
         if show_drafts:
             start = len(sequence.prompt) + sequence.stats.completion_tokens - len(event.tokens)
-            commit = {"type": "commit", "start": start, "length": len(event.tokens)}
+            commit = {
+                "type": "commit",
+                "block": place.block - 1,
+                "step": passes,
+                "nfe": sequence.stats.nfe,
+                "start": start,
+                "length": len(event.tokens),
+            }
+            if event.plan is not None:
+                commit["plan"] = event.plan
             if event.drafted is not None:
                 commit |= {"drafted": event.drafted, "accepted": max(0, len(event.tokens) - 1)}
             chunk = self.frame(chunk, index, commit)
@@ -89,12 +141,14 @@ class Answer:
         self.sent += 1
         return {**chunk, "trimode": {**numbers, **body}}
 
-    def _draft(self, event: Drafted, sequence: Sequence) -> dict[str, Any]:
+    def _draft(self, event: Drafted, sequence: Sequence, place: Place) -> dict[str, Any]:
         tokenizer = self.model.tokenizer
         masked = self.model.config.mask_token_id
         rows = zip(event.tokens, event.confidences, event.states, strict=True)
         return {
             "type": "draft",
+            "block": place.block,
+            "step": place.step,
             "nfe": sequence.stats.nfe,
             "mode": sequence.options.mode,
             "start": event.start,
@@ -110,8 +164,18 @@ def finish(reason: FinishReason) -> str:
     return "length" if reason == "length" else "stop"
 
 
-def logprobs_object(answer: Answer, event: Committed) -> dict[str, Any]:
+def logprobs_object(answer: Answer, event: Committed, place: Place) -> dict[str, Any]:
     """Log-probabilities of committed tokens in the endpoint's form."""
+    return logprobs_of(answer, event.tokens, event.logprobs, place)
+
+
+def logprobs_of(
+    answer: Answer,
+    tokens: Iterable[int],
+    logprobs: Iterable[TokenLogprob | None],
+    place: Place,
+) -> dict[str, Any]:
+    """Log-probabilities of tokens in the endpoint's form; None for one that nothing precedes."""
     tokenizer = answer.model.tokenizer
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
@@ -121,37 +185,53 @@ def logprobs_object(answer: Answer, event: Committed) -> dict[str, Any]:
 
     rows = [
         {
-            **entry(token, found.logprob),
-            "top_logprobs": [entry(other, value) for other, value in found.top],
+            **entry(token, found.logprob if found else 0.0),
+            "top_logprobs": [entry(other, value) for other, value in found.top] if found else None,
         }
-        for token, found in zip(event.tokens, event.logprobs, strict=True)
+        for token, found in zip(tokens, logprobs, strict=True)
     ]
     if answer.kind == "chat":
         return {"content": rows, "refusal": None}
+    offsets = []
+    for row in rows:
+        offsets.append(place.offset)
+        place.offset += len(row["token"])
+    tops = [row["top_logprobs"] for row in rows]
     return {
         "tokens": [row["token"] for row in rows],
-        "token_logprobs": [row["logprob"] for row in rows],
-        "top_logprobs": [{t["token"]: t["logprob"] for t in row["top_logprobs"]} for row in rows],
-        "text_offset": [],
+        "token_logprobs": [
+            None if top is None else row["logprob"] for row, top in zip(rows, tops, strict=True)
+        ],
+        "top_logprobs": [
+            None if top is None else {t["token"]: t["logprob"] for t in top} for top in tops
+        ],
+        "text_offset": offsets,
     }
 
 
 def usage(sequences: list[Sequence]) -> dict[str, Any]:
     """Tokens of all choices; prompts of one request are counted once each."""
     prompt = sum(len(p) for p in {id(s.prompt): s.prompt for s in sequences}.values())
-    completion = sum(s.stats.completion_tokens for s in sequences)
-    return {
+    stats = Stats.pooled(s.stats for s in sequences)
+    found: dict[str, Any] = {
         "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(s.stats.cached_tokens for s in sequences)},
+        "completion_tokens": stats.completion_tokens,
+        "total_tokens": prompt + stats.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
     }
+    if any(s.options.prediction for s in sequences):
+        accepted = stats.accepted_prediction_tokens
+        found["completion_tokens_details"] = {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": stats.predicted_tokens - accepted,
+        }
+    return found
 
 
 def metrics(sequences: list[Sequence]) -> dict[str, Any]:
     """What the decoding did, for `metrics` of an answer."""
     first = sequences[0]
-    stats = type(first.stats).pooled(s.stats for s in sequences)
+    stats = Stats.pooled(s.stats for s in sequences)
     found: dict[str, Any] = {
         "decoding": {
             "mode": first.options.mode,

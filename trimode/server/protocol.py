@@ -17,13 +17,7 @@ from trimode.server.settings import ServerSettings
 Number = StrictFloat | StrictInt
 
 _NOT_HONOURED: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
     "functions": ([],),
-    "prediction": (),
     "suffix": ("",),
     "best_of": (1,),
     "modalities": (["text"],),
@@ -50,6 +44,12 @@ class DecodingFields(BaseModel):
     show_drafts: StrictBool = False
 
 
+class ModeChange(BaseModel):
+    """Body of /admin/mode."""
+
+    mode: StrictStr
+
+
 class GenerationRequest(BaseModel):
     """What chat and plain completions share."""
 
@@ -63,6 +63,9 @@ class GenerationRequest(BaseModel):
     top_k: StrictInt | None = None
     min_p: Number | None = None
     repetition_penalty: Number | None = None
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Number] | None = None
     seed: StrictInt | None = None
     stop: StrictStr | list[StrictStr] | None = None
     max_tokens: StrictInt | None = None
@@ -77,6 +80,11 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: StrictInt | None = None
     logprobs: StrictBool | None = False
     top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: StrictStr | dict[str, Any] | None = None
+    parallel_tool_calls: StrictBool | None = True
+    prediction: dict[str, Any] | None = None
 
 
 class CompletionRequest(GenerationRequest):
@@ -94,6 +102,8 @@ def generation_options(
     mode: str | None,
     max_tokens: int | None,
     logprobs: int | None,
+    grammar: str | None = None,
+    prediction: tuple[int, ...] = (),
 ) -> list[GenerationOptions]:
     """One set of options per choice, the server's defaults filled in.
 
@@ -103,6 +113,8 @@ def generation_options(
         mode: of the model name's suffix, if it had one.
         max_tokens: under whichever name the request gave it.
         logprobs: number of alternatives wanted, None for no logprobs.
+        grammar: what the answer must fit.
+        prediction: tokens that the answer may resemble.
 
     Raises:
         InputError: a value is out of range, or a field cannot be honoured.
@@ -126,6 +138,10 @@ def generation_options(
         "top_p": request.top_p,
         "top_k": request.top_k,
         "min_p": request.min_p,
+        "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": request.presence_penalty,
+        "logit_bias": request.logit_bias,
+        "grammar": grammar,
         "repetition_penalty": request.repetition_penalty,
         "ignore_eos": request.ignore_eos,
         "max_tokens": max_tokens,
@@ -135,7 +151,40 @@ def generation_options(
     seed = secrets.randbits(32) if request.seed is None else request.seed % 2**63
     values = {name: value for name, value in given.items() if value is not None}
     options = settings.defaults.updated(values)
+    if grammar is not None and options.mode == "diffusion":
+        raise InputError(
+            "decoding.mode",
+            "diffusion with response_format or tools",
+            "such answers need ar, linear, quadratic or auto",
+        )
+    if prediction:
+        options = _predicted(options, prediction)
     return [options.updated({"seed": (seed + i) % 2**63}) for i in range(count)]
+
+
+def _predicted(options: GenerationOptions, prediction: tuple[int, ...]) -> GenerationOptions:
+    """With the prediction as drafts: the speculative modes give way to `auto`, which tries them."""
+    if options.mode in ("ar", "diffusion"):
+        raise InputError("prediction", f"given in mode {options.mode}", "use auto or linear")
+    return options.updated({"mode": "auto", "prediction": prediction})
+
+
+def prediction_text(prediction: dict[str, Any] | None) -> str:
+    """The text of OpenAI's `prediction`; empty for none.
+
+    Raises:
+        InputError: it is not of type content.
+    """
+    if prediction is None:
+        return ""
+    if prediction.get("type") != "content":
+        raise InputError("prediction.type", repr(prediction.get("type")), "allowed: content")
+    content = prediction.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    if not isinstance(content, str):
+        raise InputError("prediction.content", repr(content), "must be text or text parts")
+    return content
 
 
 def refuse_unsupported(extra: dict[str, Any]) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimode.decoding import Committed, Drafted
 from trimode.server.errors import error_object
-from trimode.server.frames import Answer, finish, logprobs_object, metrics, usage
+from trimode.server.frames import Answer, Place, finish, logprobs_object, metrics, usage
+from trimode.server.tools import calls_in, may_be_call
 from trimode.server.worker import EngineFailedError, Request, Step
 
 
@@ -64,7 +65,8 @@ async def whole(answer: Answer, requests: list[Request], timeout: float) -> dict
         event = step.update.event
         texts[index] += step.update.text
         if isinstance(event, Committed) and event.logprobs:
-            scores[index].append(logprobs_object(answer, event))
+            place = answer.places.setdefault(index, Place())
+            scores[index].append(logprobs_object(answer, event, place))
         if step.finish_reason is not None:
             reasons[index] = finish(step.finish_reason)
     choices = []
@@ -73,8 +75,15 @@ async def whole(answer: Answer, requests: list[Request], timeout: float) -> dict
         choice["logprobs"] = _joined(scores[i]) if scores[i] else None
         if answer.kind == "chat":
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            calls = calls_in(text) if answer.may_call else []
+            if calls:
+                choice["message"] |= {"content": None, "tool_calls": calls}
+                choice["finish_reason"] = "tool_calls"
         else:
-            choice["text"] = text
+            echo = answer.echoes.get(i)
+            choice["text"] = (echo.text if echo else "") + text
+            if echo and echo.logprobs:
+                choice["logprobs"] = _joined([echo.logprobs, *scores[i]])
         choices.append(choice)
     sequences = [request.sequence for request in requests]
     return {
@@ -123,7 +132,11 @@ async def _events(
     if answer.kind == "chat":
         for index in range(len(requests)):
             yield line(answer.chunk(index, role=True))
+    for index, echo in answer.echoes.items():
+        yield line(answer.chunk(index, echo.text, logprobs=echo.logprobs))
     shown = [0.0 for _ in requests]
+    held = ["" for _ in requests]
+    """Text that may yet turn out to be a call."""
     async for index, step in merged(requests, timeout):
         if isinstance(step.update.event, Drafted):
             # A draft is a snapshot: one that a newer step has overtaken need not be shown.
@@ -131,15 +144,47 @@ async def _events(
             if late or time.monotonic() - shown[index] < settings.draft_interval:
                 continue
             shown[index] = time.monotonic()
-        chunk = answer.step(index, step, show_drafts=settings.show_drafts)
-        if chunk is not None:
+        step, held[index], calls = _held_back(answer, step, held[index])
+        for chunk in _chunks(answer, index, step, calls, show_drafts=settings.show_drafts):
             yield line(chunk)
-        if step.finish_reason is not None:
-            yield line(answer.chunk(index, finish_reason=finish(step.finish_reason)))
     if settings.include_usage:
         last = {**answer.shell(stream=True), "choices": [], "usage": usage(sequences)}
         yield _line({**last, "metrics": metrics(sequences)})
     yield "data: [DONE]\n\n"
+
+
+def _chunks(
+    answer: Answer, index: int, step: Step, calls: list[dict[str, Any]], *, show_drafts: bool
+) -> Iterator[dict[str, Any]]:
+    """What one step sends: its text or draft, calls, and at the end the reason."""
+    chunk = answer.step(index, step, show_drafts=show_drafts)
+    if chunk is not None:
+        yield chunk
+    yield from answer.call_chunks(index, calls)
+    if step.finish_reason is not None:
+        reason = "tool_calls" if calls else finish(step.finish_reason)
+        yield answer.chunk(index, finish_reason=reason)
+
+
+def _held_back(answer: Answer, step: Step, held: str) -> tuple[Step, str, list[dict[str, Any]]]:
+    """A step without text that may belong to a call, that text, and at the end the calls.
+
+    Only an answer that begins with a call has any, so text that has been passed on never waits.
+    """
+    if not answer.may_call or held is _PASSED or not isinstance(step.update.event, Committed):
+        return step, held, []
+    text = held + step.update.text
+    if may_be_call(text):
+        if step.finish_reason is None:
+            return replace(step, update=replace(step.update, text="")), text, []
+        calls = calls_in(text)
+        if calls:
+            return replace(step, update=replace(step.update, text="")), "", calls
+    return replace(step, update=replace(step.update, text=text)), _PASSED, []
+
+
+_PASSED = "\0"
+"""Stands for held text once an answer is known to be no call."""
 
 
 def _line(chunk: dict[str, Any]) -> str:

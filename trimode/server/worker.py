@@ -7,9 +7,10 @@ asyncio queue. Nothing else is shared.
 import asyncio
 import logging
 import queue
-import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from trimode.config import GenerationOptions
 from trimode.engine import Engine, FinishReason, Sequence, Update
@@ -17,6 +18,7 @@ from trimode.errors import TrimodeError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
 Choice = tuple[tuple[int, ...], GenerationOptions]
 """A prompt and what is asked for."""
@@ -70,23 +72,35 @@ class EngineWorker:
         *,
         max_waiting: int,
         on_finish: Callable[[Sequence], None] = lambda _: None,
+        thread: Executor | None = None,
     ) -> None:
-        """`on_finish` is called in the engine's thread for every request that ends."""
+        """Nothing runs before `start`.
+
+        Args:
+            engine: touched by its own thread only.
+            max_waiting: requests that may wait for a slot.
+            on_finish: called in the engine's thread for every request that ends.
+            thread: an executor of one thread. Give the one that loaded the model: OpenMP keeps a
+                team for each thread that computes, and once they are more than the cores they
+                stop spinning, which doubles the time of a small pass.
+        """
         self.engine = engine
         self.max_waiting = max_waiting
         self._on_finish = on_finish
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[Sequence, Request] = {}
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._running: Future[None] | None = None
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the loop."""
+        self._running = self._thread.submit(self._run)
 
     def stop(self) -> None:
-        """Cancel what runs and end the thread."""
+        """Cancel what runs and end the loop."""
         self._commands.put(None)
-        self._thread.join()
+        if self._running is not None:
+            self._running.result()
 
     async def submit(self, choices: list[Choice]) -> list[Request]:
         """Queue one request per choice, all or none.
@@ -120,6 +134,21 @@ class EngineWorker:
         except asyncio.CancelledError:
             added.add_done_callback(self._drop)  # the requests exist or soon will
             raise
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Run something between two passes, in the engine's thread."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result: object = function()
+            except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+                result = error
+            loop.call_soon_threadsafe(_settle, done, result)
+
+        self._commands.put(run)
+        return await done
 
     def cancel(self, request: Request) -> None:
         """Drop a request; harmless for one that has ended."""
@@ -178,6 +207,8 @@ class EngineWorker:
 
 
 def _settle(future: asyncio.Future, value: object) -> None:
+    if future.cancelled():
+        return
     if isinstance(value, Exception):
         future.set_exception(value)
     else:

@@ -2,12 +2,19 @@
 
 from trimode.text.chat_template import ChatTemplate, find_chat_template
 from trimode.text.detokenizer import Detokenizer
-from trimode.text.grammar import GrammarMatcher, json_grammar, lark_grammar, regex_grammar
+from trimode.text.grammar import (
+    JSON_STYLE,
+    GrammarMatcher,
+    json_grammar,
+    lark_grammar,
+    regex_grammar,
+)
 from trimode.text.stop_strings import StopStrings
 from trimode.text.text_stream import TextStream
 from trimode.text.tokenizer import Tokenizer
 
 __all__ = [
+    "JSON_STYLE",
     "ChatTemplate",
     "Detokenizer",
     "GrammarMatcher",

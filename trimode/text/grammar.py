@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from trimode.errors import InputError
 from trimode.text.tokenizer import Tokenizer
 
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""One line, a space behind commas and colons: where white space is free, small models write it
+without end."""
 INSTALL = "pip install 'trimode[grammar]'"
 
 
 def json_grammar(schema: dict[str, Any] | None = None) -> str:
     """The grammar of JSON that fits a schema; any JSON object by default.
-
-    On one line, with a space behind commas and colons: where white space is free, small models
-    write it without end.
 
     Raises:
         InputError: llguidance is not installed.
@@ -29,7 +29,7 @@ def json_grammar(schema: dict[str, Any] | None = None) -> str:
     matcher = _llguidance().LLMatcher
     return matcher.grammar_from_json_schema(
         json.dumps(schema or {"type": "object"}),
-        overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+        overrides=JSON_STYLE,
     )
 
 

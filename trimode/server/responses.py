@@ -1,0 +1,205 @@
+"""/v1/responses for text: the request as a chat request, the answer as items and typed events."""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from trimode.errors import InputError
+from trimode.server.errors import error_object
+from trimode.server.frames import finish, metrics, usage
+from trimode.server.protocol import ChatRequest, DecodingFields, Number
+from trimode.server.streaming import merged
+from trimode.server.worker import EngineFailedError, Request
+
+_REFUSED = ("previous_response_id", "conversation", "background", "tools", "prompt")
+"""Fields that need a memory of earlier answers, or more than text."""
+
+
+class ResponseRequest(BaseModel):
+    """Body of /v1/responses."""
+
+    model_config = ConfigDict(extra="allow")
+    model: StrictStr
+    input: StrictStr | list[dict[str, Any]]
+    instructions: StrictStr | None = None
+    stream: StrictBool | None = False
+    max_output_tokens: StrictInt | None = None
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, ge=0, le=1)
+    text: dict[str, Any] | None = None
+    decoding: DecodingFields = Field(default_factory=DecodingFields)
+
+    def as_chat(self) -> ChatRequest:
+        """The same as a chat request.
+
+        Raises:
+            InputError: a field asks for what this server does not do.
+        """
+        for name in _REFUSED:
+            if (self.model_extra or {}).get(name):
+                allowed = "this server keeps no answers and takes text only; leave it out"
+                raise InputError(name, "given", allowed)
+        if self.decoding.show_drafts:
+            raise InputError("decoding.show_drafts", "true", "only with /v1/chat/completions")
+        messages: list[dict[str, Any]] = []
+        if self.instructions:
+            messages.append({"role": "system", "content": self.instructions})
+        if isinstance(self.input, str):
+            messages.append({"role": "user", "content": self.input})
+        else:
+            messages += [_message(item, i) for i, item in enumerate(self.input)]
+        if not messages:
+            raise InputError("input", "empty", "must hold at least one message")
+        form = (self.text or {}).get("format")
+        if form and form.get("type") == "json_schema":  # flat here, nested in chat
+            form = {"type": "json_schema", "json_schema": form}
+        fields = {
+            "model": self.model,
+            "messages": messages,
+            "stream": self.stream,
+            "max_completion_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "response_format": form,
+        }
+        return ChatRequest.model_validate({**fields, "decoding": self.decoding})
+
+
+def _message(item: dict[str, Any], index: int) -> dict[str, Any]:
+    if item.get("type", "message") != "message":
+        found = repr(item.get("type"))
+        raise InputError(f"input[{index}].type", found, "allowed: message")
+    content = item.get("content")
+    if isinstance(content, list):
+        texts = []
+        for j, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("input_text", "output_text", "text"):
+                place = f"input[{index}].content[{j}].type"
+                raise InputError(place, repr(kind), "allowed: input_text, output_text")
+            texts.append(str(part.get("text", "")))
+        content = "".join(texts)
+    return {"role": item.get("role"), "content": content}
+
+
+@dataclass(slots=True)
+class Response:
+    """One answer on its way."""
+
+    asked: ResponseRequest
+    id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
+    item_id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def part(self, text: str) -> dict[str, Any]:
+        """The content of the message."""
+        return {"type": "output_text", "text": text, "annotations": []}
+
+    def item(self, status: str, text: str | None) -> dict[str, Any]:
+        """The one output item."""
+        content = [] if text is None else [self.part(text)]
+        return {
+            "type": "message",
+            "id": self.item_id,
+            "status": status,
+            "role": "assistant",
+            "content": content,
+        }
+
+    def whole(self, status: str, output: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """The response object."""
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": self.asked.instructions,
+            "max_output_tokens": self.asked.max_output_tokens,
+            "model": self.asked.model,
+            "output": output,
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": self.asked.temperature,
+            "text": self.asked.text or {"format": {"type": "text"}},
+            "tool_choice": "none",
+            "tools": [],
+            "top_p": self.asked.top_p,
+            "truncation": "disabled",
+            "usage": None,
+            "metadata": {},
+            **more,
+        }
+
+    def finished(self, request: Request, text: str, reason: str) -> dict[str, Any]:
+        """The response at its end."""
+        counted = usage([request.sequence])
+        status = "completed" if reason == "stop" else "incomplete"
+        more: dict[str, Any] = {
+            "usage": {
+                "input_tokens": counted["prompt_tokens"],
+                "input_tokens_details": counted["prompt_tokens_details"],
+                "output_tokens": counted["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": counted["total_tokens"],
+            },
+            "metrics": metrics([request.sequence]),
+        }
+        if status == "incomplete":
+            more["incomplete_details"] = {"reason": "max_output_tokens"}
+        return self.whole(status, [self.item(status, text)], **more)
+
+
+async def whole(response: Response, request: Request, timeout: float) -> dict[str, Any]:
+    """The response as one object."""
+    text, reason = "", ""
+    async for _, step in merged([request], timeout):
+        text += step.update.text
+        if step.finish_reason is not None:
+            reason = finish(step.finish_reason)
+    return response.finished(request, text, reason)
+
+
+async def events(response: Response, request: Request, timeout: float) -> AsyncIterator[str]:
+    """Typed server-sent events, numbered."""
+    number = 0
+    where = {"item_id": response.item_id, "output_index": 0, "content_index": 0}
+
+    def event(kind: str, **body: Any) -> str:
+        nonlocal number
+        data = {"type": f"response.{kind}", "sequence_number": number, **body}
+        number += 1
+        return f"event: response.{kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+    started = response.whole("in_progress", [])
+    yield event("created", response=started)
+    yield event("in_progress", response=started)
+    item = response.item("in_progress", None)
+    yield event("output_item.added", output_index=0, item=item)
+    yield event("content_part.added", **where, part=response.part(""))
+    text, reason = "", ""
+    try:
+        async for _, step in merged([request], timeout):
+            text += step.update.text
+            if step.update.text:
+                yield event("output_text.delta", **where, delta=step.update.text, logprobs=[])
+            if step.finish_reason is not None:
+                reason = finish(step.finish_reason)
+    except (TimeoutError, EngineFailedError) as error:
+        status = 408 if isinstance(error, TimeoutError) else 500
+        message = str(error) or f"not finished within {timeout:g} seconds"
+        failed = {**started, "status": "failed", "error": error_object(status, message)["error"]}
+        yield event("failed", response=failed)
+        return
+    done = response.finished(request, text, reason)
+    yield event("output_text.done", **where, text=text, logprobs=[])
+    yield event("content_part.done", **where, part=response.part(text))
+    yield event("output_item.done", output_index=0, item=done["output"][0])
+    yield event(done["status"], response=done)

@@ -1,0 +1,155 @@
+"""Tools: how a model is told of them, what its answer may look like, and what it asked for.
+
+Calls are written as Hermes models do: `<tool_call>`, a JSON object with `name` and `arguments`,
+`</tool_call>`. The grammar holds the model to that form whenever it begins a call.
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from trimode.errors import InputError
+from trimode.text import json_grammar, lark_grammar
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_MOST_CALLS = 8
+_STYLE = {
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+}
+"""As `json_grammar`: no free white space."""
+_PREAMBLE = (
+    "You may call these functions. To call one, answer with a JSON object between tags:\n"
+    '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>\n'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What an answer has to look like."""
+
+    grammar: str | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+    """Tools that may be called."""
+
+
+def answer_form(
+    tools: list[dict[str, Any]] | None,
+    tool_choice: Any,
+    response_format: dict[str, Any] | None,
+    *,
+    parallel: bool,
+) -> AnswerForm:
+    """The form that a request's fields ask for.
+
+    Raises:
+        InputError: a field is not what OpenAI defines.
+    """
+    schema = _schema(response_format)
+    offered, forced = _choice(_checked(tools), tool_choice)
+    if not offered:
+        return AnswerForm(None if schema is None else json_grammar(schema))
+    call = {"anyOf": [_call_schema(tool) for tool in offered], **_STYLE}
+    count = f"{{1,{_MOST_CALLS}}}" if parallel else ""
+    rules = [f"calls: call{count}", f'call: "{_OPEN}\\n" object "\\n{_CLOSE}"']
+    rules.append(f"object: %json {json.dumps(call)}")
+    if forced:
+        return AnswerForm(lark_grammar("\n".join(["start: calls", *rules])), offered)
+    if schema is None:
+        rules.append("text: /([^<](.|\\n)*)?/")
+    else:
+        rules.append(f"text: %json {json.dumps({**schema, **_STYLE})}")
+    return AnswerForm(lark_grammar("\n".join(["start: text | calls", *rules])), offered)
+
+
+def _schema(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
+    kind = (response_format or {}).get("type", "text")
+    if response_format is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        allowed = "allowed: text, json_object, json_schema"
+        raise InputError("response_format.type", repr(kind), allowed)
+    schema = (response_format.get("json_schema") or {}).get("schema")
+    if not isinstance(schema, dict):
+        raise InputError("response_format.json_schema.schema", repr(schema), "must be an object")
+    return schema
+
+
+def _checked(tools: list[dict[str, Any]] | None) -> tuple[dict[str, Any], ...]:
+    for i, tool in enumerate(tools or ()):
+        function = tool.get("function")
+        if tool.get("type") != "function" or not isinstance(function, dict):
+            raise InputError(f"tools[{i}].type", repr(tool.get("type")), "allowed: function")
+        if not isinstance(function.get("name"), str):
+            raise InputError(f"tools[{i}].function.name", "missing", "must be a text")
+    return tuple(tools or ())
+
+
+def _choice(
+    tools: tuple[dict[str, Any], ...], choice: Any
+) -> tuple[tuple[dict[str, Any], ...], bool]:
+    """The tools that may be called, and whether one must be."""
+    if isinstance(choice, dict):
+        name = (choice.get("function") or {}).get("name")
+        named = tuple(tool for tool in tools if tool["function"]["name"] == name)
+        if not named:
+            raise InputError("tool_choice", repr(name), "must name one of the tools")
+        return named, True
+    if choice not in (None, "none", "auto", "required"):
+        raise InputError("tool_choice", repr(choice), "allowed: none, auto, required, a function")
+    if choice == "required" and not tools:
+        raise InputError("tool_choice", "required without tools", "give tools")
+    return (() if choice == "none" else tools), choice == "required"
+
+
+def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool["function"]
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": function["name"]},
+            "arguments": function.get("parameters") or {"type": "object"},
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def told(messages: list[dict[str, Any]], form: AnswerForm, source: str) -> list[dict[str, Any]]:
+    """The messages with the tools in them, where the chat template does not show tools itself.
+
+    `source`: of the template.
+    """
+    if not form.tools or "tools" in source:
+        return messages
+    listed = "\n".join(json.dumps(tool["function"]) for tool in form.tools)
+    text = _PREAMBLE + listed
+    first = messages[0]
+    if first.get("role") in ("system", "developer") and isinstance(first.get("content"), str):
+        return [{**first, "content": f"{first['content']}\n\n{text}"}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
+
+
+def may_be_call(text: str) -> bool:
+    """Whether an answer that begins so may turn out to be a call."""
+    return text.startswith(_OPEN) or _OPEN.startswith(text)
+
+
+def calls_in(text: str) -> list[dict[str, Any]]:
+    """The calls of a finished answer as OpenAI's objects; none where it is text or was cut off."""
+    found = []
+    for part in text.split(_OPEN)[1:]:
+        body, closed, _ = part.partition(_CLOSE)
+        try:
+            call = json.loads(body)
+            name, arguments = call["name"], call["arguments"]
+        except (ValueError, KeyError, TypeError):
+            return []
+        if not closed:
+            return []
+        function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+        call_id = f"call_{secrets.token_hex(8)}"
+        found.append({"id": call_id, "type": "function", "function": function})
+    return found
