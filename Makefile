@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # The CPU build of PyTorch. Empty TORCH to let pip choose (a CUDA machine: TORCH=torch).
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+DATA ?= ../shared/data
 
-.PHONY: demo test test-slow browser check bench lossless conversion format clean
+.PHONY: demo test test-slow browser clients peers check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
@@ -17,7 +18,7 @@ TEST_ENV := TRIMODE_TEST_CACHE=$(CACHE) OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 
 test: $(VENV)/.dev
 	TRIMODE_CACHE=$(CACHE) $(BIN)/python -c "from trimode.checkpoints import resolve; resolve()"
-	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow"
+	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not browser and not clients"
 
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow
@@ -27,6 +28,17 @@ browser: $(VENV)/.dev
 	which chromium || apt-get install --yes --quiet chromium
 	$(BIN)/pip install --quiet --group browser
 	$(TEST_ENV) $(BIN)/pytest tests/playground
+
+# Clients of others: LangChain, llm, npm's openai, curl, schemathesis.
+clients: $(VENV)/.dev
+	$(BIN)/pip install --quiet --group clients
+	npm install --silent --prefix $(VENV)/npm openai
+	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/clients
+
+# Ours beside llama.cpp and transformers: twenty minutes.
+peers: $(VENV)/.dev
+	$(BIN)/pip install --quiet --group peers
+	$(BIN)/python benchmarks/engines.py --data $(DATA)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,7 +57,6 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/training_speed.py
 
 # Half an hour: every prompt in every lossless mode and block length.
-DATA ?= ../shared/data
 lossless: $(VENV)/.dev
 	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 200
 	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 100 --max-tokens 10 --temperature 0.8

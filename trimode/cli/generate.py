@@ -2,17 +2,21 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.trace import Trace
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
     from trimode.config import GenerationOptions
+    from trimode.engine import Update
 
 
 def generate(
@@ -50,6 +54,10 @@ def generate(
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Repaint the open block in place.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="JSONL of every draft and commit; the playground opens it."),
+    ] = None,
     json_output: opt.Json = False,
     quiet: opt.Quiet = False,
     no_progress: opt.NoProgress = False,
@@ -71,6 +79,8 @@ def generate(
     if input_file is not None:
         from trimode.cli.batch import run_batch
 
+        if trace is not None:
+            raise InputError("trace", str(trace), "goes with one prompt, not with --input")
         if words and len(words) > 1:
             raise InputError("prompt", "given with --input", "prompts come from the file")
         run_batch(parameters, words[0] if words else model, options)
@@ -92,21 +102,32 @@ def _one(
     ids = encode_prompt(
         model, prompt, raw=parameters["raw"], enable_thinking=parameters["enable_thinking"]
     )
+    trace_path = parameters["trace"]
     engine = Engine(model, max_sequences=1)
-    sequence = engine.add(ids, options)
+    sequence = engine.add(ids, replace(options, show_drafts=True) if trace_path else options)
+    trace = Trace(trace_path, model) if trace_path else None
     if not model.can_draft and sequence.options.mode != "ar" and not parameters["quiet"]:
         note(UNTRAINED_NOTE)
+    updates = drain(engine) if trace is None else _traced(drain(engine), trace)
     if parameters["json_output"]:
-        for _ in drain(engine):
+        for _ in updates:
             pass
         sys.stdout.write(json.dumps(GenerationResult.of(sequence, model.name).to_json()) + "\n")
         return
     try:
         with printer(show_drafts=options.show_drafts) as out:
-            for update in drain(engine):
+            for update in updates:
                 out.show(update)
     finally:  # also after Ctrl-C: what was printed stays, on a line of its own
         sys.stdout.write("\n")
         sys.stdout.flush()
     if not parameters["quiet"]:
         sys.stderr.write(figures(sequence.stats, sequence.options.mode, len(ids)))
+
+
+def _traced(updates: "Iterator[Update]", trace: Trace) -> "Iterator[Update]":
+    """The updates, each written to the trace as it passes."""
+    with trace:
+        for update in updates:
+            trace.show(update)
+            yield update

@@ -1,0 +1,63 @@
+"""A trace file: what a stream with drafts would have carried, one object a line."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from trimode.errors import InputError
+
+if TYPE_CHECKING:
+    from trimode.checkpoints import LoadedModel
+    from trimode.engine import Update
+
+
+class Trace:
+    """Writes chunks as they come. The playground opens the file; docs/streaming.md describes it."""
+
+    def __init__(self, path: Path, model: "LoadedModel") -> None:
+        """Open the file.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        from trimode.server.frames import Answer
+
+        self._answer = Answer(id="trace", kind="chat", model=model, name=model.name)
+        try:
+            self._file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise InputError("trace", str(path), f"must be writable ({error.strerror})") from None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "Trace":
+        self._write(self._answer.chunk(0, role=True))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def show(self, update: "Update") -> None:
+        """Take one update of the engine."""
+        from trimode.server.frames import finish, metrics, usage
+        from trimode.server.worker import Step
+
+        sequence = update.sequence
+        chunk = self._answer.step(0, Step(update, None), show_drafts=True)
+        if chunk is not None:
+            self._write(chunk)
+        if sequence.finish_reason is not None:
+            self._write(self._answer.chunk(0, finish_reason=finish(sequence.finish_reason)))
+            last = {**self._answer.shell(stream=True), "choices": [], "usage": usage([sequence])}
+            self._write({**last, "metrics": metrics([sequence])})
+
+    def _write(self, chunk: dict[str, Any]) -> None:
+        milliseconds = round((time.monotonic() - self._began) * 1e3, 1)
+        line = json.dumps({**chunk, "trimode_ms": milliseconds}, ensure_ascii=False)
+        self._file.write(line + "\n")
