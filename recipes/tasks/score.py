@@ -1,6 +1,7 @@
 """Accuracy and tokens a pass of a task model in every mode.
 
-    python recipes/tasks/score.py --model DIR --tasks tasks/test.jsonl [--limit 300] [--name NAME]
+    python recipes/tasks/score.py --model DIR --tasks tasks/test.jsonl [--limit 300]
+        [--dtype int8] [--block-length 16] [--name NAME]
 
 An answer counts if it is right, not if it is spelled alike: JSON is compared as data, a function by
 running it, a list without regard to spaces. Temperature 0.
@@ -32,6 +33,13 @@ RUNS: list[tuple[str, dict]] = [
     *(
         (f"diffusion {threshold}", {"mode": "diffusion", "threshold": threshold})
         for threshold in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+    ),
+    *(
+        (
+            f"rolling {threshold}",
+            {"mode": "diffusion", "rolling_block": True, "threshold": threshold},
+        )
+        for threshold in (0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 0.99)
     ),
 ]
 
@@ -101,15 +109,17 @@ def main() -> None:
     parser.add_argument(
         "--modes", nargs="+", help="names of runs: ar, linear, 'diffusion 0.9', ..."
     )
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--block-length", type=int, default=16, help="but for quadratic: 8")
     parser.add_argument("--name", default="tasks")
     arguments = parser.parse_args()
-    model = load(arguments.model, dtype="fp32", progress=False)
+    model = load(arguments.model, dtype=arguments.dtype, progress=False)
     rows = [json.loads(line) for line in arguments.tasks.read_text().splitlines()]
     rows = rows[: arguments.limit]
     chosen = [r for r in RUNS if not arguments.modes or r[0] in arguments.modes]
     console = Console(stderr=True)
     found = {
-        name: run(model, rows, fields)
+        name: run(model, rows, {"block_length": arguments.block_length, **fields})
         for name, fields in track(chosen, "modes", console=console, transient=True)
     }
     tasks = sorted({row["task"] for row in rows})
@@ -124,7 +134,10 @@ def main() -> None:
             *(f"{row['by_task'][task]:.0%}" for task in tasks),
         )
     Console(width=120).print(table)
-    save(arguments.name, {**header(), "answers": len(rows), "runs": found})
+    save(
+        arguments.name,
+        {**header(), "answers": len(rows), "block_length": arguments.block_length, "runs": found},
+    )
 
 
 if __name__ == "__main__":
