@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.model.linear import Int8Linear
@@ -102,14 +103,28 @@ class LowRankDelta(nn.Module):
         return kept
 
 
+_RANKS = 16
+
+
 class IntegerDelta(nn.Module):
     """A low-rank delta with int8 weights, each fused part on its own."""
 
     def __init__(self, delta: LowRankDelta) -> None:
         super().__init__()
-        self.down = Int8Linear(delta.down, None)
-        self.places = [place for place in delta.parts if place is not None]
-        self.ups = nn.ModuleList(Int8Linear(delta.up[place], None) for place in self.places)
+        self.places: list[tuple[slice, slice]] = []
+        """Output rows and ranks of each part."""
+        downs, ups = [], []
+        for rows, ranks in (place for place in delta.parts if place is not None):
+            down, up = delta.down[ranks], delta.up[rows, ranks]
+            # Ranks of zeros change nothing. The C++ pass takes ranks by the sixteen, and all
+            # adapters must take it: AR's bits may not depend on which one is loaded.
+            fill = -len(down) % _RANKS
+            start = sum(map(len, downs))
+            downs.append(F.pad(down, (0, 0, 0, fill)))
+            ups.append(F.pad(up, (0, fill)))
+            self.places.append((rows, slice(start, start + len(downs[-1]))))
+        self.down = Int8Linear(torch.cat(downs), None)
+        self.ups = nn.ModuleList(Int8Linear(up, None) for up in ups)
         self.out_features = len(delta.up)
 
     def forward(self, x: Tensor) -> Tensor:
