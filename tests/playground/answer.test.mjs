@@ -70,6 +70,13 @@ test('what a commit does not take of a judged draft is rejected; of a rolling bl
   assert.equal(stateAt(rolling).open.tokens.length, 2);
 });
 
+test('a draft does not show again what is committed', () => {
+  const answer = newAnswer();
+  [commit('the', 5, 1), draft(5, [['the', 1, 'kept'], [' sea', 0.5, 'new']])].forEach((c, i) => take(answer, c, i));
+  assert.deepEqual(stateAt(answer).open.tokens.map(([text]) => text), [' sea']);
+  assert.equal(stateAt(answer).open.start, 6);
+});
+
 test('history of a position, figures and errors', () => {
   const answer = newAnswer();
   const chunks = [draft(5, [['a', 0.4, 'new']], 2), draft(5, [['b', 0.9, 'revised']], 3), commit('b', 5, 1, { nfe: 4 })];

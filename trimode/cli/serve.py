@@ -87,6 +87,7 @@ def serve(
     )
     server = uvicorn.Server(config)
     socket = config.bind_socket()  # taken now: a port in use is an error before "ready"
+    socket.listen()  # whoever reads the line below may connect at once
     shown = socket.getsockname()[1]
     sys.stderr.write(
         f"{settings.name} at http://{host}:{shown}/v1, mode {defaults.mode}\n"

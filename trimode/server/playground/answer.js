@@ -46,16 +46,18 @@ export function take(answer, chunk, ms) {
 /** Committed text and open block after the first `count` steps. */
 export function stateAt(answer, count = answer.steps.length) {
   const state = { text: '', last: '', open: null, rejected: [] };
+  let end = 0; // behind the last committed token, where commits say where they stand
   for (const step of answer.steps.slice(0, count)) {
     state.rejected = [];
     if (step.kind === 'draft') {
-      state.open = step;
+      const known = Math.max(0, Math.min(end - step.start, step.tokens.length));
+      state.open = { ...step, start: step.start + known, tokens: step.tokens.slice(known) };
       continue;
     }
+    if (step.start !== null) end = step.start + step.length;
     state.text += step.text;
     state.last = step.text;
     if (state.open && step.start !== null) {
-      const end = step.start + step.length;
       const behind = state.open.tokens.slice(Math.max(0, end - state.open.start));
       if (step.drafted !== null) state.rejected = behind.filter(([, , kind]) => kind !== 'mask');
       // What a commit leaves of a draft that is not verified as a whole stays open.
