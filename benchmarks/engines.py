@@ -117,10 +117,10 @@ class HttpEngine:
                     tokens = chunk["usage"]["completion_tokens"]
         return tokens, times
 
-    def peak_megabytes(self) -> float:
-        """Most memory the process has held."""
+    def megabytes(self, field: str) -> float:
+        """Memory of the process: VmRSS now, VmHWM the most it has held."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.splitlines() if line.startswith(field))
         return int(line.split()[1]) / 1024
 
     def close(self) -> None:
@@ -320,7 +320,7 @@ def main() -> None:
                     entry.first += first
                     entry.gaps += gaps
                     console.print(f"{name} {mode} x{together}: {rate:.1f} tok/s", highlight=False)
-            memory = {name: engine.peak_megabytes() for name, engine in engines.items()}
+            memory = {name: engine.megabytes("VmHWM") for name, engine in engines.items()}
         finally:
             for engine in engines.values():
                 engine.close()

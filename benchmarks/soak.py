@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from conversion import read_prompts
-from engines import HttpEngine, start
+from engines import start
 from machine import header, save
 from rich.console import Console
 from rich.progress import track
@@ -107,13 +107,6 @@ def client(
             wrong.append({"case": case, "found": text_of(answer)})
 
 
-def resident_megabytes(engine: HttpEngine) -> float:
-    """Memory the server holds now."""
-    status = Path(f"/proc/{engine.process.pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -133,7 +126,7 @@ def main() -> None:
         for case in track(cases, "alone", console=Console(stderr=True), transient=True):
             case["expected"] = text_of(post(engine.url, body_of(case, stream=False))[1])
         counts, wrong = Counter[str](), []
-        warm = resident_megabytes(engine)
+        warm = engine.megabytes("VmRSS")
         memory = []
         until = time.monotonic() + 60 * arguments.minutes
         threads = [
@@ -146,7 +139,7 @@ def main() -> None:
             thread.start()
         while time.monotonic() < until:
             time.sleep(min(15.0, max(0.1, until - time.monotonic())))
-            memory.append(round(resident_megabytes(engine)))
+            memory.append(round(engine.megabytes("VmRSS")))
         for thread in threads:
             thread.join(300)
         stuck = sum(thread.is_alive() for thread in threads)

@@ -45,7 +45,7 @@ class Trace:
 
     def show(self, update: "Update") -> None:
         """Take one update of the engine."""
-        from trimode.server.frames import finish, metrics, usage
+        from trimode.server.frames import finish
         from trimode.server.worker import Step
 
         sequence = update.sequence
@@ -54,8 +54,7 @@ class Trace:
             self._write(chunk)
         if sequence.finish_reason is not None:
             self._write(self._answer.chunk(0, finish_reason=finish(sequence.finish_reason)))
-            last = {**self._answer.shell(stream=True), "choices": [], "usage": usage([sequence])}
-            self._write({**last, "metrics": metrics([sequence])})
+            self._write(self._answer.usage_chunk([sequence]))
 
     def _write(self, chunk: dict[str, Any]) -> None:
         milliseconds = round((time.monotonic() - self._began) * 1e3, 1)

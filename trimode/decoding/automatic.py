@@ -15,7 +15,7 @@ from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.lookup import Lookup
 from trimode.decoding.policy import Plan
-from trimode.decoding.quadratic import draft_snapshot
+from trimode.decoding.quadratic import draft_snapshot, tree_span
 from trimode.decoding.span import (
     Decoder,
     Keep,
@@ -23,7 +23,6 @@ from trimode.decoding.span import (
     Span,
     SpanKind,
     causal_span,
-    tree_visibility,
 )
 
 
@@ -92,7 +91,13 @@ class _Run:
         causal = [self.tokens[-1], *draft]
         start = len(self.tokens) - 1
         kind: SpanKind = "verify" if draft else "draft" if masks else "decode"
-        logits = yield self._span("prefill" if first else kind, causal, start, masks)
+        if first:
+            kind = "prefill"
+        if masks:
+            logits = yield tree_span(kind, causal, start, masks, context)
+        else:
+            rows = range(len(causal))
+            logits = yield causal_span(kind, causal, start, keep=False, logits=rows)
         assert logits is not None
         emitted = sampler.verify(logits.rows, start + 1, draft, self.tokens)
         accepted = len(emitted) - 1
@@ -118,23 +123,6 @@ class _Run:
             if context.options.show_drafts:
                 yield draft_snapshot(len(self.tokens) - 1, [emitted[-1], *self.proposals], rows)
         return accepted
-
-    def _span(self, kind: SpanKind, causal: list[int], start: int, masks: int) -> Span:
-        context = self.context
-        if not masks:
-            return causal_span(kind, causal, start, keep=False, logits=range(len(causal)))
-        visibility, is_mask = tree_visibility(len(causal), masks)
-        last = context.context_length - 1  # later groups may reach past it
-        return Span(
-            kind=kind,
-            tokens=[t for token in causal for t in (token, *[context.mask_token_id] * masks)],
-            positions=[
-                min(start + j + i, last) for j in range(len(causal)) for i in range(masks + 1)
-            ],
-            visibility=visibility,
-            adapter=is_mask & context.draft_adapter,
-            logits=range(0, len(is_mask), masks + 1),
-        )
 
     def _propose(self, rows: Tensor) -> None:
         """Tokens behind the newest one, from logits `[n, vocab]`, and the chance of each."""

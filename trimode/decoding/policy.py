@@ -67,20 +67,27 @@ class Acceptance:
     _accepted: list[float] = field(default_factory=list)
     _judged: list[float] = field(default_factory=list)
 
+    def chances(self, count: int) -> list[float]:
+        """For each of the first `count` tokens of a draft."""
+        before = self.prior.chances(count) if self.prior else []
+        found: list[float] = []
+        chance = _PRIOR
+        for place in range(count):
+            if before:  # without: a place that was never reached is taken to be like its neighbour
+                chance = before[place]
+            if place < len(self._judged):
+                known = chance * _PRIOR_WEIGHT + self._accepted[place]
+                chance = known / (_PRIOR_WEIGHT + self._judged[place])
+            found.append(chance)
+        return found
+
     def chance(self, place: int) -> float:
         """For the token `place` places behind the first of a draft."""
-        if self.prior is not None:
-            before = self.prior.chance(place)
-        else:  # a place that was never reached is taken to be like the one before it
-            before = self.chance(place - 1) if place else _PRIOR
-        if place >= len(self._judged):
-            return before
-        judged, accepted = self._judged[place], self._accepted[place]
-        return (before * _PRIOR_WEIGHT + accepted) / (_PRIOR_WEIGHT + judged)
+        return self.chances(place + 1)[place]
 
     def expected(self, drafted: int) -> float:
         """Tokens of a draft that are expected to be accepted."""
-        return expected_run([self.chance(i) for i in range(drafted)])
+        return expected_run(self.chances(drafted))
 
     def judge(self, drafted: int, accepted: int) -> None:
         """Learn from a draft of which the first `accepted` tokens were right."""
@@ -95,13 +102,18 @@ class Acceptance:
             self.prior.judge(drafted, accepted)
 
 
-def expected_run(chances: Sequence[float]) -> float:
-    """Expected length of the leading run of successes."""
-    total, all_so_far = 0.0, 1.0
+def expected_runs(chances: Sequence[float]) -> list[float]:
+    """Expected length of the leading run of successes among the first 0, 1, 2, ... trials."""
+    totals, all_so_far = [0.0], 1.0
     for chance in chances:
         all_so_far *= chance
-        total += all_so_far
-    return total
+        totals.append(totals[-1] + all_so_far)
+    return totals
+
+
+def expected_run(chances: Sequence[float]) -> float:
+    """Expected length of the leading run of successes."""
+    return expected_runs(chances)[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +153,15 @@ class Policy:
             lookup: length of the draft that lookup has found; 0 for none.
             masks: most masks that fit.
         """
-        plans = [self._plan("ar", 0), *(self._plan("lookup", k) for k in _sizes(lookup, least=1))]
+        plans = [self._plan("ar", 0, 0.0)]
+        copied = expected_runs(self.lookups.chances(lookup))
+        plans += [self._plan("lookup", k, copied[k]) for k in _sizes(lookup, least=1)]
         if self.can_draft:
+            drafted = expected_runs(self.drafts.chances(masks))
             for m in _sizes(masks, least=2):
-                plans.append(self._plan("linear", m))
+                plans.append(self._plan("linear", m, drafted[m - 1]))
                 if m <= MAX_TREE_MASKS:
-                    plans.append(self._plan("quadratic", m))
+                    plans.append(self._plan("quadratic", m, drafted[m - 1]))
         best = max(plans, key=lambda plan: plan.rate)
         if self._unexplored < _EXPLORE_AFTER:
             return best
@@ -170,9 +185,7 @@ class Policy:
         def hoped(plan: Plan) -> float:
             if plan.kind not in ("linear", "quadratic"):
                 return plan.rate
-            alone = 2 if plan.kind == "linear" else 1
-            accepted = expected_run([first] * (plan.size - 1))
-            return (alone + accepted) / self.seconds(plan.kind, plan.size)
+            return self.rate(plan.kind, plan.size, expected_run([first] * (plan.size - 1)))
 
         return max(plans, key=hoped)
 
@@ -184,8 +197,10 @@ class Policy:
         n = self.load.sequences
         spent = self.costs.seconds(n * (1 + masks), drafting=True)
 
+        accepted = expected_runs(chances)
+
         def rate(k: int) -> float:
-            return (2 + expected_run(chances[:k])) / (spent + self.costs.seconds(n * (1 + k)))
+            return (2 + accepted[k]) / (spent + self.costs.seconds(n * (1 + k)))
 
         return max(range(len(chances) + 1), key=rate)
 
@@ -204,21 +219,13 @@ class Policy:
             case "quadratic":
                 return costs.seconds(n * size * (size + 1), drafting=True)
 
-    def rate(self, kind: PlanKind, size: int) -> float:
-        """Tokens a second of each sequence that are expected of a plan."""
-        match kind:
-            case "ar":
-                tokens = 1.0
-            case "lookup":
-                tokens = 1 + self.lookups.expected(size)
-            case "linear":
-                tokens = 2 + self.drafts.expected(size - 1)
-            case "quadratic":
-                tokens = 1 + self.drafts.expected(size - 1)
-        return tokens / self.seconds(kind, size)
+    def rate(self, kind: PlanKind, size: int, accepted: float) -> float:
+        """Tokens a second of each sequence, where so many tokens of the draft are accepted."""
+        alone = 2 if kind == "linear" else 1
+        return (alone + accepted) / self.seconds(kind, size)
 
-    def _plan(self, kind: PlanKind, size: int) -> Plan:
-        return Plan(kind, size, self.rate(kind, size))
+    def _plan(self, kind: PlanKind, size: int, accepted: float) -> Plan:
+        return Plan(kind, size, self.rate(kind, size, accepted))
 
 
 def _sizes(most: int, *, least: int) -> list[int]:

@@ -30,19 +30,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
     kind: SpanKind = "prefill"
     while True:
         masks = context.draft_length(start + 1)
-        visibility, is_mask = tree_visibility(len(draft), masks)
-        logits = yield Span(
-            kind=kind,
-            tokens=[t for token in draft for t in (token, *[context.mask_token_id] * masks)],
-            positions=[
-                min(start + j + i, context.context_length - 1)  # later groups may reach past it
-                for j in range(len(draft))
-                for i in range(masks + 1)
-            ],
-            visibility=visibility,
-            adapter=is_mask & context.draft_adapter,
-            logits=range(0, len(is_mask), masks + 1),
-        )
+        logits = yield tree_span(kind, draft, start, masks, context)
         assert logits is not None
         history = tokens if kind == "prefill" else [*tokens, draft[0]]
         accepted = sampler.verify(logits.rows, start + 1, draft[1:], history)
@@ -64,6 +52,25 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         kind = "verify"
         if context.options.show_drafts:
             yield draft_snapshot(start, draft, rows)
+
+
+def tree_span(
+    kind: SpanKind, draft: Sequence[int], start: int, masks: int, context: DecodingContext
+) -> Span:
+    """Each draft token with `masks` masks behind it; logits of the draft tokens' rows.
+
+    `start`: absolute position of the first draft token.
+    """
+    visibility, is_mask = tree_visibility(len(draft), masks)
+    last = context.context_length - 1  # later groups may reach past it
+    return Span(
+        kind=kind,
+        tokens=[t for token in draft for t in (token, *[context.mask_token_id] * masks)],
+        positions=[min(start + j + i, last) for j in range(len(draft)) for i in range(masks + 1)],
+        visibility=visibility,
+        adapter=is_mask & context.draft_adapter,
+        logits=range(0, len(is_mask), masks + 1),
+    )
 
 
 def draft_snapshot(start: int, draft: Sequence[int], rows: Tensor) -> Drafted:

@@ -279,9 +279,9 @@ class Engine:
 
     def _lend(self, sequence: Sequence, prefix: tuple[int, ...]) -> KVCache | None:
         """A cache for all it may ever need where the pool is roomy, else for what comes next."""
-        live = [(other.all_tokens, other.cache) for other in self.live if other.cache is not None]
+        live = ((other.all_tokens, other.cache) for other in self.live if other.cache is not None)
         held = max(sequence.lost, len(sequence.prompt))
-        whole = sequence.context.max_length + sequence.scratch
+        whole = sequence.cache_tokens
         soon = min(whole, held + sequence.scratch + _LENT_AHEAD)
         roomy = self.pool.tokens_lent + whole <= self.pool.max_tokens // 2
         return self.pool.acquire(whole if roomy else soon, prefix, live)
@@ -296,7 +296,7 @@ class Engine:
             needed = cache.length + (min(rows, self.max_rows) if sequence.splittable else rows)
             if needed <= cache.capacity:
                 continue
-            wanted = min(cache.length + sequence.rows_ahead, max(needed, 2 * cache.capacity))
+            wanted = min(sequence.cache_tokens, max(needed, 2 * cache.capacity))
             while (larger := self.pool.grow(cache, wanted)) is None:
                 youngest = self.live[-1]
                 self._preempt(youngest)

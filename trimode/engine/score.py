@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from trimode.checkpoints import LoadedModel
-from trimode.decoding import TokenLogprob
+from trimode.config import GenerationOptions
+from trimode.decoding import Sampler, TokenLogprob
 from trimode.model import KVCache, Segment
 
 _CHUNK = 512
@@ -37,17 +38,13 @@ def score(
 
     None for the first: nothing precedes it.
     """
+    options = GenerationOptions(logprobs=alternatives)
+    sampler = Sampler(options, model.config.mask_token_id, len(tokens))
     found: list[TokenLogprob | None] = [None]
-    hidden = prefill_hidden(model, tokens)[:-1]
-    targets = torch.tensor(tokens[1:], device=hidden.device)
-    mask = model.config.mask_token_id
-    for rows, wanted in zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True):
-        logits = model.transformer.logits(rows)
-        if mask is not None:
-            logits[:, mask] = -torch.inf
-        scores = logits.log_softmax(-1)
-        values, ids = scores.topk(alternatives)
-        own = scores.gather(-1, wanted[:, None])[:, 0]
-        for value, best, best_ids in zip(own.tolist(), values.tolist(), ids.tolist(), strict=True):
-            found.append(TokenLogprob(value, tuple(zip(best_ids, best, strict=True))))
+    hidden = prefill_hidden(model, tokens)
+    for start in range(0, len(tokens) - 1, _HEAD_ROWS):
+        wanted = tokens[start + 1 : start + 1 + _HEAD_ROWS]
+        found += sampler.logprobs(
+            model.transformer.logits(hidden[start : start + len(wanted)]), wanted
+        )
     return found

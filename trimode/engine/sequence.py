@@ -51,10 +51,9 @@ class Sequence:
         return (*self.prompt, *self.tokens)
 
     @property
-    def rows_ahead(self) -> int:
-        """Most rows that its passes still write, scratch included."""
-        held = self.lost if self.cache is None else self.cache.length
-        return self.context.max_length + self.scratch - held
+    def cache_tokens(self) -> int:
+        """Most KV capacity it may need, scratch rows included."""
+        return self.context.max_length + self.scratch
 
     @property
     def splittable(self) -> bool:

@@ -20,7 +20,8 @@ def fixed_rate(costs: CostCurve, chances: Sequence[float], plan: Plan, sequences
     """
     accepted = _known(chances)
     policy = Policy(costs, accepted, accepted, Load(sequences))
-    return policy.rate(plan.kind, plan.size)
+    drafted = max(0, plan.size - 1)  # `ar` has none
+    return policy.rate(plan.kind, plan.size, accepted.expected(drafted))
 
 
 def best_fixed(costs: CostCurve, chances: Sequence[float], masks: int, sequences: int = 1) -> Plan:
@@ -32,15 +33,15 @@ def best_fixed(costs: CostCurve, chances: Sequence[float], masks: int, sequences
 class _Known(Acceptance):
     """Chances that are given, not learned."""
 
-    chances: Sequence[float]
+    given: Sequence[float]
 
-    def chance(self, place: int) -> float:
-        return self.chances[place] if place < len(self.chances) else 0.0
+    def chances(self, count: int) -> list[float]:
+        return [*self.given[:count], *[0.0] * (count - len(self.given))]
 
 
 def _known(chances: Sequence[float]) -> Acceptance:
     known = _Known()
-    known.chances = chances
+    known.given = chances
     return known
 
 

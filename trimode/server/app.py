@@ -23,7 +23,7 @@ from trimode.engine.score import score
 from trimode.errors import InputError
 from trimode.server import errors
 from trimode.server.errors import ApiError, error_object
-from trimode.server.frames import Answer, Echo, Kind, Place, logprobs_of
+from trimode.server.frames import Answer, Echo, Kind
 from trimode.server.metrics import ServerMetrics
 from trimode.server.protocol import (
     ChatRequest,
@@ -60,8 +60,8 @@ class Server:
         self, model: LoadedModel, settings: ServerSettings, thread: Executor | None = None
     ) -> None:
         self.model, self.settings = model, settings
-        self.mode: str | None = None
-        """Set at run time; None: the settings' own."""
+        self.defaults = settings.defaults
+        """Of requests; the mode may be changed at run time."""
         self.metrics = ServerMetrics()
         engine = Engine(model, max_sequences=settings.max_sequences)
         self.metrics.watch(engine)
@@ -163,7 +163,8 @@ class Server:
         options = generation_options(
             body,
             self.settings,
-            mode=self.mode_of(body.model) or self.mode,
+            self.defaults,
+            mode=self.mode_of(body.model),
             max_tokens=asked,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             grammar=form.grammar,
@@ -279,7 +280,8 @@ def _add_generation(app: FastAPI, server: Server) -> None:
         options = generation_options(
             body,
             settings,
-            mode=server.mode_of(body.model) or server.mode,
+            server.defaults,
+            mode=server.mode_of(body.model),
             max_tokens=None if nothing else body.max_tokens,
             logprobs=body.logprobs,
         )
@@ -306,8 +308,7 @@ async def _echoes(
         scores = None
         if logprobs is not None:
             scored = await server.worker.call(lambda p=prompt: score(server.model, p, logprobs))
-            place = answer.places.setdefault(index, Place())
-            scores = logprobs_of(answer, prompt, scored, place)
+            scores = answer.logprobs(index, prompt, scored)
         found[index] = Echo(text, scores)
     return found
 
@@ -401,13 +402,12 @@ def _add_operations(app: FastAPI, server: Server) -> None:
 
     @app.get("/admin/mode", dependencies=[Depends(_admin_check(settings))])
     async def mode() -> dict[str, str]:
-        return {"mode": server.mode or settings.defaults.mode}
+        return {"mode": server.defaults.mode}
 
     @app.put("/admin/mode", dependencies=[Depends(_admin_check(settings))])
     async def set_mode(body: ModeChange) -> dict[str, str]:
-        asked = settings.defaults.updated({"mode": body.mode})
-        server.mode = asked.mode
-        return {"mode": asked.mode}
+        server.defaults = server.defaults.updated({"mode": body.mode})
+        return {"mode": server.defaults.mode}
 
     @app.get("/v1/models", dependencies=keyed)
     async def models() -> dict[str, Any]:
@@ -420,11 +420,11 @@ def _add_operations(app: FastAPI, server: Server) -> None:
 
     @app.get("/props", dependencies=keyed)
     async def props() -> dict[str, Any]:
-        config, defaults = server.model.config, settings.defaults
+        config, defaults = server.model.config, server.defaults
         return {
             "model": settings.name,
             "modes": list(MODES),
-            "default_mode": server.mode or defaults.mode,
+            "default_mode": defaults.mode,
             "block_length": defaults.block_length or config.block_length,
             "threshold": defaults.threshold,
             "max_tokens": defaults.max_tokens,

@@ -5,13 +5,14 @@ See docs/serving.md.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trimode import __version__
 from trimode.checkpoints import LoadedModel
-from trimode.decoding import Committed, Drafted, Stats, TokenLogprob
+from trimode.decoding import Drafted, Stats, TokenLogprob
 from trimode.engine import FinishReason, Sequence
 from trimode.server.worker import Step
 
@@ -56,7 +57,7 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     sent: int = 0
     """Draft and commit frames so far."""
-    places: dict[int, "Place"] = field(default_factory=dict)
+    places: "defaultdict[int, Place]" = field(default_factory=lambda: defaultdict(Place))
     """Where each choice stands."""
     may_call: bool = False
     """Whether an answer may turn out to be calls of tools."""
@@ -93,6 +94,11 @@ class Answer:
         choice["finish_reason"] = finish_reason
         return {**self.shell(stream=True), "choices": [choice]}
 
+    def usage_chunk(self, sequences: list[Sequence]) -> dict[str, Any]:
+        """The last chunk: what all choices took, and what their decoding did."""
+        counted = {"choices": [], "usage": usage(sequences), "metrics": metrics(sequences)}
+        return {**self.shell(stream=True), **counted}
+
     def call_chunks(self, index: int, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Chunks of tool calls: each with its name, then its arguments."""
         chunks = []
@@ -109,11 +115,11 @@ class Answer:
     def step(self, index: int, step: Step, *, show_drafts: bool) -> dict[str, Any] | None:
         """The chunk of an update; None where it has nothing to say."""
         event, sequence = step.update.event, step.update.sequence
-        place = self.places.setdefault(index, Place())
+        place = self.places[index]
         place.step += 1
         if isinstance(event, Drafted):
             return self.frame(self.chunk(index), index, self._draft(event, sequence, place))
-        wanted = logprobs_object(self, event, place) if event.logprobs else None
+        wanted = self.logprobs(index, event.tokens, event.logprobs) if event.logprobs else None
         place.block, place.step, passes = place.block + 1, 0, place.step
         if not step.update.text and wanted is None and not show_drafts:
             return None
@@ -134,6 +140,44 @@ class Answer:
                 commit |= {"drafted": event.drafted, "accepted": max(0, len(event.tokens) - 1)}
             chunk = self.frame(chunk, index, commit)
         return chunk
+
+    def logprobs(
+        self, index: int, tokens: Iterable[int], logprobs: Iterable[TokenLogprob | None]
+    ) -> dict[str, Any]:
+        """A choice's next log-probabilities in the endpoint's form; None: nothing precedes it."""
+        tokenizer = self.model.tokenizer
+
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            data = tokenizer.token_bytes(token)
+            text = data.decode("utf-8", errors="replace") or tokenizer.token_text(token)
+            return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(data)}
+
+        rows = [
+            {
+                **entry(token, found.logprob if found else 0.0),
+                "top_logprobs": [entry(other, value) for other, value in found.top]
+                if found
+                else None,
+            }
+            for token, found in zip(tokens, logprobs, strict=True)
+        ]
+        if self.kind == "chat":
+            return {"content": rows, "refusal": None}
+        place, offsets = self.places[index], []
+        for row in rows:
+            offsets.append(place.offset)
+            place.offset += len(row["token"])
+        tops = [row["top_logprobs"] for row in rows]
+        return {
+            "tokens": [row["token"] for row in rows],
+            "token_logprobs": [
+                None if top is None else row["logprob"] for row, top in zip(rows, tops, strict=True)
+            ],
+            "top_logprobs": [
+                None if top is None else {t["token"]: t["logprob"] for t in top} for top in tops
+            ],
+            "text_offset": offsets,
+        }
 
     def frame(self, chunk: dict[str, Any], index: int, body: dict[str, Any]) -> dict[str, Any]:
         """A chunk with a frame under our root key, numbered as sent."""
@@ -162,51 +206,6 @@ class Answer:
 def finish(reason: FinishReason) -> str:
     """OpenAI's word for how a request ended."""
     return "length" if reason == "length" else "stop"
-
-
-def logprobs_object(answer: Answer, event: Committed, place: Place) -> dict[str, Any]:
-    """Log-probabilities of committed tokens in the endpoint's form."""
-    return logprobs_of(answer, event.tokens, event.logprobs, place)
-
-
-def logprobs_of(
-    answer: Answer,
-    tokens: Iterable[int],
-    logprobs: Iterable[TokenLogprob | None],
-    place: Place,
-) -> dict[str, Any]:
-    """Log-probabilities of tokens in the endpoint's form; None for one that nothing precedes."""
-    tokenizer = answer.model.tokenizer
-
-    def entry(token: int, logprob: float) -> dict[str, Any]:
-        data = tokenizer.token_bytes(token)
-        text = data.decode("utf-8", errors="replace") or tokenizer.token_text(token)
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(data)}
-
-    rows = [
-        {
-            **entry(token, found.logprob if found else 0.0),
-            "top_logprobs": [entry(other, value) for other, value in found.top] if found else None,
-        }
-        for token, found in zip(tokens, logprobs, strict=True)
-    ]
-    if answer.kind == "chat":
-        return {"content": rows, "refusal": None}
-    offsets = []
-    for row in rows:
-        offsets.append(place.offset)
-        place.offset += len(row["token"])
-    tops = [row["top_logprobs"] for row in rows]
-    return {
-        "tokens": [row["token"] for row in rows],
-        "token_logprobs": [
-            None if top is None else row["logprob"] for row, top in zip(rows, tops, strict=True)
-        ],
-        "top_logprobs": [
-            None if top is None else {t["token"]: t["logprob"] for t in top} for top in tops
-        ],
-        "text_offset": offsets,
-    }
 
 
 def usage(sequences: list[Sequence]) -> dict[str, Any]:

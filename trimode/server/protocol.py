@@ -98,6 +98,7 @@ class CompletionRequest(GenerationRequest):
 def generation_options(
     request: GenerationRequest,
     settings: ServerSettings,
+    defaults: GenerationOptions,
     *,
     mode: str | None,
     max_tokens: int | None,
@@ -110,6 +111,7 @@ def generation_options(
     Args:
         request: the body.
         settings: the server's.
+        defaults: what the request does not say.
         mode: of the model name's suffix, if it had one.
         max_tokens: under whichever name the request gave it.
         logprobs: number of alternatives wanted, None for no logprobs.
@@ -150,7 +152,7 @@ def generation_options(
     }
     seed = secrets.randbits(32) if request.seed is None else request.seed % 2**63
     values = {name: value for name, value in given.items() if value is not None}
-    options = settings.defaults.updated(values)
+    options = defaults.updated(values)
     if grammar is not None and options.mode == "diffusion":
         raise InputError(
             "decoding.mode",

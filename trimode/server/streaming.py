@@ -9,7 +9,7 @@ from typing import Any
 
 from trimode.decoding import Committed, Drafted
 from trimode.server.errors import error_object
-from trimode.server.frames import Answer, Place, finish, logprobs_object, metrics, usage
+from trimode.server.frames import Answer, finish, metrics, usage
 from trimode.server.tools import calls_in, may_be_call
 from trimode.server.worker import EngineFailedError, Request, Step
 
@@ -65,8 +65,7 @@ async def whole(answer: Answer, requests: list[Request], timeout: float) -> dict
         event = step.update.event
         texts[index] += step.update.text
         if isinstance(event, Committed) and event.logprobs:
-            place = answer.places.setdefault(index, Place())
-            scores[index].append(logprobs_object(answer, event, place))
+            scores[index].append(answer.logprobs(index, event.tokens, event.logprobs))
         if step.finish_reason is not None:
             reasons[index] = finish(step.finish_reason)
     choices = []
@@ -135,8 +134,8 @@ async def _events(
     for index, echo in answer.echoes.items():
         yield line(answer.chunk(index, echo.text, logprobs=echo.logprobs))
     shown = [0.0 for _ in requests]
-    held = ["" for _ in requests]
-    """Text that may yet turn out to be a call."""
+    held: list[str | None] = ["" for _ in requests]
+    """Text that may yet turn out to be a call; None once an answer is known to be none."""
     async for index, step in merged(requests, timeout):
         if isinstance(step.update.event, Drafted):
             # A draft is a snapshot: one that a newer step has overtaken need not be shown.
@@ -148,8 +147,7 @@ async def _events(
         for chunk in _chunks(answer, index, step, calls, show_drafts=settings.show_drafts):
             yield line(chunk)
     if settings.include_usage:
-        last = {**answer.shell(stream=True), "choices": [], "usage": usage(sequences)}
-        yield _line({**last, "metrics": metrics(sequences)})
+        yield _line(answer.usage_chunk(sequences))
     yield "data: [DONE]\n\n"
 
 
@@ -166,12 +164,14 @@ def _chunks(
         yield answer.chunk(index, finish_reason=reason)
 
 
-def _held_back(answer: Answer, step: Step, held: str) -> tuple[Step, str, list[dict[str, Any]]]:
+def _held_back(
+    answer: Answer, step: Step, held: str | None
+) -> tuple[Step, str | None, list[dict[str, Any]]]:
     """A step without text that may belong to a call, that text, and at the end the calls.
 
     Only an answer that begins with a call has any, so text that has been passed on never waits.
     """
-    if not answer.may_call or held is _PASSED or not isinstance(step.update.event, Committed):
+    if not answer.may_call or held is None or not isinstance(step.update.event, Committed):
         return step, held, []
     text = held + step.update.text
     if may_be_call(text):
@@ -180,11 +180,7 @@ def _held_back(answer: Answer, step: Step, held: str) -> tuple[Step, str, list[d
         calls = calls_in(text)
         if calls:
             return replace(step, update=replace(step.update, text="")), "", calls
-    return replace(step, update=replace(step.update, text=text)), _PASSED, []
-
-
-_PASSED = "\0"
-"""Stands for held text once an answer is known to be no call."""
+    return replace(step, update=replace(step.update, text=text)), None, []
 
 
 def _line(chunk: dict[str, Any]) -> str:

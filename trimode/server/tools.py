@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimode.errors import InputError
-from trimode.text import json_grammar, lark_grammar
+from trimode.text import JSON_STYLE, json_grammar, lark_grammar
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MOST_CALLS = 8
-_STYLE = {
-    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-}
-"""As `json_grammar`: no free white space."""
+_STYLE = {"x-guidance": JSON_STYLE}
 _PREAMBLE = (
     "You may call these functions. To call one, answer with a JSON object between tags:\n"
     '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>\n'

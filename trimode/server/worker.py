@@ -110,25 +110,23 @@ class EngineWorker:
             QueueFullError: too many wait.
         """
         loop = asyncio.get_running_loop()
-        added: asyncio.Future[list[Request]] = loop.create_future()
 
-        def add() -> None:
+        def add() -> list[Request]:
             requests: list[Request] = []
+            free = self.engine.max_sequences - len(self.engine.live)
+            if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
+                raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
             try:
-                free = self.engine.max_sequences - len(self.engine.live)
-                if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
-                    raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
                 for prompt, options in choices:
                     requests.append(Request(self.engine.add(prompt, options), loop))
-            except TrimodeError as error:
+            except Exception:
                 for request in requests:
                     self.engine.cancel(request.sequence)
-                loop.call_soon_threadsafe(_settle, added, error)
-                return
+                raise
             self._requests.update((request.sequence, request) for request in requests)
-            loop.call_soon_threadsafe(_settle, added, requests)
+            return requests
 
-        self._commands.put(add)
+        added = self._between_passes(add)
         try:
             return await asyncio.shield(added)
         except asyncio.CancelledError:
@@ -137,6 +135,9 @@ class EngineWorker:
 
     async def call(self, function: Callable[[], T]) -> T:
         """Run something between two passes, in the engine's thread."""
+        return await self._between_passes(function)
+
+    def _between_passes(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 
@@ -148,7 +149,7 @@ class EngineWorker:
             loop.call_soon_threadsafe(_settle, done, result)
 
         self._commands.put(run)
-        return await done
+        return done
 
     def cancel(self, request: Request) -> None:
         """Drop a request; harmless for one that has ended."""
