@@ -49,7 +49,10 @@ def page(browser, url):
 
 def finished(page):
     page.wait_for_selector("#send:not([hidden])", timeout=60_000)
-    page.wait_for_timeout(100)
+    # The page paints in an animation frame; on a busy machine that may be late.
+    page.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
 
 
 def ask(page, text="hi"):
