@@ -64,6 +64,8 @@ test('what a commit does not take of a judged draft is rejected; of a rolling bl
   [draft(5, tokens), commit('ab', 5, 2, { drafted: 3, accepted: 1 })].forEach((c, i) => take(judged, c, i));
   assert.deepEqual(stateAt(judged).rejected.map(([text]) => text), ['c']);
   assert.equal(stateAt(judged).open, null);
+  take(judged, chunk('', null, 'stop'), 2);
+  assert.deepEqual(stateAt(judged).rejected, [], 'a finished answer is its text');
   const rolling = newAnswer();
   [draft(5, tokens), commit('ab', 5, 2)].forEach((c, i) => take(rolling, c, i));
   assert.equal(stateAt(rolling).open.start, 7);

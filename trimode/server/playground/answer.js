@@ -67,7 +67,10 @@ export function stateAt(answer, count = answer.steps.length) {
       state.open = null;
     }
   }
-  if (answer.finish && count >= answer.steps.length) state.open = null;
+  if (answer.finish && count >= answer.steps.length) { // a finished answer is its text
+    state.open = null;
+    state.rejected = [];
+  }
   return state;
 }
 
