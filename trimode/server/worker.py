@@ -190,10 +190,11 @@ class EngineWorker:
         for i, update in enumerate(updates):
             sequence = update.sequence
             ended = sequence.finish_reason if last[sequence] == i else None
-            self._deliver(self._requests.get(sequence), Step(update, ended))
-            if ended is not None:
+            request = self._requests.get(sequence)
+            if ended is not None:  # counted before its client can ask for the figures
                 self._requests.pop(sequence, None)
                 self._on_finish(sequence)
+            self._deliver(request, Step(update, ended))
 
     def _fail_all(self) -> None:
         failed = [*self._requests.values()]
