@@ -32,6 +32,7 @@ from trimode.training.objective import (
     diffusion_loss,
     distillation_loss,
     head_loss,
+    in_autocast_dtype,
 )
 from trimode.training.passes import clean_pass, noisy_pass
 
@@ -229,7 +230,7 @@ def losses(
         first = places_in_document(batch.documents)[where[0], at + 1] == 0  # and not a first one
         weights = torch.where(first.to(device), torch.zeros_like(weights), weights)
         teacher = hidden[where[0], at.clamp(min=0)].detach()
-        weight = head.detach()
+        weight = in_autocast_dtype(head.detach())
         if objective.alignment_loss_weight:
             found["alignment"] = _alignment(student, teacher, weight, task)
             return found
