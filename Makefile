@@ -66,7 +66,7 @@ conversion: $(VENV)/.dev
 	$(BIN)/python benchmarks/conversion.py --data $(DATA) --prompts 6 \
 		--thresholds 0.05 0.15 0.3 0.5 0.7 0.9 0.99
 
-$(VENV)/.runtime: pyproject.toml hatch_build.py trimode/model/native/pass.cpp
+$(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard trimode/model/native/*.cpp trimode/model/native/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet $(TORCH)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.errors import InputError
-from trimode.model.native import library
+from trimode.model.native import library, wants_packed
 
 DTYPES = ("auto", "fp32", "bf16", "int8")
 Kernel = Literal["plain", "onednn", "fbgemm", "int8"]
@@ -129,25 +129,48 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         values, self.scale = quantise(weight.float(), WEIGHT_LEVELS)
-        self.weight = values.to(torch.int8)
+        self.out_features, self.in_features = weight.shape
+        self.weight: Tensor | None = values.to(torch.int8)
+        """`[out, in]`; None once packed."""
+        self.packed: Tensor | None = None
+        """`[out / 16, in / 4, 16, 4]`, filled up with zeros: the order in which tiles read it."""
         self.bias = bias
+
+    def pack(self) -> None:
+        """Lay the weights out as tiles of 16 outputs and 64 inputs, instead of row by row."""
+        if self.weight is None:
+            return
+        filled = F.pad(self.weight, (0, -self.in_features % 64, 0, -self.out_features % 16))
+        tiles = filled.view(-1, 16, filled.shape[1] // 4, 4)
+        self.weight, self.packed = None, tiles.transpose(1, 2).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` -> `[T, out]`."""
         values, scale = quantise(x, activation_levels(x.shape[1]))
         high = torch.round(values / 64)  # two int8 halves: PyTorch multiplies no wider integers
         low = values - 64 * high
-        product = 64 * self._multiply(high) + self._multiply(low)
+        weight = self._plain_rows(slice(None)).T
+        product = 64 * _multiply(high, weight) + _multiply(low, weight)
         y = product.float() * (scale[:, None] * self.scale)
         return y if self.bias is None else y + self.bias
 
     def rows(self, index: Tensor) -> Tensor:
         """fp32 weights of outputs `index` `[n]`, `[n, in]`: a tied head's embeddings."""
-        return self.weight[index].float() * self.scale[index, None]
+        return self._plain_rows(index).float() * self.scale[index, None]
 
-    def _multiply(self, values: Tensor) -> Tensor:
-        """Exact products of whole numbers in int8's range, int32."""
-        return torch.ops.aten._int_mm(values.to(torch.int8), self.weight.T)
+    def _plain_rows(self, index: Tensor | slice) -> Tensor:
+        """int8 weights of outputs `index`, `[n, in]`."""
+        if self.weight is not None:
+            return self.weight[index]
+        assert self.packed is not None
+        if isinstance(index, slice):
+            index = torch.arange(self.out_features)[index]
+        return self.packed[index // 16, :, index % 16].flatten(1)[:, : self.in_features]
+
+
+def _multiply(values: Tensor, weight: Tensor) -> Tensor:
+    """Exact products of whole numbers in int8's range, int32."""
+    return torch.ops.aten._int_mm(values.to(torch.int8), weight)
 
 
 KERNELS: dict[Kernel, type[nn.Module]] = {
@@ -166,5 +189,5 @@ def describe_kernel(dtype: str, device: str) -> str:
         "onednn": "oneDNN, fp32 weights packed",
         "fbgemm": "FBGEMM, 16-bit weights, fp32 accumulation (no bf16 instructions here)",
         "int8": "int8 weights, 12-bit activations, "
-        + ("C++ pass" if library() else "PyTorch operators (the C++ pass is not built)"),
+        + (f"C++ pass ({'AMX' if wants_packed() else 'AVX2'})" if library() else "PyTorch operators (the C++ pass is not built)"),
     }[kernel]

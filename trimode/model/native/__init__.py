@@ -1,7 +1,7 @@
 """The int8 pass in C++ (`pass.cpp`), called through ctypes; optional.
 
 It is built when the package is installed, where a C++ compiler is found (`hatch_build.py`), and
-used on x86 CPUs with AVX2. The PyTorch operators compute the same pass without it: the linears bit
+used on x86 CPUs with AVX2; where the CPU has AMX it takes packed weights. The PyTorch operators compute the same pass without it: the linears bit
 for bit, norms and attention to rounding. `TRIMODE_NATIVE=0` in the environment leaves it out.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 1
+ABI = 2
 
 
 @cache
@@ -33,4 +33,11 @@ def library() -> ctypes.CDLL | None:
         return None
     found.trimode_pass.restype = None
     found.trimode_linear.restype = None
+    found.trimode_wants_packed.restype = c_int64
     return found
+
+
+def wants_packed() -> bool:
+    """Whether the library's kernels for this CPU take packed weights."""
+    found = library()
+    return found is not None and bool(found.trimode_wants_packed())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimode.model.adapter import AdapterRows, IntegerDelta, Projection
 from trimode.model.attention import Segment
 from trimode.model.linear import Int8Linear
-from trimode.model.native import library
+from trimode.model.native import library, wants_packed
 
 if TYPE_CHECKING:
     from trimode.model.transformer import Block, RMSNorm, Transformer
@@ -22,6 +22,7 @@ class _Linear(Structure):
         ("out", c_int64),
         ("in_", c_int64),
         ("weight", c_void_p),
+        ("packed", c_void_p),
         ("scale", c_void_p),
         ("bias", c_void_p),
     ]
@@ -97,9 +98,10 @@ def _address(tensor: Tensor | None) -> int | None:
 def _linear(module: nn.Module) -> _Linear:
     assert isinstance(module, Int8Linear)
     return _Linear(
-        module.weight.shape[0],
-        module.weight.shape[1],
+        module.out_features,
+        module.in_features,
         _address(module.weight),
+        _address(module.packed),
         _address(module.scale),
         _address(module.bias),
     )
@@ -111,7 +113,7 @@ def linear(module: Int8Linear, x: Tensor) -> Tensor:
     assert native is not None
     native.trimode_linear.argtypes = [POINTER(_Linear), c_void_p, c_int64, c_void_p, c_int64]
     x = x.contiguous()
-    y = torch.empty(len(x), len(module.weight))
+    y = torch.empty(len(x), module.out_features)
     threads = torch.get_num_threads()
     native.trimode_linear(_linear(module), x.data_ptr(), len(x), y.data_ptr(), threads)
     return y
@@ -154,6 +156,10 @@ class NativePass:
         native = library()
         assert native is not None
         self._run = native.trimode_pass
+        if wants_packed():
+            for module in transformer.modules():
+                if isinstance(module, Int8Linear):
+                    module.pack()
         self._head = transformer.head
         blocks = [_layer(block) for block in transformer.layers]  # type: ignore[arg-type]
         self._layers = (_Layer * len(blocks))(*blocks)
@@ -180,7 +186,7 @@ class NativePass:
         if library() is None or transformer.config.head_dim % 8:
             return False
         linears = (m for m in transformer.modules() if isinstance(m, Int8Linear))
-        return all(m.weight.shape[1] % 16 == 0 for m in linears)
+        return all(m.in_features % 16 == 0 for m in linears)
 
     def __call__(
         self,

@@ -1,0 +1,44 @@
+// Which instructions this CPU and kernel let us use.
+#pragma once
+
+#include <cpuid.h>
+#include <cstdint>
+#include <immintrin.h>
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+// Functions so marked hold AVX-512 and AMX instructions; they are called where `has_amx()`.
+#define TRIMODE_AMX \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,amx-tile,amx-int8")))
+
+namespace {
+
+__attribute__((target("xsave"))) inline uint64_t enabled_states() { return _xgetbv(0); }
+
+// AVX-512 and integer tiles, and the kernel's leave to use the tiles (Linux asks for a request).
+inline bool find_amx() {
+#ifdef __linux__
+  constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  constexpr uint32_t kTiles = 1u << 24 | 1u << 25;                         // AMX-TILE, AMX-INT8
+  constexpr uint64_t kStates = 0xE0 | 0x60000;                             // AVX-512, tiles
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;              // arch_prctl(2)
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+  if ((enabled_states() & kStates) != kStates) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((b & kAvx512) != kAvx512 || (d & kTiles) != kTiles) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+inline bool has_amx() {
+  static const bool found = find_amx();
+  return found;
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+// Linears by AMX: packed weights, activations as two int8 halves.
+//
+// A tile product takes 16 rows, 64 activations and 16 outputs. Weights are read once, in the order
+// they lie in, whatever the number of rows; up to 64 rows cost little more than reading them.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "cpu.h"
+#include "types.h"
+
+namespace {
+
+constexpr int64_t kTileRows = 16, kTileOut = 16, kTileIn = 64, kTileBytes = 1024;
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Bytes of a packed column of tiles: 16 outputs.
+inline int64_t packed_bytes(const Linear& l) { return round_up(l.in, kTileIn) * kTileOut; }
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 0-3: sums; 4 and 5: halves of the activations; 6 and 7: weights of two columns of tiles.
+TRIMODE_AMX inline void shape_tiles(int64_t rows) {
+  TileShapes shapes;
+  for (int t = 0; t < 8; ++t) {
+    shapes.bytes[t] = 64;
+    shapes.rows[t] = static_cast<uint8_t>(t < 6 ? rows : kTileIn / 4);
+  }
+  _tile_loadconfig(&shapes);
+}
+
+// Others in this thread (oneDNN) find the tiles as if never used.
+TRIMODE_AMX inline void release_tiles() { _tile_release(); }
+
+// The same numbers as `quantise`, in two halves: value = 64 * high + low.
+TRIMODE_AMX inline float quantise_halves(const float* x, int64_t k, int8_t* high, int8_t* low) {
+  __m512 tops = _mm512_setzero_ps();
+  for (int64_t i = 0; i < k; i += 16) tops = _mm512_max_ps(tops, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
+  const float top = _mm512_reduce_max_ps(tops);
+  const __m512 inverse = _mm512_set1_ps(top > 0 ? levels(k) / top : 0.0f);
+  const __m512i half = _mm512_set1_epi32(32);
+  for (int64_t i = 0; i < k; i += 16) {
+    const __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
+    const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(v, half), 6);
+    const __m512i lower = _mm512_sub_epi32(v, _mm512_slli_epi32(upper, 6));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high + i), _mm512_cvtepi32_epi8(upper));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low + i), _mm512_cvtepi32_epi8(lower));
+  }
+  return top / levels(k);
+}
+
+// Where the activations of a product lie: its rows one after the other.
+struct Halves {
+  const int8_t *high, *low;
+  int64_t stride;
+};
+
+// Rows of a product that lie apart are brought together first, by each thread for itself.
+inline Halves gathered(const Linear& l, const Quantised& x, const Rows& rows) {
+  bool together = true;
+  for (int64_t i = 1; i < rows.count; ++i) together &= rows.in(i) == rows.in(0) + i;
+  if (together) return {x.high + rows.in(0) * x.stride, x.low + rows.in(0) * x.stride, x.stride};
+  thread_local std::vector<int8_t> room;
+  const int64_t half = round_up(rows.count, kTileRows) * l.in + kTileIn;
+  if (static_cast<int64_t>(room.size()) < 2 * half) room.resize(2 * half);
+  int8_t *high = room.data(), *low = high + half;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    std::memcpy(high + i * l.in, x.high + rows.in(i) * x.stride, l.in);
+    std::memcpy(low + i * l.in, x.low + rows.in(i) * x.stride, l.in);
+  }
+  return {high, low, l.in};
+}
+
+// Sums to results: one column of tiles, outputs n and following.
+TRIMODE_AMX inline void put_tile(const Linear& l, const int32_t* high, const int32_t* low, int64_t i,
+                                 int64_t n, const Quantised& x, const Rows& rows, const Target& target) {
+  const int64_t width = std::min<int64_t>(kTileOut, l.out - n);
+  const __mmask16 live = static_cast<__mmask16>((1u << width) - 1);
+  const __m512 scales = _mm512_maskz_loadu_ps(live, l.scale + n);
+  const __m512 bias = l.bias ? _mm512_maskz_loadu_ps(live, l.bias + n) : _mm512_setzero_ps();
+  const int64_t count = std::min(kTileRows, rows.count - i);
+  for (int64_t r = 0; r < count; ++r) {
+    const __m512i product =
+        _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(high + 16 * r), 6), _mm512_load_si512(low + 16 * r));
+    const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(x.scale[rows.in(i + r)]), scales);
+    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(product), scale);
+    if (l.bias) value = _mm512_add_ps(value, bias);
+    float* y = target.y + rows.out(i + r) * target.stride + n;
+    if (target.add) value = _mm512_add_ps(_mm512_maskz_loadu_ps(live, y), value);
+    _mm512_mask_storeu_ps(y, live, value);
+  }
+}
+
+// Two columns of tiles, or the last one, against all rows.
+TRIMODE_AMX inline void tile_columns(const Linear& l, const Halves& a, const Quantised& x, const Rows& rows,
+                                     int64_t n, bool two, const Target& target) {
+  alignas(64) int32_t sums[4][kTileRows * kTileOut];
+  const int64_t column = packed_bytes(l), steps = column / kTileBytes;
+  const int8_t* first = l.packed + n / kTileOut * column;
+  const int8_t* second = two ? first + column : first;
+  for (int64_t i = 0; i < rows.count; i += kTileRows) {
+    const int8_t *high = a.high + i * a.stride, *low = a.low + i * a.stride;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < steps; ++k) {
+      _tile_loadd(4, high + k * kTileIn, a.stride);
+      _tile_loadd(5, low + k * kTileIn, a.stride);
+      _tile_loadd(6, first + k * kTileBytes, 64);
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 5, 6);
+      if (two) {
+        _tile_loadd(7, second + k * kTileBytes, 64);
+        _tile_dpbssd(2, 4, 7);
+        _tile_dpbssd(3, 5, 7);
+      }
+    }
+    _tile_stored(0, sums[0], 64);
+    _tile_stored(1, sums[1], 64);
+    put_tile(l, sums[0], sums[1], i, n, x, rows, target);
+    if (two) {
+      _tile_stored(2, sums[2], 64);
+      _tile_stored(3, sums[3], 64);
+      put_tile(l, sums[2], sums[3], i, n + kTileOut, x, rows, target);
+    }
+  }
+}
+
+// Outputs of the share of thread t of `threads`.
+TRIMODE_AMX inline void multiply_amx(const Linear& l, const Quantised& x, const Rows& rows, const Target& target,
+                                     int64_t t, int64_t threads) {
+  if (!rows.count) return;
+  const int64_t columns = (l.out + kTileOut - 1) / kTileOut;
+  const int64_t share = round_up((columns + threads - 1) / threads, 2);
+  const int64_t begin = std::min(columns, t * share), end = std::min(columns, begin + share);
+  if (begin == end) return;
+  shape_tiles(std::min(kTileRows, rows.count));
+  const Halves a = gathered(l, x, rows);
+  for (int64_t c = begin; c < end; c += 2)
+    tile_columns(l, a, x, rows, c * kTileOut, c + 1 < end, target);
+}
+
+}  // namespace

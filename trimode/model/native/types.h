@@ -1,0 +1,92 @@
+// What Python hands over (`call.py` mirrors these structures) and what the kernels share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+extern "C" {
+
+// Of the two forms of the weights one is there. Both give the same integers.
+struct Linear {
+  int64_t out, in;        // in: a multiple of 16
+  const int8_t* weight;   // [out, in], or null
+  const int8_t* packed;   // [out / 16, in / 4, 16, 4], both rounded up (by 16 and 64), or null
+  const float* scale;     // [out]
+  const float* bias;      // [out] or null
+};
+
+struct DeltaPart {
+  int64_t first_out, first_rank;  // columns of the result, columns of the low-rank product
+  Linear up;
+};
+
+struct Projection {
+  Linear base;
+  Linear down;     // out = 0: no delta
+  int64_t parts;
+  DeltaPart part[3];
+};
+
+struct Layer {
+  const float *input_norm, *mlp_norm;
+  const float *q_norm, *k_norm;  // [head_dim] or null
+  Projection qkv, o, gate_up, down;
+};
+
+struct Model {
+  int64_t layers, hidden, heads, kv_heads, head_dim, intermediate;
+  float eps;
+  const Layer* layer;
+  const float* norm;
+};
+
+// Rows start..stop of a pass: one sequence's. keys and values: [layers, kv_heads, capacity, head_dim].
+struct Segment {
+  int64_t start, stop;
+  float *keys, *values;
+  int64_t capacity, length;
+  int64_t causal;          // where `visible` is null: 1 a row sees earlier ones, 0 all
+  const uint8_t* visible;  // [n, n] or null
+};
+
+struct Pass {
+  int64_t rows;
+  float* x;                    // [rows, hidden]: embeddings in, hidden states after the last norm out
+  const float *cos, *sin;      // [rows, head_dim / 2]
+  const float* query_scale;    // [rows] or null
+  int64_t adapted;             // how many rows have the delta on
+  const int32_t* adapter_rows; // [adapted]
+  int64_t segments;
+  const Segment* segment;
+  int64_t threads;
+};
+}
+
+
+// Quantised rows of k activations and a scale each: 12-bit numbers in int16, or, for packed weights,
+// their halves, value = 64 * high + low.
+struct Quantised {
+  int16_t* values;
+  int8_t *high, *low;
+  float* scale;
+  int64_t stride;
+};
+
+// Where rows are read and written: row i of the product comes from row from[i] and goes to row to[i].
+struct Rows {
+  int64_t count;
+  const int32_t *from, *to;  // null: i itself
+  int64_t in(int64_t i) const { return from ? from[i] : i; }
+  int64_t out(int64_t i) const { return to ? to[i] : i; }
+};
+
+struct Target {
+  float* y;
+  int64_t stride;
+  bool add;
+};
+
+// Largest activation: 12 bits, or what an int32 sum of k products can hold.
+inline float levels(int64_t k) {
+  return static_cast<float>(std::min<int64_t>(2047, INT32_MAX / (127 * k)));
+}
