@@ -164,6 +164,11 @@ class GenerationOptions:
     In a linear draft that is all masks the predicted token goes ahead of the block instead, as a
     causal row of the same pass. None: seeded, but for the drafts of adapters trained the other way.
     """
+    draft_tree: bool | None = None
+    """Whether `linear` (where the draft goes ahead of its seed), `quadratic` and `auto` verify the
+    likeliest beginnings of an answer, a tree of as many tokens as the line it stands for, instead
+    of the one line of likeliest tokens (NLD). None: for adapters trained to draft ahead.
+    """
     rolling_block: bool | None = None
     """Diffusion: commit from the left and move the block on after every pass, or keep the block
     until it is full (NLD). None: rolling for adapters trained to draft ahead, unless the request

@@ -61,7 +61,7 @@ def test_rates_are_those_of_the_table():
 
 def test_a_draft_is_verified_as_far_as_it_is_worth():
     chooser = policy(MACHINES["compute-bound"])
-    sure, unsure = [0.99] * 7, [0.99, 0.99, 0.05, 0.99, 0.9, 0.9, 0.9]
+    sure, unsure = [0.99**i for i in range(1, 8)], [0.99, 0.98, 0.05, 0.05, 0.04, 0.04, 0.03]
     assert chooser.worth_checking(sure, 8) == 7
     assert chooser.worth_checking(unsure, 8) == 2
     assert chooser.worth_checking([], 8) == 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.reference.tiny import MASK
 from trimode.config import GenerationOptions
 from trimode.decoding import Sampler
+from trimode.decoding.draft_tree import DraftTree
 from trimode.decoding.sampling import (
     filter_scores,
     gumbel_noise,
@@ -223,7 +224,17 @@ def test_verification_accepts_the_matching_prefix_and_adds_the_verifiers_token(
     verifier, draft, accepted, options
 ):
     rows = one_hot_rows(*verifier)[: len(draft) + 1]
-    assert sampler(**options).verify(rows, 5, draft, [1, 2]) == accepted
+    assert sampler(**options).follow(rows, 5, DraftTree.line(draft), [1, 2])[0] == accepted
+
+
+def follow(rows, draft, **options):
+    return sampler(**options).follow(rows.clone(), 0, DraftTree.line(draft), [])[0]
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=300))
+def test_of_tied_tokens_the_first_is_chosen(scores):
+    row = torch.tensor(scores).float()
+    assert sampler().pick(row.clone(), 0, []) == scores.index(max(scores))
 
 
 def test_a_draft_equal_to_one_of_two_tied_tokens_is_judged_as_ar_would_choose():
@@ -231,16 +242,16 @@ def test_a_draft_equal_to_one_of_two_tied_tokens_is_judged_as_ar_would_choose():
     rows[:, [4, 6]] = 9.0
     chosen = sampler().pick(rows[0].clone(), 0, [])
     other = 4 + 6 - chosen
-    assert len(sampler().verify(rows.clone(), 0, [chosen], [])) == 2
-    assert sampler().verify(rows.clone(), 0, [other], []) == [chosen]
+    assert len(follow(rows, [chosen])) == 2
+    assert follow(rows, [other]) == [chosen]
 
 
 def test_verification_penalises_tokens_accepted_before():
     """Token 3 wins twice without a penalty; with one, its second use loses to token 4."""
     rows = torch.zeros(2, 12)
     rows[:, 3], rows[:, 4] = 2.0, 1.5
-    assert sampler().verify(rows.clone(), 0, [3], []) == [3, 3]
-    assert sampler(repetition_penalty=2.0).verify(rows.clone(), 0, [3], []) == [3, 4]
+    assert follow(rows, [3]) == [3, 3]
+    assert follow(rows, [3], repetition_penalty=2.0) == [3, 4]
 
 
 @given(
@@ -253,7 +264,7 @@ def test_verification_emits_what_picking_one_by_one_emits(draft, seed, temperatu
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(len(draft) + 1, 5, generator=generator)
     choose = sampler(temperature=temperature, repetition_penalty=penalty, seed=seed)
-    accepted = choose.verify(rows.clone(), 7, draft, [0])
+    accepted = choose.follow(rows.clone(), 7, DraftTree.line(draft), [0])[0]
     one_by_one = []
     for i in range(len(draft) + 1):
         one_by_one.append(choose.pick(rows[i].clone(), 7 + i, [0, *one_by_one]))

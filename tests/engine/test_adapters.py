@@ -53,8 +53,10 @@ def test_a_denoising_adapter_drafts_ahead_of_the_seed(family, threshold, block_l
     expected = nld.linear_ahead(oracle, threshold=threshold)
     assert min(oracle.margins) > 1e-4
     asked = {"max_tokens": 20, "block_length": block_length, "threshold": threshold}
-    got = model.generate(PROMPT, mode="linear", **asked)
+    got = model.generate(PROMPT, mode="linear", draft_tree=False, **asked)
     assert result(got) == expected
+    tree = model.generate(PROMPT, mode="linear", **asked)
+    assert tree.tokens == got.tokens
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -41,6 +41,7 @@ def generate(
     ignore_eos: opt.IgnoreEos = False,
     logprobs: opt.Logprobs = None,
     seed_block: opt.SeedBlock = None,
+    draft_tree: opt.DraftTree = None,
     rolling_block: opt.RollingBlock = None,
     max_thinking_tokens: opt.MaxThinkingTokens = None,
     enable_thinking: opt.EnableThinking = False,

@@ -71,6 +71,13 @@ SeedBlock = Annotated[
     bool | None,
     _option("--seed-block/--all-mask-start", help="Start blocks with the AR seed token or not."),
 ]
+DraftTree = Annotated[
+    bool | None,
+    _option(
+        "--draft-tree/--draft-line",
+        help="Verify the likeliest beginnings, or the one line of likeliest tokens.",
+    ),
+]
 RollingBlock = Annotated[
     bool | None,
     _option(
@@ -101,7 +108,7 @@ GENERATION_FIELDS = (
     "mode", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
     "stop", "ignore_eos", "logprobs", "block_length", "threshold", "commit_rule",
     "max_denoising_steps", "revision_threshold", "max_thinking_tokens", "show_drafts", "force",
-    "seed_block", "rolling_block",
+    "seed_block", "draft_tree", "rolling_block",
 )  # fmt: skip
 """Parameters of a command that are fields of `GenerationOptions` under the same name."""
 

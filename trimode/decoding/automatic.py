@@ -9,21 +9,13 @@ a draft that stood in the text before is lookup. So a request can change its min
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from trimode.decoding.context import DecodingContext
+from trimode.decoding.draft_tree import ROOT, DraftTree
+from trimode.decoding.drafting import draft_from, draft_snapshot, masks_of, verify_span
 from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.lookup import Lookup
-from trimode.decoding.policy import Plan
-from trimode.decoding.quadratic import draft_snapshot, tree_span
-from trimode.decoding.span import (
-    Decoder,
-    Keep,
-    Logits,
-    Span,
-    SpanKind,
-    causal_span,
-)
+from trimode.decoding.policy import MAX_TREE_NODES, Plan
+from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind, causal_span
 
 
 def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
@@ -34,29 +26,30 @@ def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         yield causal_span("prefill", prompt[:-1], 0, keep=True, logits=())
     run = _Run(list(prompt), context)
     run.lookup.extend(prompt)
-    plan, own, draft = Plan("ar", 0, 0.0), False, list[int]()
+    plan, own, draft = Plan("ar", 0, 0.0), False, DraftTree()
     while True:
         if not own:  # nothing drafted by the model waits to be verified
             found, predicted = run.lookup.draft(run.remaining - 1)
             masks = min(context.draft_length(len(run.tokens)), run.remaining)
             plan = policy.choose(lookup=len(found), masks=masks)
-            draft = found[: plan.size] if plan.kind == "lookup" else []
+            draft = DraftTree.line(found[: plan.size] if plan.kind == "lookup" else ())
             run.predicted = predicted and bool(draft)
         masks = plan.size if plan.kind == "quadratic" or (plan.kind == "linear" and not own) else 0
         masks = min(masks, context.draft_length(len(run.tokens)))
-        accepted = yield from run.verify(plan, draft, masks, own=own)
-        if draft:
-            judge = policy.drafts if own else policy.lookups
-            judge.judge(len(draft), accepted)
+        accepted, judged = yield from run.verify(plan, draft, masks, own=own)
+        if judged:
+            (policy.drafts if own else policy.lookups).judge(judged, accepted)
         policy.committed(accepted + 1)
-        draft, sure = run.proposals, run.confidences
+        draft = run.proposed
         own = bool(draft)
         if own and plan.kind == "linear":
-            draft = draft[: policy.worth_checking(sure, plan.size)]
+            draft = draft.first(policy.worth_checking(draft.chances, plan.size))
             own = bool(draft)
         elif own:  # the tree's own draft: grow the next tree on it, or just verify it
             plan = policy.choose(lookup=0, masks=context.draft_length(len(run.tokens)))
-            if plan.kind != "quadratic":
+            if plan.kind == "quadratic":
+                draft = draft.first(plan.size - 1)
+            else:
                 plan = Plan("linear", len(draft) + 1, plan.rate)
 
 
@@ -67,9 +60,8 @@ class _Run:
     tokens: list[int]
     context: DecodingContext
     lookup: Lookup = field(init=False)
-    proposals: list[int] = field(default_factory=list)
+    proposed: DraftTree = field(default_factory=DraftTree)
     """What the last pass's masks proposed behind the newest token."""
-    confidences: list[float] = field(default_factory=list)
     predicted: bool = False
     """Whether the draft that is checked comes from the request's prediction."""
 
@@ -82,30 +74,29 @@ class _Run:
         return self.context.remaining(len(self.tokens))
 
     def verify(
-        self, plan: Plan, draft: Sequence[int], masks: int, *, own: bool
-    ) -> Generator[Span | Keep | Committed | Drafted, Logits | None, int]:
-        """One pass: check the draft, take what AR would emit; returns how much of it was right."""
+        self, plan: Plan, draft: DraftTree, masks: int, *, own: bool
+    ) -> Generator[Span | Keep | Committed | Drafted, Logits | None, tuple[int, int]]:
+        """One pass: check the draft, take what AR would emit.
+
+        Returns:
+            How many places of the draft were right, and how many are judged by that.
+        """
         context, sampler = self.context, self.context.sampler
         first = len(self.tokens) == context.prompt_length
-        draft = draft[: self.remaining - 1]
-        causal = [self.tokens[-1], *draft]
+        draft = draft.up_to(self.remaining - 1)
         start = len(self.tokens) - 1
         kind: SpanKind = "verify" if draft else "draft" if masks else "decode"
         if first:
             kind = "prefill"
-        if masks:
-            logits = yield tree_span(kind, causal, start, masks, context)
-        else:
-            rows = range(len(causal))
-            logits = yield causal_span(kind, causal, start, keep=False, logits=rows)
+        logits = yield verify_span(kind, self.tokens[-1], draft, start, masks, context)
         assert logits is not None
-        emitted = sampler.verify(logits.rows, start + 1, draft, self.tokens)
-        accepted = len(emitted) - 1
-        yield Keep([j * (masks + 1) for j in range(accepted + 1)])
+        emitted, path = sampler.follow(logits.rows, start + 1, draft, self.tokens)
+        rows = [0, *(1 + node for node in path)]
+        yield Keep(rows)
         speculating = bool(draft or masks) and not (first and plan.kind == "quadratic")
         yield Committed(
             tokens=tuple(emitted),
-            logprobs=sampler.logprobs(logits.rows[: len(emitted)], emitted),
+            logprobs=sampler.logprobs(logits.rows[rows], emitted),
             drafted=len(draft) if speculating else None,
             new_cycle=not (own and plan.kind == "linear"),
             plan=plan.kind,
@@ -114,19 +105,15 @@ class _Run:
         self.predicted = False
         self.tokens += emitted
         self.lookup.extend(emitted)
-        self.proposals, self.confidences = [], []
+        self.proposed = DraftTree()
+        node = path[-1] if path else ROOT
         wanted = min(masks, self.remaining)
         if wanted > 1:
-            group = accepted * (masks + 1)
-            rows = logits.head(range(group + 2, group + 1 + wanted))
-            self._propose(rows)
+            proposals = logits.head(masks_of(node, draft, masks)[1:wanted])
+            self.proposed = draft_from(
+                proposals, len(self.tokens), self.tokens, MAX_TREE_NODES, context
+            )
             if context.options.show_drafts:
-                yield draft_snapshot(len(self.tokens) - 1, [emitted[-1], *self.proposals], rows)
-        return accepted
-
-    def _propose(self, rows: Tensor) -> None:
-        """Tokens behind the newest one, from logits `[n, vocab]`, and the chance of each."""
-        sampler = self.context.sampler
-        tokens = sampler.sample(rows, len(self.tokens), self.tokens)
-        chances = sampler.exclude_mask(rows).softmax(-1).gather(-1, tokens[:, None])[:, 0]
-        self.proposals, self.confidences = tokens.tolist(), chances.tolist()
+                yield draft_snapshot(len(self.tokens) - 1, emitted[-1], self.proposed)
+        # Behind a leaf nothing was drafted that could have been wrong.
+        return len(path), len(path) + draft.has_children(node)

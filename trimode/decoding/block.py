@@ -10,7 +10,7 @@ from trimode.config import DEFAULT_THRESHOLD
 from trimode.decoding.commit_rules import BlockView, Proposal, quota_schedule, select
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted, TokenState
-from trimode.decoding.span import Keep, Logits, Span, SpanKind, tree_visibility
+from trimode.decoding.span import Keep, Logits, Span, SpanKind, led_visibility
 
 
 @dataclass(slots=True)
@@ -177,7 +177,7 @@ def _led_span(
     kind: SpanKind, lead: int, block: OpenBlock, masked: list[int], *, adapter: bool
 ) -> Span:
     """The block's first pass with the token before it as a causal row; its logits come first."""
-    visibility, in_block = tree_visibility(1, len(block.tokens))
+    visibility, in_block = led_visibility(1, len(block.tokens))
     return Span(
         kind=kind,
         tokens=(lead, *block.tokens),

@@ -30,6 +30,8 @@ class DecodingContext:
     """Whether diffusion's passes run with the adapter on."""
     seed_drafts: bool = True
     """Whether the last committed token opens a linear draft's block (NLD) or goes ahead of it."""
+    draft_tree: bool = False
+    """Whether a verify pass checks the likeliest beginnings instead of one line of tokens."""
     rolling_block: bool = False
     """Whether diffusion moves its block on after every pass or keeps it until it is full (NLD)."""
     commit_scorer: CommitScorer | None = None

@@ -17,10 +17,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 PlanKind = Literal["ar", "lookup", "linear", "quadratic"]
 
+MAX_TREE_NODES = 24
+"""Most drafted tokens that a verify pass checks; how many pay is decided by what they cost."""
 MAX_TREE_MASKS = 8
 """A quadratic pass has m (m + 1) rows; more masks than these never paid anywhere."""
 _DRAFT_SIZES = (3, 4, 5, 6, 8, 12, 16, 24, 32)
@@ -89,17 +92,20 @@ class Acceptance:
         """Tokens of a draft that are expected to be accepted."""
         return expected_run(self.chances(drafted))
 
-    def judge(self, drafted: int, accepted: int) -> None:
-        """Learn from a draft of which the first `accepted` tokens were right."""
-        places = min(accepted + 1, drafted)  # what stands behind the first wrong one is unknown
-        while len(self._judged) < places:
+    def judge(self, judged: int, accepted: int) -> None:
+        """Learn from a draft: of its first `judged` places the first `accepted` were right.
+
+        What stands behind the first wrong one is unknown, and so is what was never drafted.
+        """
+        judged = min(judged, accepted + 1)
+        while len(self._judged) < judged:
             self._judged.append(0.0)
             self._accepted.append(0.0)
-        for place in range(places):
+        for place in range(judged):
             self._judged[place] = self._judged[place] * self.keep + 1
             self._accepted[place] = self._accepted[place] * self.keep + (place < accepted)
         if self.prior is not None:
-            self.prior.judge(drafted, accepted)
+            self.prior.judge(judged, accepted)
 
 
 def expected_runs(chances: Sequence[float]) -> list[float]:
@@ -190,14 +196,14 @@ class Policy:
         return max(plans, key=hoped)
 
     def worth_checking(self, chances: Sequence[float], masks: int) -> int:
-        """How many tokens of a linear draft to verify, given the chance of each to be right.
+        """How many nodes of a linear draft to verify, given the chance of each path to be right.
 
-        Maximises the tokens a second of the whole cycle, whose draft of `masks` masks is done.
+        Maximises the tokens a second of the whole cycle, whose draft of `masks` masks is done. A
+        node adds a token where the path that leads to it and it are right.
         """
         n = self.load.sequences
         spent = self.costs.seconds(n * (1 + masks), drafting=True)
-
-        accepted = expected_runs(chances)
+        accepted = [0.0, *accumulate(chances)]
 
         def rate(k: int) -> float:
             return (2 + accepted[k]) / (spent + self.costs.seconds(n * (1 + k)))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trimode.config import GenerationOptions
+from trimode.decoding.draft_tree import ROOT, DraftTree
 from trimode.decoding.events import TokenLogprob
 
 _GREEDY_BELOW = 1e-5
@@ -83,51 +84,57 @@ class Sampler:
 
     def sample(self, logits: Tensor, start: int, history: Sequence[int]) -> Tensor:
         """Independent choices `[n]`: row i is for absolute position start + i."""
-        logits = self.exclude_mask(logits)
-        if self._plain:
-            return logits.argmax(-1)
         if self.constraint is not None and len(logits) > 1:  # a row depends on those before it
             chosen: list[int] = []
             for i, row in enumerate(logits):
                 chosen.append(int(self.sample(row[None], start + i, [*history, *chosen])))
             return torch.tensor(chosen, device=logits.device)
+        return _best(self.scores(logits, start, history))
+
+    def scores(self, logits: Tensor, start: int, history: Sequence[int]) -> Tensor:
+        """What a choice is the best of, `[n, vocab]`; row i is for absolute position start + i."""
+        logits = self.exclude_mask(logits)
+        if self._plain:
+            return logits
         scores = self._adjusted(logits, history)
         if self.greedy:
-            return scores.argmax(-1)
+            return scores
         scores = filter_scores(scores / self.options.temperature, self.options)
         for i, row in enumerate(scores):
             row += self._gumbel(start + i, len(row)).to(row.device)
-        return scores.argmax(-1)
+        return scores
 
-    def verify(
-        self, logits: Tensor, start: int, draft: Sequence[int], history: Sequence[int]
-    ) -> list[int]:
-        """Longest prefix of the draft that AR decoding would emit, and the token after it.
+    def follow(
+        self, logits: Tensor, start: int, draft: DraftTree, history: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """The path of a draft that AR decoding would take.
 
         Args:
-            logits: `[len(draft) + 1, vocab]`, row i predicts absolute position start + i.
-            start: position of the first draft token.
-            draft: proposed tokens.
+            logits: of the root and the nodes, `[1 + len(draft), vocab]`.
+            start: absolute position of the draft's first tokens.
+            draft: what was proposed.
             history: every token before `start`.
 
         Returns:
-            1 to len(draft) + 1 tokens, each of them the verifier's own choice.
+            The tokens of the path and the one after it, each of them the verifier's own choice; and
+            the nodes of the path.
         """
-        choices = self.sample(logits, start, history).tolist() if self._plain else None
+        choices = _best(self.exclude_mask(logits)).tolist() if self._plain else None
         accepted: list[int] = []
-        for i in range(len(logits)):
+        path: list[int] = []
+        node: int | None = ROOT
+        while node is not None:
             before = [*history, *accepted]
-            forced = self.forced(start + i, before)
-            if forced is not None:
-                token = forced
-            elif choices is not None:
-                token = choices[i]
-            else:
-                token = self.pick(logits[i], start + i, before)
+            token = self.forced(start + len(accepted), before)
+            if token is None and choices is not None:
+                token = choices[1 + node]
+            elif token is None:
+                token = self.pick(logits[1 + node], start + len(accepted), before)
             accepted.append(token)
-            if i == len(draft) or token != draft[i]:
-                break
-        return accepted
+            node = draft.child(node, token)
+            if node is not None:
+                path.append(node)
+        return accepted, path
 
     def logprobs(self, logits: Tensor, tokens: Sequence[int]) -> tuple[TokenLogprob, ...]:
         """AR log-probabilities of tokens `[n]` under logits `[n, vocab]`, before any filter.
@@ -169,6 +176,11 @@ class Sampler:
                 del self._noise[next(iter(self._noise))]
             self._noise[position] = gumbel_noise(self.options.seed, position, vocab)
         return self._noise[position]
+
+
+def _best(scores: Tensor) -> Tensor:
+    """The first of the highest of each row, `[n]`; three times as fast as `argmax` on CPU."""
+    return scores.max(-1).indices
 
 
 def gumbel_noise(seed: int, position: int, vocab: int) -> Tensor:

@@ -76,23 +76,6 @@ def causal_span(
     return Span(kind=kind, tokens=tokens, positions=positions, keep=keep, logits=logits)
 
 
-@lru_cache(maxsize=64)
-def tree_visibility(drafts: int, masks: int) -> tuple[Tensor, Tensor]:
-    """Who sees whom in a pass of `drafts` groups of one draft token and `masks` masks.
-
-    A draft token sees the draft tokens up to itself. A mask sees the draft tokens up to its
-    group's, and every mask of its group.
-
-    Returns:
-        visibility bool `[n, n]` and the rows that are masks, bool `[n]`, n = drafts * (masks + 1).
-    """
-    group = torch.arange(drafts).repeat_interleave(masks + 1)
-    is_mask = (torch.arange(drafts * (masks + 1)) % (masks + 1)) > 0
-    earlier_draft = ~is_mask[None, :] & (group[None, :] <= group[:, None])
-    own_masks = is_mask[:, None] & is_mask[None, :] & (group[None, :] == group[:, None])
-    return earlier_draft | own_masks, is_mask
-
-
 @lru_cache(maxsize=256)
 def led_visibility(lead: int, masks: int) -> tuple[Tensor, Tensor]:
     """Who sees whom in a pass of `lead` known tokens and the `masks` that follow them.

@@ -216,6 +216,7 @@ class Engine:
             draft_adapter=scope is not None,
             denoise_adapter=scope == "denoise",
             seed_drafts=scope != "denoise" if options.seed_block is None else options.seed_block,
+            draft_tree=scope == "denoise" if options.draft_tree is None else options.draft_tree,
             rolling_block=scope == "denoise" and options.seed_block is None
             if options.rolling_block is None
             else options.rolling_block,

@@ -188,6 +188,11 @@ def describe_kernel(dtype: str, device: str) -> str:
         "plain": f"F.linear in {str(activations).removeprefix('torch.')}",
         "onednn": "oneDNN, fp32 weights packed",
         "fbgemm": "FBGEMM, 16-bit weights, fp32 accumulation (no bf16 instructions here)",
-        "int8": "int8 weights, 12-bit activations, "
-        + (f"C++ pass ({'AMX' if wants_packed() else 'AVX2'})" if library() else "PyTorch operators (the C++ pass is not built)"),
+        "int8": f"int8 weights, 12-bit activations, {_int8_kernels()}",
     }[kernel]
+
+
+def _int8_kernels() -> str:
+    if not library():
+        return "PyTorch operators (the C++ pass is not built)"
+    return f"C++ pass ({'AMX' if wants_packed() else 'AVX2'})"

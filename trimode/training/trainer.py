@@ -386,11 +386,11 @@ def _evaluation_prompts(config: TrainConfig) -> list[str]:
 
 
 def _batches(rows: PackedRows) -> list[Batch]:
-    """One epoch of rows, four at a time."""
+    """One epoch of rows, two at a time."""
     count = 0
     while rows.epoch_of(count) < 1:
         count += 1
-    return [rows.batch(i, min(4, count - i)) for i in range(0, count, 4)]
+    return [rows.batch(i, min(2, count - i)) for i in range(0, count, 2)]
 
 
 def _loss_weights(config: TrainConfig, *, train_base: bool) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """The int8 pass in C++ (`pass.cpp`), called through ctypes; optional.
 
 It is built when the package is installed, where a C++ compiler is found (`hatch_build.py`), and
-used on x86 CPUs with AVX2; where the CPU has AMX it takes packed weights. The PyTorch operators compute the same pass without it: the linears bit
-for bit, norms and attention to rounding. `TRIMODE_NATIVE=0` in the environment leaves it out.
+used on x86 CPUs with AVX2; where the CPU has AMX it takes packed weights. The PyTorch operators
+compute the same pass without it: the linears bit for bit, norms and attention to rounding.
+`TRIMODE_NATIVE=0` in the environment leaves it out.
 """
 
 import ctypes
