@@ -133,18 +133,15 @@ TRIMODE_AMX inline void tile_columns(const Linear& l, const Halves& a, const Qua
   }
 }
 
-// Outputs of the share of thread t of `threads`.
-TRIMODE_AMX inline void multiply_amx(const Linear& l, const Quantised& x, const Rows& rows, const Target& target,
-                                     int64_t t, int64_t threads) {
+// A product by all threads of the region, a few columns of tiles at a time; no barrier at its end.
+TRIMODE_AMX inline void multiply_amx(const Linear& l, const Quantised& x, const Rows& rows, const Target& target) {
   if (!rows.count) return;
-  const int64_t columns = (l.out + kTileOut - 1) / kTileOut;
-  const int64_t share = round_up((columns + threads - 1) / threads, 2);
-  const int64_t begin = std::min(columns, t * share), end = std::min(columns, begin + share);
-  if (begin == end) return;
+  const int64_t columns = (l.out + kTileOut - 1) / kTileOut, pairs = (columns + 1) / 2;
   shape_tiles(std::min(kTileRows, rows.count));
   const Halves a = gathered(l, x, rows);
-  for (int64_t c = begin; c < end; c += 2)
-    tile_columns(l, a, x, rows, c * kTileOut, c + 1 < end, target);
+#pragma omp for schedule(static) nowait
+  for (int64_t c = 0; c < pairs; ++c)
+    tile_columns(l, a, x, rows, 2 * c * kTileOut, 2 * c + 1 < columns, target);
 }
 
 }  // namespace

@@ -84,8 +84,8 @@ inline void quantise_row(const float* x, int64_t k, bool packed, const Quantised
 
 // A product by all threads of the region; no barrier at its end.
 void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Target& target) {
+  if (l.packed) return multiply_amx(l, x, rows, target);
   const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
-  if (l.packed) return multiply_amx(l, x, rows, target, t, threads);
   const int64_t share = round_up((l.out + threads - 1) / threads, kStrip);
   columns(l, x, rows, std::min(l.out, t * share), std::min(l.out, (t + 1) * share), target);
 }
