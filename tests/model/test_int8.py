@@ -37,7 +37,7 @@ def transformer(family, backend, *, adapter=False):
 @torch.inference_mode()
 def prefill(model, tokens, cuts=()):
     """Logits of every row, computed in chunks that end at `cuts`."""
-    cache = KVCache(model.config, 64)
+    cache = KVCache(model.config, 64, dtype=model.kv_dtype)
     parts = []
     for start, stop in zip((0, *cuts), (*cuts, len(tokens)), strict=True):
         positions = torch.arange(start, stop)
@@ -93,7 +93,7 @@ def test_the_library_computes_the_pass_of_the_pytorch_operators(family, adapter)
     tokens[-4:] = MASK
     for backend in ("native", "pytorch"):
         model = transformer(family, backend, adapter=adapter)
-        cache = KVCache(model.config, 64)
+        cache = KVCache(model.config, 64, dtype=model.kv_dtype)
         with torch.inference_mode():
             segments = [Segment(0, 12, cache, "causal")]
             model.run(tokens[:12], torch.arange(12), segments)
@@ -125,7 +125,7 @@ def test_logits_are_the_same_bits_at_once_in_chunks_and_token_by_token(family, b
 def test_logits_are_the_same_bits_alone_and_packed(family, backend):
     model = transformer(family, backend, adapter=True)
     alone = prefill(model, TOKENS)
-    caches = [KVCache(model.config, 64) for _ in range(3)]
+    caches = [KVCache(model.config, 64, dtype=model.kv_dtype) for _ in range(3)]
     tokens = torch.cat((TOKENS.flip(0), TOKENS, TOKENS[:9]))
     positions = torch.cat((torch.arange(20), torch.arange(20), torch.arange(9)))
     segments = [
@@ -144,7 +144,7 @@ def test_rows_between_the_ones_it_sees_do_not_change_a_row(backend):
     """A verified path in a draft tree equals the same tokens decoded one after the other."""
     model = transformer("llama", backend)
     alone = prefill(model, TOKENS)
-    cache = KVCache(model.config, 64)
+    cache = KVCache(model.config, 64, dtype=model.kv_dtype)
     segments = [Segment(0, 10, cache, "causal")]
     model.run(TOKENS[:10], torch.arange(10), segments)
     cache.keep(range(10))

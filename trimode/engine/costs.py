@@ -80,7 +80,9 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
     transformer, config = model.transformer, model.config
     context = min(CONTEXT, config.max_position_embeddings // 2)
     limit = config.max_position_embeddings - context
-    cache = KVCache(config, context + _ROWS[-1], dtype=transformer.dtype, device=transformer.device)
+    cache = KVCache(
+        config, context + _ROWS[-1], dtype=transformer.kv_dtype, device=transformer.device
+    )
     _one_pass(model, cache, context, drafting=False)
     cache.keep(range(context))
     rows_done, plain, adapted = [], [], []

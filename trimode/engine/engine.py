@@ -77,7 +77,7 @@ class Engine:
         self.max_sequences, self.max_rows = max_sequences, max_rows
         transformer = model.transformer
         self.pool = KVPool(
-            model.config, kv_cache_bytes, dtype=transformer.dtype, device=transformer.device
+            model.config, kv_cache_bytes, dtype=transformer.kv_dtype, device=transformer.device
         )
         self.waiting: deque[Sequence] = deque()
         self.live: list[Sequence] = []

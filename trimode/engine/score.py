@@ -20,7 +20,7 @@ def prefill_hidden(model: LoadedModel, tokens: Sequence[int], chunk: int = _CHUN
     """Hidden states `[len(tokens), dim]` of a fresh causal prefill in passes of `chunk` rows."""
     transformer = model.transformer
     device = transformer.device
-    cache = KVCache(model.config, len(tokens), dtype=transformer.dtype, device=device)
+    cache = KVCache(model.config, len(tokens), dtype=transformer.kv_dtype, device=device)
     ids = torch.tensor(tokens, device=device).split(chunk)
     positions = torch.arange(len(tokens), device=device).split(chunk)
     hidden = []

@@ -101,8 +101,10 @@ class RowwiseAttention:
                 elif segment.visibility == "causal":
                     seen = seen[: prefix + i + 1]
                 output = F.scaled_dot_product_attention(
-                    query[None, :, None], all_keys[None, :, seen], all_values[None, :, seen],
+                    query[None, :, None],
+                    all_keys[None, :, seen].to(query.dtype),
+                    all_values[None, :, seen].to(query.dtype),
                     enable_gqa=True,
-                )  # fmt: skip
+                )
                 outputs.append(output.flatten())
         return torch.stack(outputs)

@@ -12,18 +12,22 @@ struct Seen {
   int64_t place(int64_t j) const { return j < prefix ? j : others[j - prefix]; }
 };
 
+inline __m256 widen_halves(const Half* x) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+
 // One query over the keys it sees. scores: room for count + 8.
-void attend(const float* query, const float* keys, const float* values, const Seen& seen,
+void attend(const float* query, const Half* keys, const Half* values, const Seen& seen,
             int64_t dim, float* scores, float* out) {
   const int64_t n = seen.count;
   for (int64_t j = 0; j < n; j += 4) {
-    const float* key[4];
+    const Half* key[4];
     for (int c = 0; c < 4; ++c) key[c] = keys + seen.place(std::min(j + c, n - 1)) * dim;
     __m256 acc[4];
     for (auto& a : acc) a = _mm256_setzero_ps();
     for (int64_t d = 0; d < dim; d += 8) {
       const __m256 q = _mm256_loadu_ps(query + d);
-      for (int c = 0; c < 4; ++c) acc[c] = _mm256_fmadd_ps(q, _mm256_loadu_ps(key[c] + d), acc[c]);
+      for (int c = 0; c < 4; ++c) acc[c] = _mm256_fmadd_ps(q, widen_halves(key[c] + d), acc[c]);
     }
     const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(acc[0], acc[1]), _mm256_hadd_ps(acc[2], acc[3]));
     _mm_storeu_ps(scores + j,
@@ -51,14 +55,14 @@ void attend(const float* query, const float* keys, const float* values, const Se
     __m256 acc[8];
     for (auto& a : acc) a = _mm256_setzero_ps();
     for (int64_t j = 0; j < n; ++j) {
-      const float* value = values + seen.place(j) * dim + d;
+      const Half* value = values + seen.place(j) * dim + d;
       const __m256 p = _mm256_set1_ps(scores[j]);
       if (width == 8)
         for (int c = 0; c < 8; ++c)
-          acc[c] = _mm256_fmadd_ps(p, _mm256_loadu_ps(value + c * 8), acc[c]);
+          acc[c] = _mm256_fmadd_ps(p, widen_halves(value + c * 8), acc[c]);
       else
         for (int c = 0; c < width; ++c)
-          acc[c] = _mm256_fmadd_ps(p, _mm256_loadu_ps(value + c * 8), acc[c]);
+          acc[c] = _mm256_fmadd_ps(p, widen_halves(value + c * 8), acc[c]);
     }
     for (int c = 0; c < width; ++c)
       _mm256_storeu_ps(out + d + c * 8, _mm256_mul_ps(acc[c], inverse));

@@ -208,6 +208,7 @@ class NativePass:
         found = (_Segment * len(segments))()
         for i, segment in enumerate(segments):
             cache = segment.cache
+            assert cache.keys.dtype == torch.float16, "the int8 pass keeps half-precision keys"
             cache.reserve(segment.stop - segment.start)
             mask = None
             if isinstance(segment.visibility, Tensor):

@@ -62,4 +62,10 @@ void rotate(float* head, const float* cos, const float* sin, int64_t half) {
   }
 }
 
+// n floats, a multiple of 8, to half precision.
+void to_halves(const float* x, int64_t n, Half* y) {
+  for (int64_t i = 0; i < n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+}
+
 }  // namespace

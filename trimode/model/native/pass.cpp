@@ -23,6 +23,7 @@ struct Workspace {
   std::vector<int16_t> values, low_values;           // quantised rows, for plain weights
   std::vector<int8_t> high, lower, low_high, low_low;  // and in halves, for packed ones
   std::vector<int32_t> segment_of;
+  std::vector<int64_t> starts;               // first rows of those that attend together
   std::vector<std::vector<int32_t>> others;  // of each row, where its segment has a mask
   bool packed = false;
 
@@ -50,6 +51,11 @@ struct Workspace {
       low_values.resize(p.adapted * rank);
     }
     find_neighbours(p);
+    const int64_t most = packed ? queries_together(m.head_dim) : 0, group = m.heads / m.kv_heads;
+    const int64_t step = std::max<int64_t>(1, most / group);
+    starts.clear();
+    for (int64_t s = 0; s < p.segments; ++s)
+      for (int64_t i = p.segment[s].start; i < p.segment[s].stop; i += step) starts.push_back(i);
   }
 
   void find_neighbours(const Pass& p) {
@@ -132,36 +138,51 @@ void place_heads(const Model& m, const Layer& layer, int64_t index, const Pass& 
     const int64_t place = s.length + i - s.start;
     for (int64_t h = 0; h < m.kv_heads; ++h) {
       const int64_t at = ((index * m.kv_heads + h) * s.capacity + place) * dim;
-      std::memcpy(s.keys + at, row + (m.heads + h) * dim, dim * sizeof(float));
-      std::memcpy(s.values + at, row + (m.heads + m.kv_heads + h) * dim, dim * sizeof(float));
+      to_halves(row + (m.heads + h) * dim, dim, s.keys + at);
+      to_halves(row + (m.heads + m.kv_heads + h) * dim, dim, s.values + at);
     }
   }
+}
+
+// The keys that a row sees.
+Seen seen_by(const Segment& s, int64_t i, const Workspace& w) {
+  if (s.visible) {
+    const auto& others = w.others[i];
+    return {s.length, s.length + static_cast<int64_t>(others.size()), others.data()};
+  }
+  const int64_t count = s.length + (s.causal ? i + 1 : s.stop) - s.start;
+  return {count, count, nullptr};
 }
 
 // Attention of every row and head; ends with a barrier.
 void attend_all(const Model& m, int64_t index, const Pass& pass, Workspace& w, std::vector<float>& scores) {
   const int64_t dim = m.head_dim, all = m.heads + 2 * m.kv_heads, group = m.heads / m.kv_heads;
-  const bool wide = w.packed && fits_avx512(dim);
-  const int64_t together = wide ? std::min<int64_t>(group, kQueries) : 1;  // heads of an item
-  const int64_t items = m.kv_heads * ((group + together - 1) / together);
+  const int64_t most = w.packed ? queries_together(dim) : 0;
+  const int64_t heads = std::clamp<int64_t>(most, 1, group);       // of a key head, in one go
+  const int64_t rows = std::max<int64_t>(1, most / heads);         // of a segment
+  const int64_t parts = m.kv_heads * ((group + heads - 1) / heads);  // of a row's heads
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t item = 0; item < pass.rows * items; ++item) {
-    const int64_t i = item / items, kv = item % items % m.kv_heads;
-    const int64_t first = item % items / m.kv_heads * together;
-    const int64_t queries = std::min(together, group - first), h = kv * group + first;
-    const Segment& s = pass.segment[w.segment_of[i]];
-    const auto& others = w.others[i];
-    Seen seen{s.length, s.length + static_cast<int64_t>(others.size()), others.data()};
-    if (!s.visible) seen.prefix = seen.count = s.causal ? s.length + i - s.start + 1 : s.length + s.stop - s.start;
-    const int64_t room = round_up(seen.count + 8, 16);
-    if (static_cast<int64_t>(scores.size()) < queries * room) scores.resize(2 * queries * room);
+  for (int64_t item = 0; item < static_cast<int64_t>(w.starts.size()) * parts; ++item) {
+    const int64_t start = w.starts[item / parts], part = item % parts;
+    const Segment& s = pass.segment[w.segment_of[start]];
+    const int64_t kv = part % m.kv_heads, first = part / m.kv_heads * heads;
+    Together t{std::min(rows, s.stop - start), std::min(heads, group - first), {}, {}, {}};
+    int64_t longest = 0;
+    for (int64_t r = 0, q = 0; r < t.rows; ++r) {
+      t.seen[r] = seen_by(s, start + r, w);
+      longest = std::max(longest, t.seen[r].count);
+      for (int64_t h = kv * group + first; h < kv * group + first + t.heads; ++h, ++q) {
+        t.query[q] = w.heads.data() + ((start + r) * all + h) * dim;
+        t.out[q] = w.attended.data() + ((start + r) * m.heads + h) * dim;
+      }
+    }
+    const int64_t room = round_up(longest + 16, 16);
+    if (static_cast<int64_t>(scores.size()) < kQueries * room) scores.resize(2 * kQueries * room);
     const int64_t at = (index * m.kv_heads + kv) * s.capacity * dim;
-    const float* query = w.heads.data() + (i * all + h) * dim;
-    float* out = w.attended.data() + (i * m.heads + h) * dim;
-    if (wide)
-      attend_group(static_cast<int>(queries), dim, query, s.keys + at, s.values + at, seen, scores.data(), room, out);
+    if (most)
+      attend_together(dim, t, s.keys + at, s.values + at, scores.data(), room);
     else
-      attend(query, s.keys + at, s.values + at, seen, dim, scores.data(), out);
+      attend(t.query[0], s.keys + at, s.values + at, t.seen[0], dim, scores.data(), t.out[0]);
   }
 }
 
@@ -202,7 +223,7 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, st
 
 extern "C" {
 
-int64_t trimode_abi() { return 2; }
+int64_t trimode_abi() { return 3; }
 
 // Whether linears should come with packed weights on this machine.
 int64_t trimode_wants_packed() { return has_amx(); }

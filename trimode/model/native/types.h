@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+using Half = uint16_t;  // IEEE half precision: keys and values
+
 extern "C" {
 
 // Of the two forms of the weights one is there. Both give the same integers.
@@ -43,7 +45,7 @@ struct Model {
 // Rows start..stop of a pass: one sequence's. keys and values: [layers, kv_heads, capacity, head_dim].
 struct Segment {
   int64_t start, stop;
-  float *keys, *values;
+  Half *keys, *values;
   int64_t capacity, length;
   int64_t causal;          // where `visible` is null: 1 a row sees earlier ones, 0 all
   const uint8_t* visible;  // [n, n] or null
