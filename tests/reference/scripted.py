@@ -47,7 +47,8 @@ Script = Callable[[Row], Tensor]
 class ScriptedTransformer:
     """Takes the place of `trimode.model.Transformer` in an engine."""
 
-    dtype, device = torch.float32, "cpu"
+    dtype = kv_dtype = torch.float32
+    device = "cpu"
 
     def __init__(self, config: ModelConfig, script: Script) -> None:
         self.config, self.script = config, script

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.draft_tree import ROOT, DraftTree
-from trimode.decoding.drafting import draft_from, draft_snapshot, masks_of, verify_span
+from trimode.decoding.drafting import draft_from, draft_snapshot, proposals_of, verify_span
 from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.lookup import Lookup
 from trimode.decoding.policy import MAX_TREE_NODES, Plan
@@ -90,7 +90,7 @@ class _Run:
             kind = "prefill"
         logits = yield verify_span(kind, self.tokens[-1], draft, start, masks, context)
         assert logits is not None
-        emitted, path = sampler.follow(logits.rows, start + 1, draft, self.tokens)
+        emitted, path = sampler.follow(logits.rows[: 1 + len(draft)], start + 1, draft, self.tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
         speculating = bool(draft or masks) and not (first and plan.kind == "quadratic")
@@ -109,7 +109,7 @@ class _Run:
         node = path[-1] if path else ROOT
         wanted = min(masks, self.remaining)
         if wanted > 1:
-            proposals = logits.head(masks_of(node, draft, masks)[1:wanted])
+            proposals = proposals_of(node, draft, masks, wanted, logits)
             self.proposed = draft_from(
                 proposals, len(self.tokens), self.tokens, MAX_TREE_NODES, context
             )

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.draft_tree import DraftTree, likeliest_tree
+from trimode.decoding.draft_tree import ROOT, DraftTree, likeliest_tree
 from trimode.decoding.events import Drafted, TokenState
-from trimode.decoding.span import Span, SpanKind, causal_span
+from trimode.decoding.span import Logits, Span, SpanKind, causal_span
 
 
 def verify_span(
@@ -22,9 +22,11 @@ def verify_span(
 ) -> Span:
     """The root and a draft behind it, each of them with `masks` masks that draft what follows it.
 
-    Logits: of the root and the nodes. `start`: absolute position of the root.
+    Logits: of the root and the nodes, then, where there is no draft, of the masks that will be
+    needed. `start`: absolute position of the root.
     """
     nodes = 1 + len(draft)
+    needed = masks_of(ROOT, draft, masks)[1:] if masks and not draft else range(0)
     if not masks and draft.is_line:
         tokens = (root, *draft.tokens)
         return causal_span(kind, tokens, start, keep=False, logits=range(nodes))
@@ -38,7 +40,7 @@ def verify_span(
         positions=(*(start + depth for depth in depths), *behind),
         visibility=visibility,
         adapter=is_mask & context.draft_adapter,
-        logits=range(nodes),
+        logits=(*range(nodes), *needed),
     )
 
 
@@ -46,6 +48,13 @@ def masks_of(node: int, draft: DraftTree, masks: int) -> range:
     """Rows of a node's masks in such a pass; the root is node -1."""
     first = 1 + len(draft) + (1 + node) * masks
     return range(first, first + masks)
+
+
+def proposals_of(node: int, draft: DraftTree, masks: int, wanted: int, logits: Logits) -> Tensor:
+    """Logits `[wanted - 1, vocab]` of a node's masks but the first, where AR decides."""
+    if not draft:
+        return logits.rows[1:wanted]
+    return logits.head(masks_of(node, draft, masks)[1:wanted])
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,9 @@ from typing import Literal
 TokenState = Literal["mask", "new", "kept", "revised"]
 """A position of the open block: undecided, filled in this pass, filled earlier, changed."""
 
+PlanKind = Literal["ar", "lookup", "linear", "quadratic"]
+"""What `auto` can do at a step."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -42,7 +45,7 @@ class Committed:
     """In speculation: False where the commit belongs to the cycle of the one before."""
     revisions: int = 0
     """Positions that denoising changed after it had filled them."""
-    plan: str | None = None
+    plan: PlanKind | None = None
     """What `auto` chose for the pass; None in the other modes."""
     predicted: int = 0
     """Draft tokens judged that came from the request's prediction."""

@@ -1,16 +1,18 @@
 """What `auto` does next: the plan with most tokens a second on this machine, for this text.
 
-A plan is one or two passes. With c(r) the measured time of a pass of r rows, n sequences in the
-batch that are taken to do likewise, and A(k) the drafted tokens of k that are expected to be
+A plan is one or two passes. With c(r) the measured time of a pass of r rows over the KV caches of n
+sequences, which are taken to do likewise, and A(k) the drafted tokens of k that are expected to be
 accepted, the plans and their tokens a second for each sequence are
 
     ar           1               / c(n)
-    lookup, k    (1 + A(k))      / c(n (1 + k))           the draft is text seen before: it is free
+    lookup, k    (1 + A(k) / n)  / c(n + k)               the draft is text seen before: it is free
     linear, m    (2 + A(m - 1))  / (c(n (1 + m)) + c(n m))
     quadratic, m (1 + A(m - 1))  / c(n m (m + 1))
 
+Sequences that draft are taken to do so together; what lookup finds, one finds and the others not.
 m counts masks; the first stands where the pass's own causal row decides. All emit AR's tokens, so
-nothing but time hangs on the choice. Diffusion does not, and is never chosen.
+nothing but time hangs on the choice. To a pass comes what the decoders take between passes, as
+observed. Diffusion does not emit AR's tokens, and is never chosen.
 """
 
 import math
@@ -18,9 +20,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal
 
-PlanKind = Literal["ar", "lookup", "linear", "quadratic"]
+from trimode.decoding.events import PlanKind
 
 MAX_TREE_NODES = 24
 """Most drafted tokens that a verify pass checks; how many pay is decided by what they cost."""
@@ -44,10 +45,16 @@ class CostCurve:
     """Seconds of a pass whose rows run without the adapter."""
     adapted: tuple[float, ...]
     """Seconds of a pass whose rows but one run with it."""
+    sequence: float = 0.0
+    """Seconds that each further sequence adds to a pass, whose rows see another KV cache."""
 
-    def seconds(self, rows: int, *, drafting: bool = False) -> float:
+    def seconds(self, rows: int, *, sequences: int = 1, drafting: bool = False) -> float:
         """Time of a pass: linear between measured points, and beyond the last two."""
-        times = self.adapted if drafting else self.plain
+        return self._alone(rows, self.adapted if drafting else self.plain) + self.sequence * (
+            sequences - 1
+        )
+
+    def _alone(self, rows: int, times: tuple[float, ...]) -> float:
         if len(self.rows) == 1:
             return times[0]
         i = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)
@@ -134,9 +141,17 @@ class Plan:
 
 @dataclass(slots=True)
 class Load:
-    """How many sequences share a pass; the engine writes it, policies read it."""
+    """What the engine knows of its batch; it writes, policies read."""
 
     sequences: int = 1
+    """How many share a pass."""
+    work: dict[PlanKind, float] = field(default_factory=dict)
+    """Seconds that a sequence's decoder takes between two passes of a plan: sampling, drafting."""
+
+    def took(self, kind: PlanKind, seconds: float) -> None:
+        """Learn how long a decoder took; what disturbs it once counts little."""
+        before = self.work.get(kind, seconds)
+        self.work[kind] = before + 0.05 * (min(seconds, 4 * before) - before)
 
 
 @dataclass(slots=True)
@@ -151,6 +166,10 @@ class Policy:
     """Whether the model's own drafts are worth anything."""
     _unexplored: int = 0
     """Tokens since the last exploration."""
+    _seconds: dict[tuple[PlanKind, int, int], float] = field(default_factory=dict)
+    """Of the plans asked for so far, by kind, size and load."""
+    _hopes: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """Whether any draft could pay, by load and most masks."""
 
     def choose(self, *, lookup: int, masks: int) -> Plan:
         """The best plan.
@@ -162,7 +181,7 @@ class Policy:
         plans = [self._plan("ar", 0, 0.0)]
         copied = expected_runs(self.lookups.chances(lookup))
         plans += [self._plan("lookup", k, copied[k]) for k in _sizes(lookup, least=1)]
-        if self.can_draft:
+        if self.can_draft and self._drafts_could_pay(masks):
             drafted = expected_runs(self.drafts.chances(masks))
             for m in _sizes(masks, least=2):
                 plans.append(self._plan("linear", m, drafted[m - 1]))
@@ -174,6 +193,17 @@ class Policy:
         self._unexplored = 0
         return self._hopeful(best, plans)
 
+    def _drafts_could_pay(self, masks: int) -> bool:
+        """Whether a draft of the model would beat `ar` if it were accepted whole."""
+        asked = self.load.sequences, masks
+        if asked not in self._hopes:
+            ar = self.rate("ar", 0, 0.0)
+            sizes = _sizes(masks, least=2)
+            rates = [self.rate("linear", m, m - 1) for m in sizes]
+            rates += [self.rate("quadratic", m, m - 1) for m in sizes if m <= MAX_TREE_MASKS]
+            self._hopes[asked] = max(rates, default=0.0) > ar
+        return self._hopes[asked]
+
     def _hopeful(self, best: Plan, plans: Sequence[Plan]) -> Plan:
         """What would be best if drafts were better than they are thought to be.
 
@@ -182,9 +212,10 @@ class Policy:
         if best.kind == "ar":
             # The shortest draft that would win if it were accepted whole: its first places decide.
             for plan in plans:
-                whole = (1 + plan.size) / self.seconds(plan.kind, plan.size)
-                if plan.kind in ("lookup", "linear") and whole > best.rate:
-                    return plan
+                if plan.kind in ("lookup", "linear"):
+                    drafted = plan.size - (plan.kind == "linear")
+                    if self.rate(plan.kind, plan.size, drafted) > best.rate:
+                        return plan
             return best
         first = self.drafts.chance(0)
 
@@ -202,11 +233,11 @@ class Policy:
         node adds a token where the path that leads to it and it are right.
         """
         n = self.load.sequences
-        spent = self.costs.seconds(n * (1 + masks), drafting=True)
+        spent = self.costs.seconds(n * (1 + masks), sequences=n, drafting=True)
         accepted = [0.0, *accumulate(chances)]
 
         def rate(k: int) -> float:
-            return (2 + accepted[k]) / (spent + self.costs.seconds(n * (1 + k)))
+            return (2 + accepted[k]) / (spent + self.costs.seconds(n * (1 + k), sequences=n))
 
         return max(range(len(chances) + 1), key=rate)
 
@@ -216,17 +247,29 @@ class Policy:
 
     def seconds(self, kind: PlanKind, size: int) -> float:
         """Time of a plan's passes for the whole batch."""
-        n, costs = self.load.sequences, self.costs
+        asked = kind, size, self.load.sequences
+        if asked not in self._seconds:
+            self._seconds[asked] = self._measured(kind, size, self.load.sequences)
+        passes = 2 if kind == "linear" else 1
+        work = self.load.work.get(kind, 0.0)
+        return self._seconds[asked] + passes * work * self.load.sequences
+
+    def _measured(self, kind: PlanKind, size: int, n: int) -> float:
+        def passes(rows: int, *, drafting: bool = False) -> float:
+            return self.costs.seconds(n * rows, sequences=n, drafting=drafting)
+
         match kind:
             case "ar" | "lookup":
-                return costs.seconds(n * (1 + size))
+                return self.costs.seconds(n + size, sequences=n)
             case "linear":
-                return costs.seconds(n * (1 + size), drafting=True) + costs.seconds(n * size)
+                return passes(1 + size, drafting=True) + passes(size)
             case "quadratic":
-                return costs.seconds(n * size * (size + 1), drafting=True)
+                return passes(size * (size + 1), drafting=True)
 
     def rate(self, kind: PlanKind, size: int, accepted: float) -> float:
         """Tokens a second of each sequence, where so many tokens of the draft are accepted."""
+        if kind == "lookup":
+            return (1 + accepted / self.load.sequences) / self.seconds(kind, size)
         alone = 2 if kind == "linear" else 1
         return (alone + accepted) / self.seconds(kind, size)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.draft_tree import ROOT, DraftTree
-from trimode.decoding.drafting import draft_from, draft_snapshot, masks_of, verify_span
+from trimode.decoding.drafting import draft_from, draft_snapshot, proposals_of, verify_span
 from trimode.decoding.events import Committed
 from trimode.decoding.span import Decoder, Keep, SpanKind, causal_span
 
@@ -31,7 +31,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         masks = context.draft_length(start + 1)
         logits = yield verify_span(kind, tokens[-1], draft, start, masks, context)
         assert logits is not None
-        accepted, path = sampler.follow(logits.rows, start + 1, draft, tokens)
+        accepted, path = sampler.follow(logits.rows[: 1 + len(draft)], start + 1, draft, tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
         yield Committed(
@@ -45,7 +45,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         # The first mask of the accepted node stands where the verifier's own token now is.
         node = path[-1] if path else ROOT
         wanted = min(masks, context.remaining(len(tokens)))
-        proposals = logits.head(masks_of(node, draft, masks)[1:wanted])
+        proposals = proposals_of(node, draft, masks, wanted, logits)
         draft = draft_from(proposals, len(tokens), tokens, masks - 1, context)
         if context.options.show_drafts:
             yield draft_snapshot(len(tokens) - 1, tokens[-1], draft)

@@ -15,12 +15,14 @@ from trimode.checkpoints import LoadedModel, cache_directory
 from trimode.checkpoints.atomic import write_text
 from trimode.decoding import CostCurve
 from trimode.decoding.span import led_visibility
-from trimode.model import KVCache, Segment
+from trimode.model import KVCache, Segment, native
 
 CONTEXT = 256
 """Tokens in the KV cache while a pass is timed."""
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _REPEATS = 5
+_SEQUENCES = 8
+"""Sequences of the pass that tells what another KV cache costs."""
 _BUDGET = 12.0
 """Seconds after which no larger pass is timed; the last slope goes on."""
 
@@ -42,8 +44,13 @@ def cost_curve(
     if not again:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            return CostCurve(**{name: tuple(values) for name, values in found.items()})
-        except (OSError, ValueError, TypeError, AttributeError):
+            return CostCurve(
+                tuple(found["rows"]),
+                tuple(found["plain"]),
+                tuple(found["adapted"]),
+                float(found["sequence"]),
+            )
+        except (OSError, ValueError, TypeError, KeyError):
             pass  # none yet, or one that cannot be read
     curve = measure(model, advance=advance)
     try:
@@ -66,6 +73,7 @@ def _path(model: LoadedModel) -> Path:
         model.name,
         repr(replace(model.config, block_length=1)),
         model.transformer.kernel,
+        native.ABI,
         str(model.transformer.dtype),
         model.transformer.device,
         model.adapter_scope,
@@ -95,7 +103,16 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
         plain.append(_fastest(model, cache, rows, drafting=False))
         adapted.append(_fastest(model, cache, rows, drafting=True))
     # A larger pass is never cheaper; where it was timed so, the smaller one was disturbed.
-    return CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
+    alone = CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
+    caches = [cache]
+    while len(caches) < _SEQUENCES:
+        other = KVCache(config, context + 1, dtype=transformer.kv_dtype, device=transformer.device)
+        other.copy_prefix(cache, context)
+        caches.append(other)
+    segments = [Segment(i, i + 1, each, "causal") for i, each in enumerate(caches)]
+    together = _fastest_of(model, lambda: _run(model, segments, context, None))
+    extra = (together - alone.seconds(_SEQUENCES)) / (_SEQUENCES - 1)
+    return replace(alone, sequence=max(0.0, extra))
 
 
 def _rising(times: list[float]) -> tuple[float, ...]:
@@ -103,27 +120,37 @@ def _rising(times: list[float]) -> tuple[float, ...]:
 
 
 def _fastest(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> float:
+    return _fastest_of(model, lambda: _one_pass(model, cache, rows, drafting=drafting))
+
+
+def _fastest_of(model: LoadedModel, run: Callable[[], None]) -> float:
     """Least time of a few: what disturbs a pass only ever makes it longer."""
     times = []
     for _ in range(_REPEATS):
         _synchronise(model)
         began = time.perf_counter()
-        _one_pass(model, cache, rows, drafting=drafting)
+        run()
         _synchronise(model)
         times.append(time.perf_counter() - began)
     return min(times)
 
 
 def _one_pass(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> None:
-    transformer = model.transformer
-    positions = torch.arange(cache.length, cache.length + rows, device=transformer.device)
-    tokens = torch.full((rows,), model.config.mask_token_id or 0, device=transformer.device)
     visibility, adapter_rows = "causal", None
     if drafting:
         visibility, is_mask = led_visibility(1, rows - 1)
         if model.adapter_scope is not None and rows > 1:
-            adapter_rows = is_mask.nonzero()[:, 0].to(transformer.device)
-    segments = [Segment(0, rows, cache, visibility)]
+            adapter_rows = is_mask.nonzero()[:, 0].to(model.transformer.device)
+    _run(model, [Segment(0, rows, cache, visibility)], cache.length, adapter_rows)
+
+
+def _run(
+    model: LoadedModel, segments: list[Segment], context: int, adapter_rows: torch.Tensor | None
+) -> None:
+    transformer = model.transformer
+    rows = segments[-1].stop
+    positions = torch.arange(context, context + rows, device=transformer.device)
+    tokens = torch.full((rows,), model.config.mask_token_id or 0, device=transformer.device)
     hidden = transformer.run(tokens, positions, segments, adapter_rows)
     transformer.logits(hidden[:128])
 

@@ -340,6 +340,7 @@ class Engine:
         """Let the decoder run until it wants another pass or its sequence is finished."""
         updates: list[Update] = []
         sequence.span, sequence.rows_done = None, 0
+        began, plan = time.perf_counter(), None
         request = sequence.decoder.send(logits)
         while not isinstance(request, Span):
             if isinstance(request, Keep):
@@ -347,12 +348,15 @@ class Engine:
                 sequence.cache.keep(request.rows)
             elif isinstance(request, Committed):
                 updates.append(self._commit(sequence, request))
+                plan = request.plan
                 if sequence.finish_reason is not None:
                     return updates
             else:
                 updates.append(Update(sequence, request))
             request = next(sequence.decoder)
         sequence.span = request
+        if plan is not None:
+            self._load.took(plan, time.perf_counter() - began)
         return updates
 
     def _commit(self, sequence: Sequence, event: Committed) -> Update:
