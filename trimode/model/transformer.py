@@ -89,7 +89,7 @@ class Builder:
             return self._read(f"{name}.weight").to(device=self.device, copy=own)
         return self.tensor(f"{name}.weight", own=own)
 
-    def linear(self, weights: Sequence[Tensor], bias: Tensor | None = None) -> nn.Module:
+    def linear(self, weights: list[Tensor], bias: Tensor | None = None) -> nn.Module:
         """Weights, stacked along their outputs, in the chosen format."""
         if self.integer:
             return Int8Linear(weights, bias)
