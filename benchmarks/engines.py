@@ -2,11 +2,19 @@
 
     python benchmarks/engines.py --data ../shared/data [--concurrency 1 4 16] [--rounds 3]
         [--prompts 6] [--max-tokens 128] [--only trimode-int8 llama-Q8_0]
+    python benchmarks/engines.py --model DIR [--adapter DIR] --prompt-file FILE.jsonl
 
-Every engine is a server process of its own (transformers: a worker that answers one request at a
-time), all started first and idle while another is measured. A round measures each engine and mode
-once, in an order that alternates from round to round. Tokens a second: completion tokens of all
-requests / time from the first request to the last answer. Medians over the rounds.
+A round measures each engine and mode once, in an order that alternates from round to round.
+Tokens a second: completion tokens of all requests / time from the first request to the last
+answer. Medians over the rounds.
+
+Each measurement has a server process of its own (transformers: a worker that answers one request
+at a time), started for it and warmed up with three other prompts in the measured mode. So all
+answer the same prompts and none has seen them before: servers remember prompts, and some remember
+answers to draft from. Nobody's idle process shares the cores or the memory figures.
+
+With --model or --adapter our engines are measured alone; --prompt-file gives prompts of the task
+that a model was made for, JSONL with a `prompt` a line.
 
 llama.cpp is `xllamacpp` (pip install xllamacpp), on the built-in model's own Q4_1 GGUF and on a
 Q8_0 made of it.
@@ -17,46 +25,18 @@ import concurrent.futures
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from conversion import read_prompts
 from machine import RESULTS, header, save
+from peers import MODES, ONE_AT_A_TIME, HttpEngine, Mode, start
 from rich.console import Console
 from rich.table import Table
 
-from trimode.checkpoints import resolve
-
-MODES: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "trimode-int8": [
-        ("ar", {"mode": "ar"}),
-        ("linear 5", {"mode": "linear", "block_length": 5}),
-        ("quadratic 2", {"mode": "quadratic", "block_length": 2}),
-        ("diffusion 8", {"mode": "diffusion", "block_length": 8}),
-        ("auto", {"mode": "auto"}),
-    ],
-    "trimode-bf16": [
-        ("ar", {"mode": "ar"}),
-        ("linear 8", {"mode": "linear", "block_length": 8}),
-        ("auto", {"mode": "auto"}),
-    ],
-    "trimode-fp32": [
-        ("ar", {"mode": "ar"}),
-        ("linear 8", {"mode": "linear", "block_length": 8}),
-        ("auto", {"mode": "auto"}),
-    ],
-    "llama-Q8_0": [("ar", {})],
-    "llama-Q4_1": [("ar", {})],
-    "transformers-fp32": [("ar", {})],
-    "transformers-bf16": [("ar", {}), ("prompt lookup", {"prompt_lookup_num_tokens": 8})],
-}
-ONE_AT_A_TIME = ("transformers-fp32", "transformers-bf16")
+WARM_UP_PROMPTS, WARM_UP_TOKENS = 3, 48
 
 
 @dataclass
@@ -64,205 +44,40 @@ class Measured:
     """One engine in one mode at one concurrency, over the rounds."""
 
     rates: list[float] = field(default_factory=list)
+    tokens: int = 0
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    memory: float = 0.0
 
 
-class HttpEngine:
-    """A server that speaks OpenAI's protocol."""
-
-    def __init__(self, command: list[str], marker: str) -> None:
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self.process.stdout is not None
-        seen = []
-        for line in self.process.stdout:
-            seen.append(line)
-            if marker in line:
-                self.url = next(word for word in line.split() if word.startswith("http"))
-                self.url = self.url.rstrip(",").removesuffix("/v1")
-                break
-        else:
-            raise SystemExit("".join(seen[-20:]))
-        drain = concurrent.futures.ThreadPoolExecutor(1)
-        drain.submit(lambda: [None for _ in self.process.stdout or ()])
-
-    def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
-        """Tokens of the answer, and when text came: seconds since the request was sent."""
-        body = {
-            "model": "smollm2-135m-instruct",
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": max_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if decoding:
-            body["decoding"] = decoding
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        began, times, tokens = time.perf_counter(), [], 0
-        with urllib.request.urlopen(request) as answer:
-            for line in answer:
-                if not line.startswith(b"data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if any(c["delta"].get("content") for c in chunk["choices"]):
-                    times.append(time.perf_counter() - began)
-                if chunk.get("usage"):
-                    tokens = chunk["usage"]["completion_tokens"]
-        return tokens, times
-
-    def megabytes(self, field: str) -> float:
-        """Memory of the process: VmRSS now, VmHWM the most it has held."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith(field))
-        return int(line.split()[1]) / 1024
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-
-
-class PipeEngine(HttpEngine):
-    """transformers' `generate` in a process that reads requests as lines."""
-
-    def __init__(self, dtype: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--transformers", dtype],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.process.stdout.readline()
-
-    def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
-        """As for a server."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        asked = {"prompt": prompt, "max_tokens": max_tokens, **decoding}
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        found = json.loads(self.process.stdout.readline())
-        return found["tokens"], found["times"]
-
-
-def serve_transformers(dtype: str) -> None:
-    """Answer requests on stdin until it ends."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.generation.streamers import BaseStreamer
-
-    path = resolve("smollm2-135m-instruct").path
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
-
-    class Clock(BaseStreamer):
-        def __init__(self) -> None:
-            self.began, self.times = time.perf_counter(), []
-
-        def put(self, value: Any) -> None:
-            del value
-            self.times.append(time.perf_counter() - self.began)
-
-        def end(self) -> None:
-            pass
-
-    print("ready", flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        messages = [{"role": "user", "content": asked.pop("prompt")}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        clock = Clock()
-        streams = {} if "prompt_lookup_num_tokens" in asked else {"streamer": clock}
-        found = model.generate(
-            **inputs, max_new_tokens=asked.pop("max_tokens"), do_sample=False, **streams, **asked
-        )
-        tokens = found.shape[1] - inputs["input_ids"].shape[1]
-        times = clock.times[1:] or [time.perf_counter() - clock.began]  # the first is the prompt
-        print(json.dumps({"tokens": tokens, "times": times}), flush=True)
-
-
-def serve_llama(path: str, slots: int) -> None:
-    """llama.cpp's own server on a free port, until it is terminated."""
-    import xllamacpp
-
-    asked = xllamacpp.CommonParams()
-    asked.model.path = path
-    asked.n_parallel, asked.n_ctx = slots, slots * 2048
-    asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = 2
-    asked.port = 0
-    server = xllamacpp.Server(asked)
-    print("listening", server.listening_address, flush=True)
-    while True:
-        time.sleep(60)
-
-
-def q8_of(gguf_path: Path, folder: Path) -> Path:
-    """The GGUF with its matrices as Q8_0; norms stay as they are."""
-    import gguf
-
-    target = folder / "model.Q8_0.gguf"
-    reader = gguf.GGUFReader(gguf_path)
-    writer = gguf.GGUFWriter(target, "llama")
-    for name, entry in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind = entry.types[0]
-        inner = entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, entry.contents(), kind, inner)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if values.ndim < 2:
-            writer.add_tensor(tensor.name, values)
-            continue
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
-def start(name: str, slots: int, folder: Path) -> HttpEngine:
-    """Start an engine by name."""
-    family, kind = name.split("-")
-    if family == "transformers":
-        return PipeEngine(kind)
-    if family == "trimode":
-        program = str(Path(sys.executable).with_name("trimode"))
-        command = [program, "serve", "--port", "0", "--dtype", kind, "--mode", "auto",
-                   "--max-sequences", str(slots), "--no-progress"]  # fmt: skip
-        return HttpEngine(command, "/v1, mode")
-    gguf_path = next(resolve("smollm2-135m-instruct").path.glob("*.gguf"))
-    path = gguf_path if kind == "Q4_1" else q8_of(gguf_path, folder)
-    return HttpEngine([sys.executable, __file__, "--llama", str(path), str(slots)], "listening")
+def ask_all(
+    engine: HttpEngine, prompts: list[str], max_tokens: int, decoding: dict, together: int
+) -> list[tuple[int, list[float]]]:
+    """Answers in the prompts' order, `together` at a time."""
+    with concurrent.futures.ThreadPoolExecutor(together) as pool:
+        return list(pool.map(lambda p: engine.ask(p, max_tokens, decoding), prompts))
 
 
 def measure(
-    engine: HttpEngine, prompts: list[str], max_tokens: int, decoding: dict, together: int
-) -> tuple[float, list[float], list[float]]:
-    """Tokens a second, times to first text, and gaps between texts, in seconds."""
+    engine: HttpEngine,
+    prompts: list[str],
+    max_tokens: int,
+    mode: Mode,
+    together: int,
+    entry: Measured,
+) -> float:
+    """Warm up with the last prompts, measure the others; returns tokens a second."""
+    warm_up, asked = prompts[-WARM_UP_PROMPTS:], prompts[:-WARM_UP_PROMPTS]
+    ask_all(engine, warm_up, min(WARM_UP_TOKENS, max_tokens), mode.request, together)
     began = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(together) as pool:
-        found = list(pool.map(lambda p: engine.ask(p, max_tokens, decoding), prompts))
+    found = ask_all(engine, asked, max_tokens, mode.request, together)
     seconds = time.perf_counter() - began
-    gaps = [b - a for _, times in found for a, b in itertools.pairwise(times)]
-    return sum(n for n, _ in found) / seconds, [t[0] for _, t in found if t], gaps
+    entry.tokens = sum(n for n, _ in found)
+    entry.rates.append(entry.tokens / seconds)
+    entry.first += [times[0] for _, times in found if times]
+    entry.gaps += [b - a for _, times in found for a, b in itertools.pairwise(times)]
+    entry.memory = max(entry.memory, engine.megabytes("VmHWM"))
+    return entry.rates[-1]
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -272,66 +87,83 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] * 1e3
 
 
+def prompts_for(arguments: argparse.Namespace) -> list[str]:
+    """As many as the widest measurement asks, and those to warm up with at the end."""
+    count = max(arguments.prompts, *arguments.concurrency) + WARM_UP_PROMPTS
+    if arguments.prompt_file:
+        lines = arguments.prompt_file.read_text().splitlines()
+        prompts = [json.loads(line)["prompt"] for line in lines if line.strip()]
+    elif arguments.data:
+        sets = read_prompts(arguments.data, -(-count // 3))
+        prompts = [text for group in zip(*sets.values(), strict=True) for text in group]
+    else:
+        raise SystemExit("--data or --prompt-file is needed")
+    if len(prompts) < count:
+        raise SystemExit(f"{len(prompts)} prompts, {count} are needed")
+    return prompts[:count]
+
+
+def engines_for(arguments: argparse.Namespace) -> list[str]:
+    """The engines asked for; all by default, of which only ours can load other models."""
+    ours = [name for name in MODES if name.startswith("trimode")]
+    other_model = arguments.model or arguments.adapter
+    chosen = arguments.only or (ours if other_model else list(MODES))
+    if other_model and not set(chosen) <= set(ours):
+        raise SystemExit(f"--model and --adapter go with {', '.join(ours)}")
+    return chosen
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--prompt-file", type=Path)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--only", nargs="+", default=list(MODES))
+    parser.add_argument("--only", nargs="+", choices=MODES)
+    parser.add_argument("--modes", nargs="+", help="of all that the engines offer")
+    parser.add_argument("--model", help="what our engines load")
+    parser.add_argument("--adapter", help="what our engines load with it, a directory or none")
     parser.add_argument("--name", default="engines")
-    parser.add_argument("--llama", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--transformers", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.llama:
-        serve_llama(arguments.llama[0], int(arguments.llama[1]))
-        return
-    if arguments.transformers:
-        serve_transformers(arguments.transformers)
-        return
     console = Console()
-    slots = max(arguments.concurrency)
-    count = max(arguments.prompts, slots)
-    sets = read_prompts(arguments.data, -(-count // 3))
-    prompts = [text for group in zip(*sets.values(), strict=True) for text in group]
+    prompts = prompts_for(arguments)
+    warm_up = prompts[-WARM_UP_PROMPTS:]
+    work = [
+        (name, mode, together)
+        for together in arguments.concurrency
+        for name in engines_for(arguments)
+        for mode in MODES[name]
+        if together == 1 or name not in ONE_AT_A_TIME
+        if arguments.modes is None or mode.name in arguments.modes
+    ]
     found: dict[tuple[str, str, int], Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
-        engines = {name: start(name, slots, Path(folder)) for name in arguments.only}
-        try:
-            for name, engine in engines.items():
-                for _, decoding in MODES[name]:
-                    engine.ask("Say hello.", 4, decoding)
-            work = [
-                (name, mode, decoding, together)
-                for together in arguments.concurrency
-                for name in arguments.only
-                for mode, decoding in MODES[name]
-                if together == 1 or name not in ONE_AT_A_TIME
-            ]
-            for round_number in range(arguments.rounds):
-                for name, mode, decoding, together in work if round_number % 2 == 0 else work[::-1]:
-                    asked = prompts[: max(arguments.prompts, together)]
-                    rate, first, gaps = measure(
-                        engines[name], asked, arguments.max_tokens, decoding, together
-                    )
-                    entry = found.setdefault((name, mode, together), Measured())
-                    entry.rates.append(rate)
-                    entry.first += first
-                    entry.gaps += gaps
-                    console.print(f"{name} {mode} x{together}: {rate:.1f} tok/s", highlight=False)
-            memory = {name: engine.megabytes("VmHWM") for name, engine in engines.items()}
-        finally:
-            for engine in engines.values():
-                engine.close()
-    report(console, arguments, found, memory)
+        for round_number in range(arguments.rounds):
+            for name, mode, together in work if round_number % 2 == 0 else work[::-1]:
+                asked = prompts[: max(arguments.prompts, together)] + warm_up
+                entry = found.setdefault((name, mode.name, together), Measured())
+                engine = start(
+                    name,
+                    together,
+                    Path(folder),
+                    server=mode.server,
+                    model=arguments.model,
+                    adapter=arguments.adapter,
+                )
+                try:
+                    rate = measure(engine, asked, arguments.max_tokens, mode, together, entry)
+                finally:
+                    engine.close()
+                console.print(f"{name} {mode.name} x{together}: {rate:.1f} tok/s", highlight=False)
+    report(console, arguments, found)
 
 
 def report(
     console: Console,
     arguments: argparse.Namespace,
     found: dict[tuple[str, str, int], Measured],
-    memory: dict[str, float],
 ) -> None:
     """Table, JSON and plot."""
     rows = []
@@ -350,7 +182,8 @@ def report(
             "most": round(max(entry.rates), 1),
             "ttft_ms": [round(percentile(entry.first, p), 1) for p in (0.5, 0.95)],
             "gap_ms": [round(percentile(entry.gaps, p), 1) for p in (0.5, 0.95)],
-            "peak_megabytes": round(memory[name]),
+            "answer_tokens": entry.tokens,
+            "peak_megabytes": round(entry.memory),
         }
         rows.append(row)
         table.add_row(
@@ -364,7 +197,11 @@ def report(
             f"{row['peak_megabytes']}",
         )
     console.print(table)
-    asked = {"max_tokens": arguments.max_tokens, "rounds": arguments.rounds}
+    asked = {
+        "model": arguments.model or "smollm2-135m-instruct",
+        "max_tokens": arguments.max_tokens,
+        "rounds": arguments.rounds,
+    }
     save(arguments.name, {**header(), **asked, "rows": rows})
     plot(rows, RESULTS / arguments.name)
 

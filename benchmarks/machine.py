@@ -40,6 +40,19 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
+def megabytes(field: str, process: int | str = "self") -> float:
+    """Memory of a process: VmRSS now, VmHWM the most it has held. Linux only."""
+    status = Path(f"/proc/{process}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all tensors of a model, not those in packs of PyTorch's own."""
+    plain = [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
+    return sum(t.nbytes for t in (*plain, *model.parameters(), *model.buffers()))
+
+
 def save(name: str, result: dict[str, Any]) -> Path:
     """Write a result as JSON under benchmarks/results."""
     RESULTS.mkdir(exist_ok=True)

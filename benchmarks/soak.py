@@ -18,8 +18,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from conversion import read_prompts
-from engines import start
 from machine import header, save
+from peers import SERVED, start
 from rich.console import Console
 from rich.progress import track
 
@@ -32,7 +32,7 @@ def body_of(case: dict, *, stream: bool) -> bytes:
     mode, block_length = case["mode"]
     decoding = {"mode": mode, **({"block_length": block_length} if block_length else {})}
     fields = {
-        "model": "smollm2-135m-instruct",
+        "model": SERVED,
         "messages": [{"role": "user", "content": case["prompt"]}],
         "temperature": case["temperature"],
         "seed": case["seed"],
@@ -76,7 +76,7 @@ def rude(url: str, draw: random.Random, counts: Counter) -> None:
     if kind == "garbage":
         status, _ = post(url, draw.randbytes(200))
     elif kind == "wrong":
-        status, _ = post(url, b'{"model": "smollm2-135m-instruct", "messages": 3}')
+        status, _ = post(url, b'{"messages": 3}')
     elif kind == "huge":
         try:
             status, _ = post(url, b" " * (9 * 2**20))

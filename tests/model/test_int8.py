@@ -65,6 +65,36 @@ def test_a_linear_is_the_exact_integer_product(features):
     assert float((linear.weight * linear.scale[:, None] - weight).abs().max()) < 0.02
 
 
+def test_weights_are_quantised_row_by_row_however_they_are_stacked_and_packed():
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(rows, 4100, generator=generator).bfloat16() for rows in (37, 1, 20)]
+    linear = Int8Linear(parts, None)
+    whole = torch.cat(parts).float()
+    scale = whole.abs().amax(1) / torch.tensor(127.0)
+    expected = torch.round(whole * (torch.tensor(127.0) / whole.abs().amax(1))[:, None])
+    assert torch.equal(linear.scale, scale)
+    assert torch.equal(linear.weight, expected.to(torch.int8))
+    x = torch.randn(3, 4100, generator=generator)
+    plain = linear(x)
+    linear.pack()
+    assert linear.weight is None
+    assert linear.packed.shape == (4, 1040, 16, 4)
+    assert torch.equal(linear(x), plain)
+    assert torch.equal(linear.rows(torch.tensor([57, 2])), (expected * scale[:, None])[[57, 2]])
+
+
+@torch.inference_mode()
+def test_embeddings_of_a_bf16_checkpoint_stay_bf16_and_count_as_fp32():
+    _, config, tensors = families.build("llama")
+    stored = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    model = Transformer.from_tensors(config, stored.__getitem__, dtype="int8")
+    widened = {name: tensor.float() for name, tensor in stored.items()}
+    same = Transformer.from_tensors(config, widened.__getitem__, dtype="int8")
+    assert model.embedding.dtype == torch.bfloat16
+    assert model.embedding_matrix().dtype == torch.float32
+    assert torch.equal(prefill(model, TOKENS), prefill(same, TOKENS))
+
+
 @pytest.mark.skipif(native.library() is None, reason="not built here")
 @settings(max_examples=60, deadline=None)
 @given(

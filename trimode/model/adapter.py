@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -109,23 +110,27 @@ _RANKS = 16
 class IntegerDelta(nn.Module):
     """A low-rank delta with int8 weights, each fused part on its own."""
 
-    def __init__(self, delta: LowRankDelta) -> None:
+    def __init__(
+        self, parts: Sequence[tuple[Tensor, Tensor] | None], sizes: Sequence[int], scale: float
+    ) -> None:
+        """See `LowRankDelta.fused`; one part at least must be there."""
         super().__init__()
         self.places: list[tuple[slice, slice]] = []
         """Output rows and ranks of each part."""
         downs, ups = [], []
-        for rows, ranks in (place for place in delta.parts if place is not None):
-            down, up = delta.down[ranks], delta.up[rows, ranks]
+        for part, size, end in zip(parts, sizes, accumulate(sizes), strict=True):
+            if part is None:
+                continue
             # Ranks of zeros change nothing. The C++ pass takes ranks by the sixteen, and all
             # adapters must take it: AR's bits may not depend on which one is loaded.
-            fill = -len(down) % _RANKS
+            fill = -len(part[0]) % _RANKS
             start = sum(map(len, downs))
-            downs.append(F.pad(down, (0, 0, 0, fill)))
-            ups.append(F.pad(up, (0, fill)))
-            self.places.append((rows, slice(start, start + len(downs[-1]))))
-        self.down = Int8Linear(torch.cat(downs), None)
+            downs.append(F.pad(part[0], (0, 0, 0, fill)))
+            ups.append(F.pad(part[1] * scale, (0, fill)))
+            self.places.append((slice(end - size, end), slice(start, start + len(downs[-1]))))
+        self.down = Int8Linear(downs, None)
         self.ups = nn.ModuleList(Int8Linear(up, None) for up in ups)
-        self.out_features = len(delta.up)
+        self.out_features = sum(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` -> `[T, out]`."""

@@ -12,6 +12,7 @@ Inference packs each weight once at load:
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -104,6 +105,8 @@ class FbgemmLinear(nn.Module):
 
 
 WEIGHT_LEVELS = 127
+_QUANTISED_AT_ONCE = 2**16
+"""Weights that are turned from floats into int8 at a time."""
 
 
 def activation_levels(features: int) -> int:
@@ -117,20 +120,31 @@ def activation_levels(features: int) -> int:
 
 def quantise(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Symmetric rows: whole numbers `[n, k]` in -levels..levels and their scales `[n]`, fp32."""
-    top = x.abs().amax(-1)
+    top = torch.maximum(x.amax(-1), -x.amin(-1))
     most = torch.full_like(top, levels)  # number / tensor would be a rounded reciprocal
     inverse = torch.where(top > 0, most / top, 0.0)
-    return torch.round(x * inverse[:, None]), top / most
+    return (x * inverse[:, None]).round_(), top / most
 
 
 class Int8Linear(nn.Module):
     """int8 weights, 12-bit activations, exact int32 products; CPU inference only."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None) -> None:
+        """`weight`: of any float dtype; several are stacked along their outputs."""
         super().__init__()
-        values, self.scale = quantise(weight.float(), WEIGHT_LEVELS)
-        self.out_features, self.in_features = weight.shape
-        self.weight: Tensor | None = values.to(torch.int8)
+        parts = [weight] if isinstance(weight, Tensor) else weight
+        self.out_features, self.in_features = sum(map(len, parts)), parts[0].shape[1]
+        self.scale = torch.empty(self.out_features)
+        values = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
+        # A few rows at a time: what lies between float and int8 then stays in the CPU's cache, and
+        # no weight is ever held in fp32 as a whole.
+        rows = max(1, _QUANTISED_AT_ONCE // self.in_features)
+        start = 0
+        for piece in (piece for part in parts for piece in part.split(rows)):
+            place = slice(start, start + len(piece))
+            values[place], self.scale[place] = quantise(piece.float(), WEIGHT_LEVELS)
+            start = place.stop
+        self.weight: Tensor | None = values
         """`[out, in]`; None once packed."""
         self.packed: Tensor | None = None
         """`[out / 16, in / 4, 16, 4]`, filled up with zeros: the order in which tiles read it."""
@@ -140,9 +154,11 @@ class Int8Linear(nn.Module):
         """Lay the weights out as tiles of 16 outputs and 64 inputs, instead of row by row."""
         if self.weight is None:
             return
-        filled = F.pad(self.weight, (0, -self.in_features % 64, 0, -self.out_features % 16))
-        tiles = filled.view(-1, 16, filled.shape[1] // 4, 4)
-        self.weight, self.packed = None, tiles.transpose(1, 2).contiguous()
+        fill = (0, -self.in_features % 64, 0, -self.out_features % 16)
+        filled = F.pad(self.weight, fill) if any(fill) else self.weight
+        fours = filled.view(torch.int32).view(-1, 16, filled.shape[1] // 4)  # moved together
+        tiles = fours.transpose(1, 2).contiguous()
+        self.weight, self.packed = None, tiles.view(torch.int8).view(*tiles.shape, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` -> `[T, out]`."""

@@ -79,16 +79,28 @@ class Builder:
         """An RMSNorm from `name.weight`."""
         return RMSNorm(self.tensor(f"{name}.weight", own=True), eps)
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-        """A weight in the chosen format."""
-        return KERNELS[self.kernel](weight, bias)
+    def weight(self, name: str, *, own: bool = False) -> Tensor:
+        """`name.weight` in the activation dtype; beside int8 linears as it is stored.
+
+        They are quantised from any float, and an embedding that stays is read by rows: in fp32
+        that of a bf16 checkpoint would weigh twice as much for the same numbers.
+        """
+        if self.integer:
+            return self._read(f"{name}.weight").to(device=self.device, copy=own)
+        return self.tensor(f"{name}.weight", own=own)
+
+    def linear(self, weights: list[Tensor], bias: Tensor | None = None) -> nn.Module:
+        """Weights, stacked along their outputs, in the chosen format."""
+        if self.integer:
+            return Int8Linear(weights, bias)
+        return KERNELS[self.kernel](torch.cat(weights) if len(weights) > 1 else weights[0], bias)
 
     def projection(self, *names: str, bias: bool) -> Projection:
         """The linears `names`, fused along their outputs, with their share of the adapter."""
-        weights = [self.tensor(f"{name}.weight") for name in names]
+        weights = [self.weight(name) for name in names]
         sizes = [len(weight) for weight in weights]
         biases = torch.cat([self.tensor(f"{name}.bias") for name in names]) if bias else None
-        linear = self.linear(torch.cat(weights) if len(weights) > 1 else weights[0], biases)
+        linear = self.linear(weights, biases)
         return Projection(names, sizes, linear, self._delta(names, sizes))
 
     def _delta(
@@ -101,8 +113,9 @@ class Builder:
             part = self._adapter.targets.get(name)
             moved = part and tuple(t.to(device=self.device, dtype=self.dtype) for t in part)
             parts.append(moved)
-        delta = LowRankDelta.fused(parts, sizes, self._adapter.scale)
-        return IntegerDelta(delta) if delta is not None and self.integer else delta
+        if self.integer and any(part is not None for part in parts):
+            return IntegerDelta(parts, sizes, self._adapter.scale)
+        return LowRankDelta.fused(parts, sizes, self._adapter.scale)
 
 
 class Attention(nn.Module):
@@ -180,11 +193,11 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = build.norm("norm", config.rms_norm_eps)
         tied = config.tie_word_embeddings
-        embedding = build.tensor("embed_tokens.weight", own=not (tied and build.integer))
-        self.head = build.linear(embedding if tied else build.tensor("lm_head.weight"))
+        embedding = build.weight("embed_tokens", own=not (tied and build.integer))
+        self.head = build.linear([embedding if tied else build.weight("lm_head")])
         shared = tied and isinstance(self.head, Int8Linear)
         self.embedding = None if shared else nn.Parameter(embedding, requires_grad=False)
-        """`[V, D]`; None where the int8 head serves for both."""
+        """`[V, D]`, see `Builder.weight`; None where the int8 head serves for both."""
         if tied and isinstance(self.head, PlainLinear):
             assert self.embedding is not None
             self.head.weight = self.embedding  # one parameter, one gradient
@@ -272,14 +285,14 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings `[T, D]` of tokens `[T]`, in the activation dtype."""
         if self.embedding is not None:
-            return F.embedding(tokens, self.embedding)
+            return F.embedding(tokens, self.embedding).to(self.dtype)
         assert isinstance(self.head, Int8Linear)
         return self.head.rows(tokens)
 
     def embedding_matrix(self) -> Tensor:
-        """All embeddings `[V, D]`; a copy where the int8 head serves for both."""
+        """All embeddings `[V, D]` in the activation dtype; beside an int8 head a copy."""
         if self.embedding is not None:
-            return self.embedding.detach()
+            return self.embedding.detach().to(self.dtype)
         return self.embed(torch.arange(self.config.vocab_size))
 
     def logits(self, hidden: Tensor) -> Tensor:
