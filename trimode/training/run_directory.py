@@ -21,7 +21,7 @@ from torch import Tensor
 import trimode
 from trimode.checkpoints.atomic import atomic_directory, write_text
 from trimode.errors import CheckpointError, InputError
-from trimode.training.config import TrainConfig
+from trimode.training.config import TrainConfig, parse_train_config
 
 _FREE = (
     "output",
@@ -76,7 +76,9 @@ class RunDirectory:
             self._board = _open_board(self.path)
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        before, now = _flat(old), _flat(json.loads(json.dumps(new)))
+        # A field that is younger than the run had its default then.
+        old |= {"config": asdict(parse_train_config(old["config"]))}
+        before, now = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(new)))
         for name, value in now.items():
             free = any(name == f"config.{f}" or name.startswith(f"config.{f}.") for f in _FREE)
             if not free and before.get(name) != value:
