@@ -90,8 +90,9 @@ class TrainConfig:
     """Packed rows of a pass; default all of them."""
     ema_decay: float | None = None
     """Exponential moving average of what is trained; it is what is evaluated and exported."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast over fp32 weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16: autocast over fp32 weights. auto: bf16 on CUDA and on a CPU that multiplies bf16, else
+    fp32; a run that exists goes on in the one it began in."""
     export_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the result; checkpoints are always fp32."""
     device: str = "auto"

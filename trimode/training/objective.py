@@ -227,6 +227,8 @@ def head_loss(
         arguments: `[m, ...]`, cut into chunks with `hidden`.
         chunk: rows of a chunk.
     """
+    if not torch.is_grad_enabled():  # a Function cannot tell
+        hidden, weight = hidden.detach(), weight.detach()
     return _HeadLoss.apply(hidden, weight, loss, chunk, *arguments)  # type: ignore[return-value]
 
 

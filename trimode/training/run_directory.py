@@ -34,7 +34,25 @@ _FREE = (
     "export_dtype",
 )
 """What a continued run may change."""
-_STATE = "state.json"
+_CONFIG, _STATE = "config.json", "state.json"
+
+
+def recorded_precision(directory: Path) -> str | None:
+    """The precision of the run in a directory; None where there is none."""
+    path = directory / _CONFIG
+    return _read_record(path)["config"].get("precision") if path.is_file() else None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A run's `config.json`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record["config"], dict):
+            return record
+        reason = "no config in it"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error)
+    raise InputError("output", f"{path} is not that of a run ({reason})", "another directory")
 
 
 class RunDirectory:
@@ -62,9 +80,9 @@ class RunDirectory:
             "model_sha256": model_fingerprint,
             "data_sha256": data_sha256,
         }
-        self._config_path = self.path / "config.json"
+        self._config_path = self.path / _CONFIG
         if self._config_path.exists():
-            self._check_same(json.loads(self._config_path.read_text(encoding="utf-8")), record)
+            self._check_same(_read_record(self._config_path), record)
         elif self.path.exists() and any(self.path.iterdir()):
             raise InputError("output", f"{self.path} is not empty", "a new directory, or a run's")
         if not writes:

@@ -212,12 +212,7 @@ def losses(
     head = head_matrix(transformer)  # after a pass: where weights are sharded, it is whole now
     found: dict[str, LossSum] = {}
     if train_base and objective.ar_loss_weight:
-        rows, columns = ar_positions(batch)
-        targets = batch.tokens[rows, columns + 1].to(device)
-        found["ar"] = _sum(
-            head_loss(hidden[rows, columns], head, lambda z, t: ar_loss(z, t).total, targets),
-            len(targets),
-        )
+        found["ar"] = ar_losses(hidden, head, batch)
     masked = task.noise.masked
     if not objective.needs_noise:
         return found
@@ -285,6 +280,14 @@ def _alignment(student: Tensor, teacher: Tensor, head: Tensor, task: Task) -> Lo
 
     total = head_loss(student[chosen], head, aligned, teacher[chosen], weights)
     return _sum(total, task.masked_blocks)
+
+
+def ar_losses(hidden: Tensor, head: Tensor, batch: Batch) -> LossSum:
+    """AR loss of a clean pass: `hidden` `[R, L, D]`, `head` `[vocab, D]`."""
+    rows, columns = ar_positions(batch)
+    targets = batch.tokens[rows, columns + 1].to(hidden.device)
+    total = head_loss(hidden[rows, columns], head, lambda z, t: ar_loss(z, t).total, targets)
+    return _sum(total, len(targets))
 
 
 def ar_positions(batch: Batch) -> tuple[Tensor, Tensor]:

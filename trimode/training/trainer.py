@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -29,6 +29,7 @@ from rich.progress import (
 
 from trimode.checkpoints import LoadedModel, open_checkpoint, save_adapter, save_checkpoint
 from trimode.errors import CheckpointError, InputError, TrimodeError
+from trimode.model.linear import cpu_multiplies_bf16
 from trimode.training.adapter import (
     export_adapter,
     export_weights,
@@ -44,7 +45,7 @@ from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.memory import keep_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
-from trimode.training.run_directory import RunDirectory
+from trimode.training.run_directory import RunDirectory, recorded_precision
 from trimode.training.self_generate import read_prompts
 from trimode.training.step import StepConfig, Task, ar_positions, draw_task, losses
 
@@ -61,7 +62,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
-        self.config = config
+        self.config = config = replace(config, precision=_precision(config))
         self._console = Console(stderr=True)
         self._console.quiet = not progress
         checkpoint = open_checkpoint(config.model, progress=progress)
@@ -234,7 +235,8 @@ class Trainer:
         row: dict[str, Any] = {"step": self.step, "evaluation": True}
         with self._averaged():
             if self._held_out:
-                found = held_out_losses(self.model, self._held_out, self.config.step)
+                with self._autocast():
+                    found = held_out_losses(self.model, self._held_out, self.config.step)
                 row |= {f"held_out_{name}_loss": value for name, value in found.items()}
             if self._prompts and self.processes.count == 1:  # decoding needs whole weights
                 block_length = self.config.step.blocks.block_length
@@ -390,6 +392,18 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
+    """What `auto` is here, or was where the run began."""
+    if config.precision != "auto":
+        return config.precision
+    recorded = recorded_precision(Path(config.output))
+    if recorded is not None:
+        return "bf16" if recorded == "bf16" else "fp32"
+    on_cuda = config.device.startswith("cuda")
+    on_cuda |= config.device == "auto" and torch.cuda.is_available()
+    return "bf16" if on_cuda or cpu_multiplies_bf16() else "fp32"
 
 
 def _evaluation_prompts(config: TrainConfig) -> list[str]:
