@@ -8,56 +8,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tests.training.runs import TEXT, config_of, run, weights
 from trimode import GenerationOptions, generate, load
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.testing.tiny import write_tiny_checkpoint
 from trimode.training import RECIPES, run_directory
-from trimode.training.config import parse_train_config, read_train_config
+from trimode.training.config import read_train_config
 from trimode.training.trainer import Trainer
-
-TEXT = "The sea keeps what it takes and gives back what it does not want. "
-
-
-@pytest.fixture
-def base(tmp_path):
-    path = tmp_path / "base"
-    write_tiny_checkpoint(path, "llama", hidden_size=64, intermediate_size=128)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path):
-    path = tmp_path / "data.jsonl"
-    rows = [
-        {"prompt": f"line {i}", "completion": TEXT[i : i + 24].strip() + "."} for i in range(12)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def config_of(base, source, output, **overrides):
-    fields = {
-        "output": str(output),
-        "model": str(base),
-        "data": {"files": [str(source)], "sequence_length": 128},
-        "train": "everything",
-        "step": {"blocks": {"block_length": 8}},
-        "optimiser": {"learning_rate": 3e-3, "warmup_steps": 5},
-        "evaluation": {"every": 0},
-        "steps": 6,
-        "batch_size": 2,
-        "save_every": 3,
-    }
-    return parse_train_config(fields | overrides)
-
-
-def run(config):
-    trainer = Trainer(config, progress=False)
-    return trainer, trainer.run()
-
-
-def weights(trainer):
-    return {item.name: item.parameter.detach().clone() for item in trainer.trained}
 
 
 @pytest.mark.parametrize("train", ["everything", "adapter"])

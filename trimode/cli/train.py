@@ -57,7 +57,7 @@ def convert(
     steps: Steps = None,
     seed: opt.Seed = 0,
     set_: Set = None,
-    dtype: opt.Dtype = "bf16",
+    dtype: opt.Dtype = "auto",
     no_progress: opt.NoProgress = False,
 ) -> int:
     """Make an AR model tri-modal: it writes its own training data, then an adapter is trained.

@@ -48,14 +48,15 @@ def choose_kernel(dtype: str, device: str) -> tuple[torch.dtype, Kernel]:
         return (torch.float32 if dtype == "fp32" else torch.bfloat16), "plain"
     if dtype == "fp32":
         return torch.float32, "onednn" if torch.backends.mkldnn.is_available() else "plain"
-    if _cpu_multiplies_bf16():
+    if cpu_multiplies_bf16():
         return torch.bfloat16, "plain"
     if "fbgemm" in torch.backends.quantized.supported_engines:
         return torch.float32, "fbgemm"
     return torch.bfloat16, "plain"
 
 
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16 numbers."""
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512", "NO AVX"):  # x86
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

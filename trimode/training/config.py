@@ -81,14 +81,18 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     steps: int = 1000
+    ar_only_steps: int = 0
+    """The first steps, before the diffusion loss joins: NLD's first stage. They have no noisy
+    pass."""
     batch_size: int = 8
     """Packed rows of an optimiser step, over all processes."""
     micro_batch_size: int | None = None
     """Packed rows of a pass; default all of them."""
     ema_decay: float | None = None
     """Exponential moving average of what is trained; it is what is evaluated and exported."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast over fp32 weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """bf16: autocast over fp32 weights. auto: bf16 on CUDA and on a CPU that multiplies bf16, else
+    fp32; a run that exists goes on in the one it began in."""
     export_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the result; checkpoints are always fp32."""
     device: str = "auto"
@@ -100,6 +104,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_every", "keep_checkpoints"):
             check_range(name, getattr(self, name), 1, None)
+        self._check_ar_only_steps()
         micro = self.micro_batch_size
         if micro is not None and (micro < 1 or self.batch_size % micro):
             raise InputError("micro_batch_size", str(micro), f"must divide {self.batch_size}")
@@ -108,6 +113,14 @@ class TrainConfig:
         if self.train == "adapter" and self.step.objective.ar_loss_weight:
             objective = replace(self.step.objective, ar_loss_weight=0.0)  # nothing it could teach
             object.__setattr__(self, "step", replace(self.step, objective=objective))
+
+    def _check_ar_only_steps(self) -> None:
+        name, found = "ar_only_steps", str(self.ar_only_steps)
+        check_range(name, self.ar_only_steps, 0, self.steps)
+        if self.ar_only_steps and self.train == "adapter":
+            raise InputError(name, found, "needs train: everything; no AR loss teaches an adapter")
+        if self.ar_only_steps and not self.step.objective.ar_loss_weight:
+            raise InputError(name, found, "needs an ar_loss_weight above 0")
 
 
 def read_train_config(path: Path | None, overrides: dict[str, Any]) -> TrainConfig:

@@ -50,6 +50,19 @@ class ObjectiveConfig:
         for name in ("distillation_temperature", "distance_decay"):
             check_range(name, getattr(self, name), 0, None, exclusive_low=True)
 
+    @property
+    def needs_noise(self) -> bool:
+        """Whether any loss is of noisy blocks; without one a step has no noisy pass."""
+        return bool(
+            self.diffusion_loss_weight
+            or self.distillation_loss_weight
+            or self.alignment_loss_weight
+        )
+
+    def ar_only(self) -> "ObjectiveConfig":
+        """NLD's first stage: the AR loss and nothing else."""
+        return ObjectiveConfig(ar_loss_weight=self.ar_loss_weight, diffusion_loss_weight=0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
@@ -214,6 +227,8 @@ def head_loss(
         arguments: `[m, ...]`, cut into chunks with `hidden`.
         chunk: rows of a chunk.
     """
+    if not torch.is_grad_enabled():  # a Function cannot tell
+        hidden, weight = hidden.detach(), weight.detach()
     return _HeadLoss.apply(hidden, weight, loss, chunk, *arguments)  # type: ignore[return-value]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 import trimode
 from trimode.checkpoints.atomic import atomic_directory, write_text
 from trimode.errors import CheckpointError, InputError
-from trimode.training.config import TrainConfig
+from trimode.training.config import TrainConfig, parse_train_config
 
 _FREE = (
     "output",
@@ -34,7 +34,25 @@ _FREE = (
     "export_dtype",
 )
 """What a continued run may change."""
-_STATE = "state.json"
+_CONFIG, _STATE = "config.json", "state.json"
+
+
+def recorded_precision(directory: Path) -> str | None:
+    """The precision of the run in a directory; None where there is none."""
+    path = directory / _CONFIG
+    return _read_record(path)["config"].get("precision") if path.is_file() else None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A run's `config.json`."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record["config"], dict):
+            return record
+        reason = "no config in it"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error)
+    raise InputError("output", f"{path} is not that of a run ({reason})", "another directory")
 
 
 class RunDirectory:
@@ -62,9 +80,9 @@ class RunDirectory:
             "model_sha256": model_fingerprint,
             "data_sha256": data_sha256,
         }
-        self._config_path = self.path / "config.json"
+        self._config_path = self.path / _CONFIG
         if self._config_path.exists():
-            self._check_same(json.loads(self._config_path.read_text(encoding="utf-8")), record)
+            self._check_same(_read_record(self._config_path), record)
         elif self.path.exists() and any(self.path.iterdir()):
             raise InputError("output", f"{self.path} is not empty", "a new directory, or a run's")
         if not writes:
@@ -76,7 +94,9 @@ class RunDirectory:
             self._board = _open_board(self.path)
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        before, now = _flat(old), _flat(json.loads(json.dumps(new)))
+        # A field that is younger than the run had its default then.
+        old |= {"config": asdict(parse_train_config(old["config"]))}
+        before, now = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(new)))
         for name, value in now.items():
             free = any(name == f"config.{f}" or name.startswith(f"config.{f}.") for f in _FREE)
             if not free and before.get(name) != value:

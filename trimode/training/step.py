@@ -1,7 +1,7 @@
 """One training step's losses: place blocks, draw noise, run both passes, weigh."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -86,6 +86,11 @@ class Task:
         return int(self.noise.masked.any(-1).sum())
 
     @property
+    def noisy_tokens(self) -> int:
+        """How many tokens go through the noisy pass."""
+        return self.blocks.index.numel()
+
+    @property
     def masked_tokens(self) -> int:
         """How many tokens the noisy pass is trained on."""
         return int(self.noise.masked.sum())
@@ -98,6 +103,10 @@ class StepConfig:
     blocks: BlockConfig = field(default_factory=BlockConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    def ar_only(self) -> "StepConfig":
+        """The same without noisy blocks."""
+        return replace(self, objective=self.objective.ar_only())
 
     def __post_init__(self) -> None:
         for name in ("draft_share", "seeded_share"):
@@ -122,6 +131,8 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
         step: which all rows of a step share: block length and offset depend on it.
         first_row: each row's noise depends on its number only.
     """
+    if not config.objective.needs_noise:
+        return Task(batch, *_no_blocks(len(batch.tokens)), draft_seed=0)
     where = config.blocks
     shared = stream(seed, "step", step)
     lengths = (where.block_length, *where.other_lengths)
@@ -139,6 +150,13 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
         parts.append((blocks, draw_noise(config.noise, blocks, learn, generator)))
     blocks, noise = _stack(parts, batch.tokens.shape[1])
     return Task(batch, blocks, noise, stream(seed, "drafts", first_row).initial_seed())
+
+
+def _no_blocks(rows: int) -> tuple[Blocks, Noise]:
+    """What a step without a noisy pass has."""
+    places = torch.zeros(rows, 0, 1, dtype=torch.long)
+    starts, none = places[:, :, 0], places.bool()
+    return Blocks(starts, places, none, starts), Noise(none, none.float())
 
 
 def _stack(parts: Sequence[tuple[Blocks, Noise]], length: int) -> tuple[Blocks, Noise]:
@@ -194,19 +212,9 @@ def losses(
     head = head_matrix(transformer)  # after a pass: where weights are sharded, it is whole now
     found: dict[str, LossSum] = {}
     if train_base and objective.ar_loss_weight:
-        rows, columns = ar_positions(batch)
-        targets = batch.tokens[rows, columns + 1].to(device)
-        found["ar"] = _sum(
-            head_loss(hidden[rows, columns], head, lambda z, t: ar_loss(z, t).total, targets),
-            len(targets),
-        )
+        found["ar"] = ar_losses(hidden, head, batch)
     masked = task.noise.masked
-    wanted = [
-        objective.diffusion_loss_weight,
-        objective.distillation_loss_weight,
-        objective.alignment_loss_weight,
-    ]
-    if not any(wanted):
+    if not objective.needs_noise:
         return found
     mask_id = transformer.config.mask_token_id
     assert mask_id is not None
@@ -272,6 +280,14 @@ def _alignment(student: Tensor, teacher: Tensor, head: Tensor, task: Task) -> Lo
 
     total = head_loss(student[chosen], head, aligned, teacher[chosen], weights)
     return _sum(total, task.masked_blocks)
+
+
+def ar_losses(hidden: Tensor, head: Tensor, batch: Batch) -> LossSum:
+    """AR loss of a clean pass: `hidden` `[R, L, D]`, `head` `[vocab, D]`."""
+    rows, columns = ar_positions(batch)
+    targets = batch.tokens[rows, columns + 1].to(hidden.device)
+    total = head_loss(hidden[rows, columns], head, lambda z, t: ar_loss(z, t).total, targets)
+    return _sum(total, len(targets))
 
 
 def ar_positions(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -29,6 +29,7 @@ from rich.progress import (
 
 from trimode.checkpoints import LoadedModel, open_checkpoint, save_adapter, save_checkpoint
 from trimode.errors import CheckpointError, InputError, TrimodeError
+from trimode.model.linear import cpu_multiplies_bf16
 from trimode.training.adapter import (
     export_adapter,
     export_weights,
@@ -44,9 +45,9 @@ from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.memory import keep_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
-from trimode.training.run_directory import RunDirectory
+from trimode.training.run_directory import RunDirectory, recorded_precision
 from trimode.training.self_generate import read_prompts
-from trimode.training.step import Task, ar_positions, draw_task, losses
+from trimode.training.step import StepConfig, Task, ar_positions, draw_task, losses
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HELD_OUT = 16
@@ -61,7 +62,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
-        self.config = config
+        self.config = config = replace(config, precision=_precision(config))
         self._console = Console(stderr=True)
         self._console.quiet = not progress
         checkpoint = open_checkpoint(config.model, progress=progress)
@@ -74,7 +75,7 @@ class Trainer:
                 str(config.data.sequence_length),
                 f"at most the model's context, {model_config.max_position_embeddings}",
             )
-        _loss_weights(config, train_base=config.train == "everything")
+        _loss_weights(config.step.objective, train_base=config.train == "everything")
         self._prompts = _evaluation_prompts(config)
         files = [Path(name).expanduser() for name in config.data.files]
         documents = read_documents(
@@ -148,11 +149,11 @@ class Trainer:
             while self.step < self.config.steps and not self._stopped():
                 row = self.train_step()
                 self.directory.log(row)
-                rate = row["masked_tokens_per_second"]
+                rate = row["trained_tokens_per_second"]
                 bar.update(
                     task,
                     completed=self.step,
-                    description=f"loss {row['loss']:.3f}, {rate:.0f} masked tokens/s",
+                    description=f"loss {row['loss']:.3f}, {rate:.0f} trained tokens/s",
                 )
                 every = self.config.evaluation.every
                 if every and self.step % every == 0:
@@ -173,14 +174,15 @@ class Trainer:
         begun = time.perf_counter()
         tasks = self._tasks()
         train_base = config.train == "everything"
-        objective = config.step.objective
-        (count,) = self.processes.sum(_count(tasks, objective, train_base=train_base))
+        now = self._now()
+        ar_tokens = _ar_tokens(tasks, now.objective) if train_base else 0
+        (count,) = self.processes.sum(_noisy_count(tasks, now.objective) + ar_tokens)
         count = max(1.0, count)
-        weights = _loss_weights(config, train_base=train_base)
+        weights = _loss_weights(now.objective, train_base=train_base)
         totals = {name: LossSum(torch.zeros(()), torch.zeros(())) for name in weights}
         for task in tasks:
             with self._autocast():
-                found = losses(self.transformer, task, config.step, train_base=train_base)
+                found = losses(self.transformer, task, now, train_base=train_base)
             # FSDP averages gradients over the processes; the count is already that of all of them.
             (joint_loss(found, weights, count) * self.processes.count).backward()
             for name, loss in found.items():
@@ -205,19 +207,26 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.trained, self.step)
-        (masked,) = self.processes.sum(sum(task.masked_tokens for task in tasks))
+        masked, noisy, ar_tokens = self.processes.sum(
+            sum(task.masked_tokens for task in tasks),
+            sum(task.noisy_tokens for task in tasks),
+            ar_tokens,
+        )
         self.step += 1
         seconds = time.perf_counter() - begun
         return {
             "step": self.step,
+            "stage": "joint" if now.objective.needs_noise else "ar",
             "loss": value,
             **{f"{name}_loss": mean for name, mean in means.items()},
             "learning_rate": rate,
             "gradient_norm": float(whole(norm)),
+            "ar_tokens": int(ar_tokens),
+            "noisy_tokens": int(noisy),
             "masked_tokens": int(masked),
             "epoch": self._rows.epoch_of(self.step * config.batch_size - 1),
             "seconds": seconds,
-            "masked_tokens_per_second": masked / seconds,
+            "trained_tokens_per_second": (masked + ar_tokens) / seconds,
         }
 
     def evaluate(self) -> dict[str, Any]:
@@ -226,7 +235,8 @@ class Trainer:
         row: dict[str, Any] = {"step": self.step, "evaluation": True}
         with self._averaged():
             if self._held_out:
-                found = held_out_losses(self.model, self._held_out, self.config.step)
+                with self._autocast():
+                    found = held_out_losses(self.model, self._held_out, self.config.step)
                 row |= {f"held_out_{name}_loss": value for name, value in found.items()}
             if self._prompts and self.processes.count == 1:  # decoding needs whole weights
                 block_length = self.config.step.blocks.block_length
@@ -329,16 +339,22 @@ class Trainer:
         share = config.batch_size // self.processes.count
         micro = config.micro_batch_size or share
         first = self.step * config.batch_size + self.processes.rank * share
+        now = self._now()
         return [
             draw_task(
                 self._rows.batch(row, micro),
-                config.step,
+                now,
                 seed=config.seed,
                 step=self.step,
                 first_row=row,
             )
             for row in range(first, first + share, micro)
         ]
+
+    def _now(self) -> StepConfig:
+        """What the next step computes."""
+        ar_only = self.step < self.config.ar_only_steps
+        return self.config.step.ar_only() if ar_only else self.config.step
 
     def _autocast(self) -> Any:
         if self.config.precision == "fp32":
@@ -378,6 +394,18 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def _precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
+    """What `auto` is here, or was where the run began."""
+    if config.precision != "auto":
+        return config.precision
+    recorded = recorded_precision(Path(config.output))
+    if recorded is not None:
+        return "bf16" if recorded == "bf16" else "fp32"
+    on_cuda = config.device.startswith("cuda")
+    on_cuda |= config.device == "auto" and torch.cuda.is_available()
+    return "bf16" if on_cuda or cpu_multiplies_bf16() else "fp32"
+
+
 def _evaluation_prompts(config: TrainConfig) -> list[str]:
     options = config.evaluation
     if options.prompts is None or not options.every:
@@ -393,9 +421,8 @@ def _batches(rows: PackedRows) -> list[Batch]:
     return [rows.batch(i, min(2, count - i)) for i in range(0, count, 2)]
 
 
-def _loss_weights(config: TrainConfig, *, train_base: bool) -> dict[str, float]:
-    """The losses of a run that have a weight."""
-    objective = config.step.objective
+def _loss_weights(objective: ObjectiveConfig, *, train_base: bool) -> dict[str, float]:
+    """The losses of a step that have a weight."""
     weights = {
         "ar": objective.ar_loss_weight if train_base else 0.0,
         "diffusion": objective.diffusion_loss_weight,
@@ -408,15 +435,18 @@ def _loss_weights(config: TrainConfig, *, train_base: bool) -> dict[str, float]:
     return found
 
 
-def _count(tasks: list[Task], objective: ObjectiveConfig, *, train_base: bool) -> float:
-    """What a step's loss is averaged over: AR tokens and masked tokens, or aligned blocks."""
+def _noisy_count(tasks: list[Task], objective: ObjectiveConfig) -> int:
+    """What the losses of noisy blocks are averaged over: masked tokens, or aligned blocks."""
     if objective.alignment_loss_weight:
-        count = sum(task.masked_blocks for task in tasks)
-    else:
-        count = sum(task.masked_tokens for task in tasks)
-    if train_base and objective.ar_loss_weight:
-        count += sum(len(ar_positions(task.batch)[0]) for task in tasks)
-    return float(count)
+        return sum(task.masked_blocks for task in tasks)
+    return sum(task.masked_tokens for task in tasks)
+
+
+def _ar_tokens(tasks: list[Task], objective: ObjectiveConfig) -> int:
+    """Tokens of a step that the AR loss is summed over."""
+    if not objective.ar_loss_weight:
+        return 0
+    return sum(len(ar_positions(task.batch)[0]) for task in tasks)
 
 
 def _weights_fingerprint(head: torch.Tensor) -> str:
