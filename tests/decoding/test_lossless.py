@@ -44,8 +44,14 @@ def agreeable(seed: int = 0, family: str = "llama"):
 @pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
 @pytest.mark.parametrize(
     "mode",
-    [{"mode": "linear"}, {"mode": "linear", "seed_block": False}, {"mode": "quadratic"}],
-    ids=["linear", "linear-all-masks", "quadratic"],
+    [
+        {"mode": "linear"},
+        {"mode": "linear", "seed_block": False},
+        {"mode": "linear", "seed_block": False, "draft_tree": True},
+        {"mode": "quadratic"},
+        {"mode": "quadratic", "draft_tree": True},
+    ],
+    ids=["linear", "linear-all-masks", "linear-tree", "quadratic", "quadratic-tree"],
 )
 def test_speculation_emits_exactly_the_ar_tokens(mode, options, block_length):
     model = agreeable(1)
@@ -55,6 +61,15 @@ def test_speculation_emits_exactly_the_ar_tokens(mode, options, block_length):
         PROMPT, max_tokens=tokens, block_length=block_length, **mode, **options
     ).tokens
     assert got == expected
+
+
+def test_a_tree_is_accepted_further_than_a_line():
+    accepted = {}
+    for tree in (False, True):
+        asked = {"mode": "quadratic", "block_length": 5, "max_tokens": 80, "draft_tree": tree}
+        found = [agreeable(seed).generate(PROMPT, **asked).stats for seed in range(3)]
+        accepted[tree] = sum(s.acceptance_length for s in found)
+    assert accepted[True] > 1.05 * accepted[False]
 
 
 def test_a_pass_that_drafts_ahead_of_its_seed_yields_one_token_for_certain():
