@@ -109,7 +109,8 @@ class _Run:
         node = path[-1] if path else ROOT
         wanted = min(masks, self.remaining)
         if wanted > 1:
-            proposals = logits.head(masks_of(node, draft, masks)[1:wanted])
+            behind = masks_of(node, draft, masks)[1:wanted]
+            proposals = logits.head(context.predicting(behind))
             self.proposed = draft_from(
                 proposals, len(self.tokens), self.tokens, MAX_TREE_NODES, context
             )
