@@ -1,12 +1,14 @@
 """Noisy tokens a second of a training step, against a plain implementation of the same recipe.
 
-    python benchmarks/training_speed.py [--steps 3] [--rows 4]
+    python benchmarks/training_speed.py [--steps 3] [--rows 4] [--precision auto|fp32|bf16]
 
 Both train a rank-64 adapter on all linears of SmolLM2-135M by distillation from the AR half, blocks
-of 16. Plain: [noisy | clean] of 256 tokens each as one sequence under a dense mask, keys repeated
+of 16, both under bf16 autocast where the CPU multiplies bf16 (`--precision auto`), else in fp32.
+Plain: [noisy | clean] of 256 tokens each as one sequence under a dense mask, keys repeated
 for grouped attention, logits of every row of both halves. Ours: `trimode/training`.
 
-Also: where a step's time goes, peak memory, and tokens a second of self-generation.
+Also: where a step's time goes, peak memory, and tokens a second of self-generation in the engine's
+default dtype.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from torch import Tensor
 from trimode import GenerationOptions, load
 from trimode.checkpoints import open_checkpoint
 from trimode.engine import Engine, drain, encode_prompt
+from trimode.model.linear import cpu_multiplies_bf16, describe_kernel
 from trimode.training import step as step_module
 from trimode.training.adapter import AdapterConfig, new_adapter, train_adapter
 from trimode.training.data import Batch
@@ -61,8 +64,16 @@ class DenseAttention:
         return (weights @ values).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def plain_step(transformer: torch.nn.Module, tokens: Tensor) -> int:
+def plain_step(transformer: torch.nn.Module, tokens: Tensor, bf16: bool) -> int:
     """Loss and backward of the plain recipe; returns the noisy tokens it ran."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = plain_loss(transformer, tokens)
+    loss.backward()
+    return tokens.numel()
+
+
+def plain_loss(transformer: torch.nn.Module, tokens: Tensor) -> Tensor:
+    """KL from the AR half to the noisy one over both halves' logits `[rows, 2, length, vocab]`."""
     rows = len(tokens)
     generator = torch.Generator().manual_seed(0)
     place = torch.arange(LENGTH) % BLOCK
@@ -81,15 +92,14 @@ def plain_step(transformer: torch.nn.Module, tokens: Tensor) -> int:
     teacher = torch.log_softmax(logits[:, 1, :-1].detach(), -1)
     divergence = F.kl_div(student[:, 1:], teacher, reduction="none", log_target=True).sum(-1)
     weights = 0.85 ** (place - 1).clamp(min=0).float() * masked
-    loss = (divergence * weights[:, 1:]).sum() / masked.sum()
-    loss.backward()
-    return rows * LENGTH
+    return (divergence * weights[:, 1:]).sum() / masked.sum()
 
 
-def our_step(transformer: torch.nn.Module, batch: Batch, config: StepConfig) -> int:
+def our_step(transformer: torch.nn.Module, batch: Batch, config: StepConfig, bf16: bool) -> int:
     """Loss and backward of ours; returns the noisy tokens it ran."""
     task = draw_task(batch, config, seed=0, step=0, first_row=0)
-    found = losses(transformer, task, config, train_base=False)["distillation"]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = losses(transformer, task, config, train_base=False)["distillation"]
     found.mean.backward()
     return task.blocks.index.numel()
 
@@ -110,7 +120,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     arguments = parser.parse_args()
+    precision = arguments.precision
+    if precision == "auto":
+        precision = "bf16" if cpu_multiplies_bf16() else "fp32"
     rows = arguments.rows
     checkpoint = open_checkpoint(progress=False)
     mask = checkpoint.read("embed_tokens.weight")[checkpoint.config.mask_token_id or 0]
@@ -127,35 +141,38 @@ def main() -> None:
             diffusion_loss_weight=0, distillation_loss_weight=1, distance_decay=0.85
         ),
     )
-    plain = measure(lambda: plain_step(transformer, tokens), arguments.steps)
+    bf16 = precision == "bf16"
+    plain = measure(lambda: plain_step(transformer, tokens, bf16), arguments.steps)
     keep_freed_memory()
     spent: dict[str, list[float]] = {}
     for name in ("clean_pass", "noisy_pass", "head_loss"):
         setattr(step_module, name, _timed(getattr(step_module, name), name, spent))
-    ours = measure(lambda: our_step(transformer, batch, config), arguments.steps)
+    ours = measure(lambda: our_step(transformer, batch, config, bf16), arguments.steps)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parts = {name: round(statistics.median(times), 2) for name, times in spent.items()}
     parts["backward and rest"] = round(ours[1] - sum(parts.values()), 2)
-    generated = self_generation()
+    dtype, generated = self_generation()
 
     info = header()
     console = Console()
-    console.print(f"{info['cpu']}, {info['threads']} threads, torch {info['torch']}, fp32")
+    console.print(f"{info['cpu']}, {info['threads']} threads, torch {info['torch']}, {precision}")
     table = Table("training step", "noisy tokens/s", "s a step", "ratio")
     table.add_row("plain", f"{plain[0]:.0f}", f"{plain[1]:.1f}", "1.0")
     table.add_row("ours", f"{ours[0]:.0f}", f"{ours[1]:.1f}", f"{ours[0] / plain[0]:.2f}")
     console.print(table)
     console.print(f"of a step of ours, s: {parts}; peak memory of both {memory:.1f} GB")
-    console.print(f"self-generation: {generated:.0f} tokens/s, {CONVERSATIONS} at once")
+    console.print(f"self-generation: {generated:.0f} tokens/s, {CONVERSATIONS} at once; {dtype}")
     save(
         "training_speed",
         {
             **info,
+            "precision": precision,
             "plain_tokens_per_second": round(plain[0], 1),
             "our_tokens_per_second": round(ours[0], 1),
             "ratio": round(ours[0] / plain[0], 2),
             "seconds_of_a_step": parts,
             "peak_memory_gb": round(memory, 2),
+            "self_generation_kernel": dtype,
             "self_generation_tokens_per_second": round(generated, 1),
         },
     )
@@ -171,9 +188,9 @@ def _timed(function: Callable, name: str, spent: dict[str, list[float]]) -> Call
     return run
 
 
-def self_generation() -> float:
-    """Answer tokens a second, prompts and sampling included."""
-    model = load(dtype="bf16", progress=False)
+def self_generation() -> tuple[str, float]:
+    """How linears run, and answer tokens a second, prompts and sampling included."""
+    model = load(dtype="auto", progress=False)
     engine = Engine(model, max_sequences=CONVERSATIONS, kv_cache_bytes=4 * 2**30)
     options = GenerationOptions(max_tokens=ANSWER_TOKENS, ignore_eos=True)
     for i in range(CONVERSATIONS):
@@ -181,7 +198,8 @@ def self_generation() -> float:
     start = time.perf_counter()
     for _ in drain(engine):
         pass
-    return CONVERSATIONS * ANSWER_TOKENS / (time.perf_counter() - start)
+    rate = CONVERSATIONS * ANSWER_TOKENS / (time.perf_counter() - start)
+    return describe_kernel("auto", model.transformer.device), rate
 
 
 if __name__ == "__main__":

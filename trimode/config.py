@@ -98,6 +98,8 @@ class ModelConfig:
     """Block length the checkpoint was trained with, the default of a request."""
     trained_to_denoise: bool = False
     """Whether the base weights fill masks without an adapter (NLD checkpoints)."""
+    token_shift: bool = False
+    """Whether the row before a token predicts it in denoising passes too (docs/design/0011)."""
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",

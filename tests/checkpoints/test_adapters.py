@@ -1,6 +1,7 @@
 """Draft adapters in PEFT's layout, with peft as the oracle."""
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -38,12 +39,14 @@ def logits(model, tokens, rows):
 
 
 @pytest.mark.parametrize("embedding", [False, True])
-def test_an_adapter_survives_saving_and_reading(tmp_path, embedding):
+@pytest.mark.parametrize("shift", [False, True])
+def test_an_adapter_survives_saving_and_reading(tmp_path, embedding, shift):
     config = tiny_config("llama")
-    written = adapter(config, embedding=embedding)
+    written = replace(adapter(config, embedding=embedding), token_shift=shift)
     save_adapter(tmp_path / "a", written, config)
     again = read_adapter(tmp_path / "a")
     assert (again.scale, again.scope) == (written.scale, written.scope)
+    assert again.token_shift == shift
     assert again.targets.keys() == written.targets.keys()
     for name, (down, up) in written.targets.items():
         assert torch.equal(again.targets[name][0], down)

@@ -48,7 +48,8 @@ def test_the_config_transformers_saves_is_the_one_we_expect(family):
     "family", ["nemotron_labs_diffusion", "llama", "qwen2", "qwen3", "ministral3"]
 )
 def test_a_config_survives_saving_and_reading(family):
-    config = tiny_config(family, bos_token_id=1, trained_to_denoise=True, block_length=16)
+    fields = {"trained_to_denoise": True, "block_length": 16, "token_shift": True}
+    config = tiny_config(family, bos_token_id=1, **fields)
     assert from_hf(json.loads(json.dumps(to_hf(config, dtype="float32")))) == config
 
 

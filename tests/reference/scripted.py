@@ -91,6 +91,7 @@ def scripted(
     scope: str | None = None,
     context: int = CONTEXT,
     thinks: bool = True,
+    token_shift: bool = False,
 ) -> LoadedModel:
     """A loaded model that runs a script."""
     config = ModelConfig(
@@ -107,6 +108,7 @@ def scripted(
         mask_token_id=MASK,
         eos_token_ids=eos,
         trained_to_denoise=True,
+        token_shift=token_shift,
     )
     return LoadedModel(
         name="scripted",
@@ -147,20 +149,26 @@ def word(*key: Any, avoid: tuple[int, ...] = (), vocab: int = 20) -> int:
             return token
 
 
-def speculative(right: Callable[[int], bool], *, avoid: tuple[int, ...] = ()) -> Script:
-    """AR tokens that depend on the whole history; drafts right where `right(position)` says so."""
+def speculative(
+    right: Callable[[int], bool], *, avoid: tuple[int, ...] = (), token_shift: bool = False
+) -> Script:
+    """AR tokens that depend on the whole history; drafts right where `right(position)` says so.
+
+    With token shift a row that sees masks predicts the token after its own, whatever it holds.
+    """
 
     def after(history: tuple[int, ...]) -> int:
         return word(history, avoid=avoid)
 
     def script(row: Row) -> Tensor:
-        if row.token != MASK:
+        if row.token != MASK and not (token_shift and MASK in row.visible.values()):
             return peaked(after(row.history), 0.9)
+        place = row.position + token_shift
         known: tuple[int, ...] = ()
-        while len(known) < row.position:  # what greedy decoding would put before this mask
+        while len(known) < place:  # what greedy decoding would put before this mask
             visible = row.visible.get(len(known), MASK)
             known += (visible if visible != MASK else after(known),)
         true = after(known)
-        return peaked(true if right(row.position) else (true + 1) % 6 + 8, 0.8)
+        return peaked(true if right(place) else (true + 1) % 6 + 8, 0.8)
 
     return script

@@ -70,23 +70,50 @@ def test_noise_does_not_depend_on_how_a_batch_is_divided():
         assert not whole.noise.masked[i, count:].any()
 
 
-def test_the_joint_losses_are_nlds_formulas():
-    """One document without padding: L_AR and the 1/p-weighted L_diff from full logits."""
+@pytest.mark.parametrize("shift", [0, 1])
+def test_the_joint_losses_are_nlds_formulas(shift):
+    """One document without padding: L_AR and the 1/p-weighted L_diff from full logits.
+
+    With token shift the row before predicts a masked token, and no row a block's first one.
+    """
     model = build()
+    config = StepConfig(blocks=BlockConfig(block_length=4, token_shift=bool(shift)))
     tokens = torch.arange(5, 21)[None]
     data = Batch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool))
-    found, task = run(model, data, JOINT)
-    clean, noisy = _logits_by_definition(model, data, task, JOINT.blocks.block_length)
+    found, task = run(model, data, config)
+    clean, noisy = _logits_by_definition(model, data, task, config.blocks.block_length)
     ar = F.cross_entropy(clean[:-1], tokens[0, 1:], reduction="sum")
     torch.testing.assert_close(found["ar"].total, ar, rtol=1e-4, atol=1e-4)
     assert found["ar"].count == 15
     masked = task.noise.masked[0].flatten()
+    if shift:
+        assert masked[::4].any()
+        masked = masked & (torch.arange(16) % 4 > 0)
+    (places,) = masked.nonzero(as_tuple=True)
     weights = task.noise.weights[0].flatten()[masked]
-    each = F.cross_entropy(noisy[masked], tokens[0, masked], reduction="none")
+    each = F.cross_entropy(noisy[places - shift], tokens[0, masked], reduction="none")
     torch.testing.assert_close(
         found["diffusion"].total, (each * weights).sum(), rtol=1e-4, atol=1e-4
     )
-    assert found["diffusion"].count == masked.sum()
+    assert found["diffusion"].count == task.masked_tokens == masked.sum()
+
+
+def test_the_teacher_of_a_shifted_row_is_the_clean_row_of_the_same_place():
+    """KL from the AR prediction of token i to that of noisy row i - 1."""
+    model = build()
+    tokens = torch.arange(5, 21)[None]
+    data = Batch(tokens, torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool))
+    config = StepConfig(
+        blocks=BlockConfig(block_length=4, token_shift=True),
+        noise=NoiseConfig(weighting="none"),
+        objective=ObjectiveConfig(diffusion_loss_weight=0.0, distillation_loss_weight=1.0),
+    )
+    found, task = run(model, data, config)
+    clean, noisy = _logits_by_definition(model, data, task, 4)
+    before = (task.noise.masked[0].flatten() & (torch.arange(16) % 4 > 0)).nonzero()[:, 0] - 1
+    student, teacher = (rows[before].log_softmax(-1) for rows in (noisy, clean))
+    divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
+    torch.testing.assert_close(found["distillation"].total, divergence, rtol=1e-4, atol=1e-4)
 
 
 def _logits_by_definition(model, data, task, block_length):

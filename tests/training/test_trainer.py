@@ -56,7 +56,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(base, data, tmp_path
         assert torch.equal(weights(many)[name], value), name
 
 
-def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path):
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path, shift):
     data = tmp_path / "text.jsonl"
     data.write_text(json.dumps({"prompt": "sea", "completion": TEXT.strip()}) + "\n")
     config = config_of(
@@ -65,7 +66,12 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path)
         tmp_path / "run",
         data={"files": [str(data)], "sequence_length": 128},
         step={
-            "blocks": {"block_length": 16, "copies": 4, "random_offset": True},
+            "blocks": {
+                "block_length": 16,
+                "copies": 4,
+                "random_offset": True,
+                "token_shift": shift,
+            },
             "objective": {"diffusion_loss_weight": 1.0},
             "noise": {"level": "block", "weighting": "none", "draft_share": 0.3},
         },
@@ -76,6 +82,7 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path)
     assert done
     model = load(tmp_path / "run" / "final")
     assert model.can_denoise
+    assert model.config.token_shift == shift
     for mode in ("ar", "linear", "quadratic", "diffusion"):
         options = {"mode": mode, "max_tokens": 80, "block_length": 16}
         if mode == "quadratic":
@@ -133,6 +140,27 @@ def test_the_recipes_run(base, data, tmp_path, recipe):
     ]
     assert len(losses) == 2
     assert all(loss > 0 for loss in losses)
+
+
+def test_an_adapter_says_that_it_was_trained_with_token_shift(base, data, tmp_path):
+    shifted = {"blocks": {"block_length": 8, "token_shift": True}}
+    options = {"train": "adapter", "adapter": {"rank": 4}, "steps": 1}
+    run(config_of(base, data, tmp_path / "run", step=shifted, **options))
+    final = tmp_path / "run" / "final"
+    assert load(base, adapter=final).config.token_shift
+    assert not load(base).config.token_shift
+    options["adapter"] = {"rank": 4, "start_from": str(final)}
+    with pytest.raises(InputError, match=r"adapter\.start_from.*with token shift"):
+        Trainer(config_of(base, data, tmp_path / "other", **options), progress=False)
+
+
+def test_a_draft_adapter_has_the_form_of_a_model_that_denoises(base, data, tmp_path):
+    run(config_of(base, data, tmp_path / "one", steps=1))
+    shifted = {"blocks": {"block_length": 8, "token_shift": True}}
+    options = {"train": "adapter", "adapter": {"rank": 4, "scope": "draft"}, "step": shifted}
+    config = config_of(tmp_path / "one" / "final", data, tmp_path / "two", **options)
+    with pytest.raises(InputError, match="adapter: trained with token shift"):
+        Trainer(config, progress=False)
 
 
 def test_a_run_can_start_from_an_adapter(base, data, tmp_path):

@@ -24,6 +24,7 @@ _SCOPE = "trimode_scope"
 It also marks a directory as ours.
 """
 _BLOCK_LENGTH = "trimode_block_length"
+_TOKEN_SHIFT = "trimode_token_shift"
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA", None),
@@ -64,6 +65,9 @@ def read_adapter(directory: Path) -> AdapterWeights:
         raise CheckpointError(f"{path}: {_SCOPE}", repr(scope), "allowed: draft, denoise")
     if length is not None and not (length.isdecimal() and int(length)):
         raise CheckpointError(f"{path}: {_BLOCK_LENGTH}", repr(length), "must be at least 1")
+    shift = metadata.get(_TOKEN_SHIFT, "false")
+    if shift not in ("true", "false"):
+        raise CheckpointError(f"{path}: {_TOKEN_SHIFT}", repr(shift), "allowed: true, false")
     mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
     targets = _pairs(tensors, rank, path)
     return AdapterWeights(
@@ -72,6 +76,7 @@ def read_adapter(directory: Path) -> AdapterWeights:
         cast(AdapterScope, scope),
         mask_embedding,
         None if length is None else int(length),
+        shift == "true",
     )
 
 
@@ -161,6 +166,8 @@ def save_adapter(
             metadata = {"format": "pt", _SCOPE: adapter.scope}
             if adapter.block_length is not None:
                 metadata[_BLOCK_LENGTH] = str(adapter.block_length)
+            if adapter.token_shift:
+                metadata[_TOKEN_SHIFT] = "true"
             save_file(tensors, temporary / _WEIGHTS, metadata=metadata)
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(f"{directory}: could not be written ({error})") from None

@@ -113,6 +113,7 @@ def from_hf(fields: dict[str, Any]) -> ModelConfig:
         mask_token_id=fields.get("mask_token_id"),
         block_length=fields.get("block_size") or DEFAULT_BLOCK_LENGTH,
         trained_to_denoise=family == NLD or bool(fields.get("trimode_trained_to_denoise")),
+        token_shift=bool(fields.get("trimode_token_shift")),
     )
 
 
@@ -221,6 +222,8 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         fields |= {"dlm_paradigm": "bidirectional", "ar_loss_weight": 1.0, "attention_dropout": 0.0}
     elif config.trained_to_denoise:
         fields["trimode_trained_to_denoise"] = True
+    if config.token_shift:
+        fields["trimode_token_shift"] = True
     return fields
 
 

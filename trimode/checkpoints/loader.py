@@ -69,6 +69,7 @@ class Checkpoint:
         plain: bool = False,
     ) -> LoadedModel:
         """Read the weights; see `load` and `Transformer.from_tensors`."""
+        config = self.config if adapter is None else _with_adapter(self.config, adapter)
         transformer = Transformer.from_tensors(
             self.config,
             self.read,
@@ -77,8 +78,6 @@ class Checkpoint:
             adapter=adapter,
             plain=plain,
         )
-        length = adapter.block_length if adapter else None
-        config = replace(self.config, block_length=length) if length else self.config
         return LoadedModel(
             name=self.name,
             config=config,
@@ -156,6 +155,20 @@ def load(
     model = checkpoint.build(dtype=dtype, device=device, adapter=read_adapter(adapter_path))
     scorer = read_commit_rule(adapter_path, model.transformer.embedding_matrix)
     return replace(model, commit_scorer=scorer)
+
+
+def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
+    """What a checkpoint is with an adapter on: passes are read as the adapter was trained.
+
+    Raises:
+        InputError: the base denoises in some passes, the adapter in others, in two forms.
+    """
+    shift = adapter.token_shift
+    if adapter.scope == "draft" and config.trained_to_denoise and shift != config.token_shift:
+        found = f"trained {'with' if shift else 'without'} token shift, the model the other way"
+        raise InputError("adapter", found, "one of the model's form, or of scope denoise")
+    length = adapter.block_length or config.block_length
+    return replace(config, block_length=length, token_shift=shift)
 
 
 def _device(device: str) -> str:

@@ -109,7 +109,7 @@ class _Run:
         node = path[-1] if path else ROOT
         wanted = min(masks, self.remaining)
         if wanted > 1:
-            proposals = proposals_of(node, draft, masks, wanted, logits)
+            proposals = proposals_of(node, draft, masks, wanted, logits, context)
             self.proposed = draft_from(
                 proposals, len(self.tokens), self.tokens, MAX_TREE_NODES, context
             )

@@ -150,13 +150,14 @@ def denoise(
                 positions=range(block.start, block.start + len(block.tokens)),
                 visibility="block",
                 adapter=adapter,
-                logits=(*masked, *revisable),
+                logits=context.predicting((*masked, *revisable)),
             )
             assert logits is not None
             rows = context.sampler.exclude_mask(logits.rows)
         else:
             masked = [offset for offset in masked if offset]
-            logits = yield _led_span(kind, lead, block, masked, adapter=adapter)
+            wanted = context.predicting(offset + 1 for offset in masked)
+            logits = yield _led_span(kind, lead, block, wanted, adapter=adapter)
             assert logits is not None
             yield from _commit_first(block, logits.rows[:1], history, context)
             rows = context.sampler.exclude_mask(logits.rows[1:])
@@ -174,9 +175,12 @@ def denoise(
 
 
 def _led_span(
-    kind: SpanKind, lead: int, block: OpenBlock, masked: list[int], *, adapter: bool
+    kind: SpanKind, lead: int, block: OpenBlock, rows: list[int], *, adapter: bool
 ) -> Span:
-    """The block's first pass with the token before it as a causal row; its logits come first."""
+    """The block's first pass with the token before it as a causal row; its logits come first.
+
+    `rows`: further rows of the pass whose logits are wanted.
+    """
     visibility, in_block = led_visibility(1, len(block.tokens))
     return Span(
         kind=kind,
@@ -184,7 +188,7 @@ def _led_span(
         positions=range(block.start - 1, block.start + len(block.tokens)),
         visibility=visibility,
         adapter=in_block & adapter,
-        logits=(0, *(offset + 1 for offset in masked)),
+        logits=(0, *rows),
     )
 
 

@@ -1,6 +1,6 @@
 """What a decoder knows of its request besides the prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trimode.config import GenerationOptions
@@ -28,6 +28,8 @@ class DecodingContext:
     """Whether speculation's drafts run with the adapter on."""
     denoise_adapter: bool
     """Whether diffusion's passes run with the adapter on."""
+    token_shift: bool = False
+    """Whether the row before a token predicts it in denoising passes too, as in AR decoding."""
     seed_drafts: bool = True
     """Whether the last committed token opens a linear draft's block (NLD) or goes ahead of it."""
     draft_tree: bool = False
@@ -44,6 +46,10 @@ class DecodingContext:
     def remaining(self, length: int) -> int:
         """Tokens that may still be produced once a sequence has `length` tokens."""
         return self.max_length - length
+
+    def predicting(self, rows: Iterable[int]) -> list[int]:
+        """Rows of a denoising pass whose logits are those of the tokens in `rows`."""
+        return [row - self.token_shift for row in rows]
 
     def draft_length(self, start: int) -> int:
         """Length of a draft block at `start`: full, unless the model's context ends before."""

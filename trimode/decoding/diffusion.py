@@ -23,7 +23,8 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         assert logits is not None
         start = len(tokens)
         before = logits.rows[-1:]
-        seeded = options.seed_block is not False
+        # With token shift the row before the block predicts its first token, and that is AR's.
+        seeded = options.seed_block is not False or context.token_shift
         seed = sampler.pick(before[0], start, tokens) if seeded else None
         length = min(context.block_length, context.remaining(start))
         block = open_block(seed, start, length, tokens, context)

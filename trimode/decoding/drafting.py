@@ -26,7 +26,7 @@ def verify_span(
     needed. `start`: absolute position of the root.
     """
     nodes = 1 + len(draft)
-    needed = masks_of(ROOT, draft, masks)[1:] if masks and not draft else range(0)
+    needed = context.predicting(masks_of(ROOT, draft, masks)[1:] if not draft else ())
     if not masks and draft.is_line:
         tokens = (root, *draft.tokens)
         return causal_span(kind, tokens, start, keep=False, logits=range(nodes))
@@ -50,11 +50,18 @@ def masks_of(node: int, draft: DraftTree, masks: int) -> range:
     return range(first, first + masks)
 
 
-def proposals_of(node: int, draft: DraftTree, masks: int, wanted: int, logits: Logits) -> Tensor:
+def proposals_of(
+    node: int,
+    draft: DraftTree,
+    masks: int,
+    wanted: int,
+    logits: Logits,
+    context: DecodingContext,
+) -> Tensor:
     """Logits `[wanted - 1, vocab]` of a node's masks but the first, where AR decides."""
     if not draft:
         return logits.rows[1:wanted]
-    return logits.head(masks_of(node, draft, masks)[1:wanted])
+    return logits.head(context.predicting(masks_of(node, draft, masks)[1:wanted]))
 
 
 @lru_cache(maxsize=64)

@@ -81,7 +81,8 @@ def _draft_ahead(seed: int, tokens: Sequence[int], context: DecodingContext) -> 
         positions=range(start - 1, start + masks),
         visibility=visibility,
         adapter=is_mask & context.draft_adapter,
-        logits=(0, *range(2, 1 + masks)),  # the first mask stands where the seed decides
+        # The first mask stands where the seed decides.
+        logits=(0, *context.predicting(range(2, 1 + masks))),
     )
     assert logits is not None
     yield Keep((0,))

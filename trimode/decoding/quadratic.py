@@ -45,7 +45,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         # The first mask of the accepted node stands where the verifier's own token now is.
         node = path[-1] if path else ROOT
         wanted = min(masks, context.remaining(len(tokens)))
-        proposals = proposals_of(node, draft, masks, wanted, logits)
+        proposals = proposals_of(node, draft, masks, wanted, logits, context)
         draft = draft_from(proposals, len(tokens), tokens, masks - 1, context)
         if context.options.show_drafts:
             yield draft_snapshot(len(tokens) - 1, tokens[-1], draft)

@@ -33,13 +33,14 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
         start = len(tokens)
         masks = context.draft_length(start + len(filled))
         visibility, is_mask = led_visibility(len(filled), masks)
+        behind = context.predicting(range(len(filled) + 1, len(filled) + masks))
         logits = yield Span(
             kind=kind,
             tokens=(*filled, *[context.mask_token_id] * masks),
             positions=range(start, start + len(filled) + masks),
             visibility=visibility,
             adapter=is_mask & context.denoise_adapter,
-            logits=(*range(len(filled)), *range(len(filled) + 1, len(filled) + masks)),
+            logits=(*range(len(filled)), *behind),
         )
         assert logits is not None
         causal, proposed = logits.rows[: len(filled)], logits.rows[len(filled) :]

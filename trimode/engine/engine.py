@@ -215,6 +215,7 @@ class Engine:
             block_length=options.block_length or config.block_length,
             draft_adapter=scope is not None,
             denoise_adapter=scope == "denoise",
+            token_shift=config.token_shift,
             seed_drafts=scope != "denoise" if options.seed_block is None else options.seed_block,
             draft_tree=scope == "denoise" if options.draft_tree is None else options.draft_tree,
             rolling_block=scope == "denoise" and options.seed_block is None

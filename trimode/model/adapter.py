@@ -31,6 +31,8 @@ class AdapterWeights:
     """Embedding `[hidden]` of the mask token while the adapter is on."""
     block_length: int | None = None
     """Block length it was trained with, the default of a request."""
+    token_shift: bool = False
+    """Whether rows with the adapter on predict the token after their own (docs/design/0011)."""
 
     def to(self, dtype: torch.dtype) -> "AdapterWeights":
         """The same in another dtype."""

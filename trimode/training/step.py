@@ -54,6 +54,9 @@ class BlockConfig:
     random_offset: bool = False
     """Grid: shift the cuts by a random number of tokens each step."""
     context: CleanContext = "causal"
+    token_shift: bool = False
+    """The row before a token predicts it, as in AR decoding, instead of the token's own row. A
+    block's first token is then AR's to predict and not trained on (docs/design/0011)."""
 
     def __post_init__(self) -> None:
         for name in ("block_length", "copies"):
@@ -77,13 +80,15 @@ class Task:
     batch: Batch
     blocks: Blocks
     noise: Noise
+    trained: Tensor
+    """Masked tokens that the noisy pass predicts, bool `[R, N, B]`."""
     draft_seed: int
     """Of the drafts that the alignment loss samples."""
 
     @property
     def masked_blocks(self) -> int:
         """How many blocks have such tokens."""
-        return int(self.noise.masked.any(-1).sum())
+        return int(self.trained.any(-1).sum())
 
     @property
     def noisy_tokens(self) -> int:
@@ -93,7 +98,7 @@ class Task:
     @property
     def masked_tokens(self) -> int:
         """How many tokens the noisy pass is trained on."""
-        return int(self.noise.masked.sum())
+        return int(self.trained.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +137,8 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
         first_row: each row's noise depends on its number only.
     """
     if not config.objective.needs_noise:
-        return Task(batch, *_no_blocks(len(batch.tokens)), draft_seed=0)
+        blocks, noise = _no_blocks(len(batch.tokens))
+        return Task(batch, blocks, noise, noise.masked, draft_seed=0)
     where = config.blocks
     shared = stream(seed, "step", step)
     lengths = (where.block_length, *where.other_lengths)
@@ -149,7 +155,10 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
             blocks = grid_blocks(documents, length, copies=where.copies, offset=offset)
         parts.append((blocks, draw_noise(config.noise, blocks, learn, generator)))
     blocks, noise = _stack(parts, batch.tokens.shape[1])
-    return Task(batch, blocks, noise, stream(seed, "drafts", first_row).initial_seed())
+    trained = noise.masked
+    if where.token_shift:
+        trained = trained & (torch.arange(length) > 0)
+    return Task(batch, blocks, noise, trained, stream(seed, "drafts", first_row).initial_seed())
 
 
 def _no_blocks(rows: int) -> tuple[Blocks, Noise]:
@@ -213,20 +222,19 @@ def losses(
     found: dict[str, LossSum] = {}
     if train_base and objective.ar_loss_weight:
         found["ar"] = ar_losses(hidden, head, batch)
-    masked = task.noise.masked
     if not objective.needs_noise:
         return found
     mask_id = transformer.config.mask_token_id
     assert mask_id is not None
     original = batch.tokens.gather(1, blocks.index.flatten(1)).view_as(blocks.index)
-    hide = masked | ~blocks.inside
+    hide = task.noise.masked | ~blocks.inside
     noisy_tokens = torch.where(hide, torch.tensor(mask_id), original).to(device)
     noisy = noisy_pass(transformer, noisy_tokens, blocks, batch.documents, clean)
-    where = masked.nonzero(as_tuple=True)
+    where = task.trained.nonzero(as_tuple=True)
     distance = where[2] - 1
     decay = objective.distance_decay ** distance.clamp(min=0).float()
     weights = (task.noise.weights[where] * decay).to(device)
-    student = noisy[where]
+    student = noisy[where[0], where[1], where[2] - int(config.blocks.token_shift)]
     if objective.diffusion_loss_weight:
         targets = original[where].to(device)
         total = head_loss(
@@ -256,7 +264,7 @@ def losses(
 
 def _alignment(student: Tensor, teacher: Tensor, head: Tensor, task: Task) -> LossSum:
     """NLD's draft alignment, a mean over the active rows of each block, summed over blocks."""
-    masked = task.noise.masked
+    masked = task.trained
     with torch.no_grad():
         generator = torch.Generator().manual_seed(task.draft_seed)
         sampled = torch.rand(masked.shape[:2], generator=generator) < ALIGNMENT_SAMPLED_SHARE

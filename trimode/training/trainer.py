@@ -29,6 +29,7 @@ from rich.progress import (
 
 from trimode.checkpoints import LoadedModel, open_checkpoint, save_adapter, save_checkpoint
 from trimode.errors import CheckpointError, InputError, TrimodeError
+from trimode.model import AdapterWeights
 from trimode.model.linear import cpu_multiplies_bf16
 from trimode.training.adapter import (
     export_adapter,
@@ -96,6 +97,7 @@ class Trainer:
         if config.train == "adapter":
             embedding = checkpoint.read("embed_tokens.weight")[model_config.mask_token_id]
             adapter = first_adapter(model_config, config.adapter, embedding, config.seed)
+            adapter = _in_form(adapter, config)
         self.processes = start(config.device)
         rows = (config.micro_batch_size or 1) * self.processes.count
         if config.batch_size % rows:
@@ -106,7 +108,12 @@ class Trainer:
         )
         if config.train == "everything":
             block_length = config.step.blocks.block_length
-            tri_mode = replace(model_config, trained_to_denoise=True, block_length=block_length)
+            tri_mode = replace(
+                model_config,
+                trained_to_denoise=True,
+                block_length=block_length,
+                token_shift=config.step.blocks.token_shift,
+            )
             self.model = replace(self.model, config=tri_mode)
         self.transformer = self.model.transformer
         self._fingerprint = _weights_fingerprint(head_matrix(self.transformer))
@@ -277,7 +284,10 @@ class Trainer:
             if self.config.train == "adapter":
                 shape = self.config.adapter
                 adapter = export_adapter(self.transformer, shape.scope, shape.scale).to(dtype)
-                adapter = replace(adapter, block_length=self.config.step.blocks.block_length)
+                blocks = self.config.step.blocks
+                adapter = replace(
+                    adapter, block_length=blocks.block_length, token_shift=blocks.token_shift
+                )
                 if self.processes.first:
                     save_adapter(self.directory.final, adapter, self.model.config)
             else:
@@ -404,6 +414,15 @@ def _precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
     on_cuda = config.device.startswith("cuda")
     on_cuda |= config.device == "auto" and torch.cuda.is_available()
     return "bf16" if on_cuda or cpu_multiplies_bf16() else "fp32"
+
+
+def _in_form(adapter: AdapterWeights, config: TrainConfig) -> AdapterWeights:
+    """The adapter that training begins with, marked with the form it will have."""
+    shift, started = config.step.blocks.token_shift, config.adapter.start_from
+    if started is not None and adapter.token_shift != shift:
+        found = f"{started} was trained {'without' if shift else 'with'} token shift"
+        raise InputError("adapter.start_from", found, "an adapter of the configured form")
+    return replace(adapter, token_shift=shift)
 
 
 def _evaluation_prompts(config: TrainConfig) -> list[str]:
