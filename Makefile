@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 DATA ?= ../shared/data
 
-.PHONY: demo test test-slow browser clients peers check bench lossless conversion format clean
+.PHONY: demo tasks test test-slow browser clients peers check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
@@ -63,8 +63,21 @@ lossless: $(VENV)/.dev
 
 # A quarter of an hour: acceptance, tokens a pass and diffusion's quality of the built-in model.
 conversion: $(VENV)/.dev
-	$(BIN)/python benchmarks/conversion.py --data $(DATA) --prompts 6 \
+	$(BIN)/python benchmarks/conversion.py --data $(DATA) --dtype int8 --prompts 10 \
 		--thresholds 0.05 0.15 0.3 0.5 0.7 0.9 0.99
+
+# The task model: two trainings of half an hour each, then accuracy and tokens a pass of every mode.
+TASKS ?= ../tasks
+tasks: $(VENV)/.dev
+	$(BIN)/pip install --quiet reasoning-gym
+	mkdir -p $(TASKS)
+	$(BIN)/python recipes/tasks/make_tasks.py --output $(TASKS)/tasks --train 9000
+	for kind in joint ar; do \
+		(cd $(TASKS) && $(abspath $(BIN))/trimode train $(abspath recipes/tasks)/$$kind.yaml) || exit 1; \
+		$(BIN)/python recipes/tasks/score.py --model $(TASKS)/task-$$kind/final \
+			--tasks $(TASKS)/tasks/test.jsonl --name task_$$kind \
+			$$(test $$kind = ar && echo --modes ar) || exit 1; \
+	done
 
 $(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard trimode/model/native/*.cpp trimode/model/native/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -14,6 +14,7 @@ same prefix.
 
 import argparse
 import gzip
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -32,7 +33,6 @@ from trimode.engine import GenerationResult, encode_prompt
 from trimode.evaluation.lossless import prefill_logits
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-QUADRATIC_BLOCK = 8
 """A quadratic pass has B(B+1) rows; acceptance hardly changes from 8 to 16."""
 
 
@@ -72,12 +72,17 @@ def together(results: list[GenerationResult]) -> Stats:
 def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict) -> dict:
     """Acceptance and tokens a pass of both lossless modes, and whether they were."""
     row: dict = {}
-    for mode, block_length in (("linear", options["block_length"]), ("quadratic", QUADRATIC_BLOCK)):
-        asked = {**options, "mode": mode, "block_length": block_length}
+    runs = [("linear", options["block_length"]), ("quadratic", 8), ("quadratic", 16)]
+    for (mode, block_length), tree in itertools.product(runs, (False, True)):
+        if block_length == 16 and mode == "quadratic" and not tree:
+            continue  # as slow as the tree, and its last places are never reached
+        asked = {**options, "mode": mode, "block_length": block_length, "draft_tree": tree}
         found = generate_batch(model, prompts, **asked)
         stats = together(found)
         pairs = zip(found, greedy, strict=True)
-        row[mode] = {
+        row[f"{mode} {block_length} {'tree' if tree else 'line'}"] = {
+            "mode": mode,
+            "draft_tree": tree,
             "block_length": block_length,
             "acceptance_length": round(stats.acceptance_length or 0.0, 3),
             "tokens_per_forward": round(stats.tokens_per_forward, 3),
@@ -173,10 +178,10 @@ def main() -> None:
         greedy = everything[start : start + len(prompts)]
         start += len(prompts)
         by_set[name] = speculation(model, prompts, greedy, options)
-        for mode, row in by_set[name].items():
+        for row in by_set[name].values():
             table.add_row(
                 name,
-                mode,
+                row["mode"] + (", tree" if row["draft_tree"] else ", line"),
                 str(row["block_length"]),
                 f"{row['acceptance_length']:.2f}",
                 f"{row['tokens_per_forward']:.2f}",

@@ -29,6 +29,7 @@ from machine import header, save
 RUNS: list[tuple[str, dict]] = [
     ("ar", {"mode": "ar"}),
     ("linear", {"mode": "linear"}),
+    ("linear tree", {"mode": "linear", "seed_block": False, "draft_tree": True}),
     ("quadratic", {"mode": "quadratic", "block_length": 8}),
     *(
         (f"diffusion {threshold}", {"mode": "diffusion", "threshold": threshold})
@@ -40,6 +41,18 @@ RUNS: list[tuple[str, dict]] = [
             {"mode": "diffusion", "rolling_block": True, "threshold": threshold},
         )
         for threshold in (0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 0.99)
+    ),
+    *(
+        (
+            f"rolling 0.5, revision {revision}",
+            {
+                "mode": "diffusion",
+                "rolling_block": True,
+                "threshold": 0.5,
+                "revision_threshold": revision,
+            },
+        )
+        for revision in (0.15, 0.3)
     ),
 ]
 
