@@ -33,7 +33,6 @@ from trimode.engine import GenerationResult, encode_prompt
 from trimode.evaluation.lossless import prefill_logits
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""A quadratic pass has B(B+1) rows; acceptance hardly changes from 8 to 16."""
 
 
 def read_prompts(folder: Path, count: int) -> dict[str, list[str]]:
