@@ -9,7 +9,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -136,8 +136,11 @@ class Trainer:
         """Optimiser steps done."""
         self._stop = False
 
-    def run(self) -> bool:
+    def run(self, *, enough: Callable[[], bool] = lambda: False) -> bool:
         """Train to the last step and export; returns False where a signal ended it early.
+
+        Args:
+            enough: asked before each step whether the run is at its end already.
 
         Raises:
             TrimodeError: the loss is not a number.
@@ -153,7 +156,7 @@ class Trainer:
         )
         with self._signals(), Progress(*columns, console=self._console) as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step)
-            while self.step < self.config.steps and not self._stopped():
+            while self.step < self.config.steps and not (enough() or self._stopped()):
                 row = self.train_step()
                 self.directory.log(row)
                 rate = row["trained_tokens_per_second"]
@@ -197,16 +200,13 @@ class Trainer:
         totals = self._over_processes(totals)
         means = {name: float(loss.mean) for name, loss in totals.items()}
         value = float(joint_loss(totals, weights, count))
-        if not math.isfinite(value):
-            raise TrimodeError(
-                f"the loss of step {self.step + 1} is {value}; nothing of it was kept. "
-                "The last checkpoint is whole: lower learning_rate or clip and continue from it"
-            )
+        self._must_be_finite("loss", value)
         for item in self.trained:
             if item.kept is not None and item.parameter.grad is not None:
                 item.parameter.grad *= item.kept
         parameters = [item.parameter for item in self.trained]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip)
+        self._must_be_finite("gradient norm", float(whole(norm)))
         rate = learning_rate(self.step, config.steps, config.optimiser)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
@@ -235,6 +235,14 @@ class Trainer:
             "seconds": seconds,
             "trained_tokens_per_second": (masked + ar_tokens) / seconds,
         }
+
+    def _must_be_finite(self, name: str, value: float) -> None:
+        """End the run before a step that would spoil the weights, and so the next checkpoint."""
+        if not math.isfinite(value):
+            raise TrimodeError(
+                f"the {name} of step {self.step + 1} is {value}; nothing of it was kept. The last "
+                "checkpoint is whole: continue from it with a lower optimiser.learning_rate or clip"
+            )
 
     def evaluate(self) -> dict[str, Any]:
         """Losses on held-out rows and decoding of held-out prompts, with the averaged weights."""
@@ -311,18 +319,31 @@ class Trainer:
             return
         self.step, path = found[-1]
         self._copy_in(self.directory.load(path, "weights"), path)
-        moments = self.directory.load(path, "optimiser")
-        parameters = {item.name: item.parameter for item in self.trained}
-        for name, value in moments.items():
-            owner, _, kind = name.rpartition(".")
-            parameter = parameters[owner]
-            self.optimiser.state[parameter][kind] = like(value, parameter)
+        self._load_moments(path)
         if self.average is not None:
             values = self.directory.load(path, "average")
             for item in self.trained:
                 self.average.values[item.name] = like(values[item.name], item.parameter)
         self.directory.cut_metrics(self.step)
         self._console.print(f"continuing from step {self.step}", highlight=False)
+
+    def _load_moments(self, path: Path) -> None:
+        """The optimiser's state, as `save` wrote it."""
+        parameters = {item.name: item.parameter for item in self.trained}
+        kinds: dict[str, set[str]] = {}
+        for name, value in self.directory.load(path, "optimiser").items():
+            owner, _, kind = name.rpartition(".")
+            parameter = parameters.get(owner)
+            if parameter is None or (value.ndim and value.shape != parameter.shape):
+                found = "unknown" if parameter is None else f"shape {list(value.shape)}"
+                raise CheckpointError(f"{path}: {name}", found, "a checkpoint of this run")
+            self.optimiser.state[parameter][kind] = like(value, parameter)
+            kinds.setdefault(owner, set()).add(kind)
+        every = set().union(*kinds.values())
+        for owner, found in kinds.items():
+            if found != every:
+                where = f"{path}: {owner}.{min(every - found)}"
+                raise CheckpointError(where, "missing", "a checkpoint of this run")
 
     @torch.no_grad()
     def _copy_in(self, weights: Mapping[str, torch.Tensor], path: Path) -> None:
