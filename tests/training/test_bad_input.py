@@ -13,6 +13,7 @@ from trimode.training import run_directory
 from trimode.training.trainer import Trainer
 
 GOOD = json.dumps({"prompt": "a", "completion": "b"})
+ANSWER = {"role": "assistant", "content": "a"}
 
 
 @pytest.mark.parametrize(
@@ -22,8 +23,7 @@ GOOD = json.dumps({"prompt": "a", "completion": "b"})
         ('["a"]', "line 3: list; must be a JSON object"),
         ('{"prompt": "a", "completion": ""}', "line 3: completion: empty"),
         (
-            '{"messages": [{"role": "assistant", "content": "a"}, '
-            '{"role": "assistant", "content": " "}]}',
+            json.dumps({"messages": [ANSWER, ANSWER | {"content": " "}]}),
             r"line 3: messages\[1\]\.content: empty",
         ),
         (json.dumps({"prompt": "a", "completion": "b" * 200}), r"line 3: \d+ tokens; at most"),
@@ -70,7 +70,7 @@ def test_a_gradient_that_is_no_number_spoils_no_checkpoint(base, data, tmp_path)
         return gradient * float("inf") if trainer.step == 3 else gradient
 
     trainer.trained[0].parameter.register_hook(spoil)
-    with pytest.raises(TrimodeError, match="gradient norm of step 4 is (nan|inf)"):
+    with pytest.raises(TrimodeError, match=r"gradient norm of step 4 is (nan|inf)"):
         trainer.run()
     assert [step for step, _ in trainer.directory.checkpoints()] == [1, 2, 3]
     slower = {"learning_rate": 1e-4, "warmup_steps": 5, "clip": 0.5}
