@@ -94,7 +94,7 @@ def convert(
 def _config(recipe: str, fields: dict[str, Any], overrides: list[str] | None) -> "TrainConfig":
     from trimode.training.config import read_train_config
 
-    return read_train_config(_recipe(recipe), fields | _overrides(overrides))
+    return read_train_config(_recipe(recipe), fields | field_overrides(overrides))
 
 
 def _run(config: "TrainConfig", no_progress: bool) -> int:
@@ -116,7 +116,7 @@ def _recipe(name: str) -> Path:
     raise InputError("config", f"{name!r} is no file", f"a YAML file, or: {', '.join(known)}")
 
 
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+def field_overrides(pairs: list[str] | None) -> dict[str, Any]:
     """Fields from `name=value`, the value in YAML."""
     import yaml
 

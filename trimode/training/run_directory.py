@@ -32,6 +32,8 @@ _FREE = (
     "tensorboard",
     "device",
     "export_dtype",
+    "optimiser.learning_rate",
+    "optimiser.clip",
 )
 """What a continued run may change."""
 _CONFIG, _STATE = "config.json", "state.json"

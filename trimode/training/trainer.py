@@ -5,16 +5,15 @@ step): a checkpoint is the trained weights, the optimiser's moments and the step
 continued run computes what an uninterrupted one would have.
 """
 
-import hashlib
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,8 +28,6 @@ from rich.progress import (
 
 from trimode.checkpoints import LoadedModel, open_checkpoint, save_adapter, save_checkpoint
 from trimode.errors import CheckpointError, InputError, TrimodeError
-from trimode.model import AdapterWeights
-from trimode.model.linear import cpu_multiplies_bf16
 from trimode.training.adapter import (
     export_adapter,
     export_weights,
@@ -40,14 +37,20 @@ from trimode.training.adapter import (
     train_everything,
 )
 from trimode.training.config import TrainConfig
-from trimode.training.data import Batch, PackedRows, fingerprint, read_documents
+from trimode.training.data import PackedRows, fingerprint, read_documents
 from trimode.training.distributed import like, start, whole
 from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.memory import keep_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
-from trimode.training.run_directory import RunDirectory, recorded_precision
-from trimode.training.self_generate import read_prompts
+from trimode.training.run_directory import RunDirectory
+from trimode.training.setup import (
+    evaluation_prompts,
+    in_form,
+    one_epoch,
+    resolved_precision,
+    weights_fingerprint,
+)
 from trimode.training.step import StepConfig, Task, ar_positions, draw_task, losses
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,7 +66,7 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
-        self.config = config = replace(config, precision=_precision(config))
+        self.config = config = replace(config, precision=resolved_precision(config))
         self._console = Console(stderr=True)
         self._console.quiet = not progress
         checkpoint = open_checkpoint(config.model, progress=progress)
@@ -77,7 +80,7 @@ class Trainer:
                 f"at most the model's context, {model_config.max_position_embeddings}",
             )
         _loss_weights(config.step.objective, train_base=config.train == "everything")
-        self._prompts = _evaluation_prompts(config)
+        self._prompts = evaluation_prompts(config)
         files = [Path(name).expanduser() for name in config.data.files]
         documents = read_documents(
             files,
@@ -91,13 +94,13 @@ class Trainer:
         held_out = HELD_OUT if len(documents) >= 10 * HELD_OUT else 0
         length = config.data.sequence_length
         self._rows = PackedRows(documents[held_out:], length, config.seed)
-        self._held_out = _batches(PackedRows(documents[:held_out], length, 0)) if held_out else []
+        self._held_out = one_epoch(PackedRows(documents[:held_out], length, 0)) if held_out else []
 
         adapter = None
         if config.train == "adapter":
             embedding = checkpoint.read("embed_tokens.weight")[model_config.mask_token_id]
             adapter = first_adapter(model_config, config.adapter, embedding, config.seed)
-            adapter = _in_form(adapter, config)
+            adapter = in_form(adapter, config)
         self.processes = start(config.device)
         rows = (config.micro_batch_size or 1) * self.processes.count
         if config.batch_size % rows:
@@ -116,7 +119,7 @@ class Trainer:
             )
             self.model = replace(self.model, config=tri_mode)
         self.transformer = self.model.transformer
-        self._fingerprint = _weights_fingerprint(head_matrix(self.transformer))
+        self._fingerprint = weights_fingerprint(head_matrix(self.transformer))
         self.processes.shard(self.transformer)
         if config.train == "adapter":
             self.trained = train_adapter(self.transformer, config.adapter.scale)
@@ -136,8 +139,11 @@ class Trainer:
         """Optimiser steps done."""
         self._stop = False
 
-    def run(self) -> bool:
+    def run(self, *, enough: Callable[[], bool] = lambda: False) -> bool:
         """Train to the last step and export; returns False where a signal ended it early.
+
+        Args:
+            enough: asked before each step whether the run is at its end already.
 
         Raises:
             TrimodeError: the loss is not a number.
@@ -153,7 +159,7 @@ class Trainer:
         )
         with self._signals(), Progress(*columns, console=self._console) as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step)
-            while self.step < self.config.steps and not self._stopped():
+            while self.step < self.config.steps and not (enough() or self._stopped()):
                 row = self.train_step()
                 self.directory.log(row)
                 rate = row["trained_tokens_per_second"]
@@ -197,16 +203,13 @@ class Trainer:
         totals = self._over_processes(totals)
         means = {name: float(loss.mean) for name, loss in totals.items()}
         value = float(joint_loss(totals, weights, count))
-        if not math.isfinite(value):
-            raise TrimodeError(
-                f"the loss of step {self.step + 1} is {value}; nothing of it was kept. "
-                "The last checkpoint is whole: lower learning_rate or clip and continue from it"
-            )
+        self._must_be_finite("loss", value)
         for item in self.trained:
             if item.kept is not None and item.parameter.grad is not None:
                 item.parameter.grad *= item.kept
         parameters = [item.parameter for item in self.trained]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip)
+        self._must_be_finite("gradient norm", float(whole(norm)))
         rate = learning_rate(self.step, config.steps, config.optimiser)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
@@ -235,6 +238,14 @@ class Trainer:
             "seconds": seconds,
             "trained_tokens_per_second": (masked + ar_tokens) / seconds,
         }
+
+    def _must_be_finite(self, name: str, value: float) -> None:
+        """End the run before a step that would spoil the weights, and so the next checkpoint."""
+        if not math.isfinite(value):
+            raise TrimodeError(
+                f"the {name} of step {self.step + 1} is {value}; nothing of it was kept. The last "
+                "checkpoint is whole: continue from it with a lower optimiser.learning_rate or clip"
+            )
 
     def evaluate(self) -> dict[str, Any]:
         """Losses on held-out rows and decoding of held-out prompts, with the averaged weights."""
@@ -311,18 +322,31 @@ class Trainer:
             return
         self.step, path = found[-1]
         self._copy_in(self.directory.load(path, "weights"), path)
-        moments = self.directory.load(path, "optimiser")
-        parameters = {item.name: item.parameter for item in self.trained}
-        for name, value in moments.items():
-            owner, _, kind = name.rpartition(".")
-            parameter = parameters[owner]
-            self.optimiser.state[parameter][kind] = like(value, parameter)
+        self._load_moments(path)
         if self.average is not None:
             values = self.directory.load(path, "average")
             for item in self.trained:
                 self.average.values[item.name] = like(values[item.name], item.parameter)
         self.directory.cut_metrics(self.step)
         self._console.print(f"continuing from step {self.step}", highlight=False)
+
+    def _load_moments(self, path: Path) -> None:
+        """The optimiser's state, as `save` wrote it."""
+        parameters = {item.name: item.parameter for item in self.trained}
+        kinds: dict[str, set[str]] = {}
+        for name, value in self.directory.load(path, "optimiser").items():
+            owner, _, kind = name.rpartition(".")
+            parameter = parameters.get(owner)
+            if parameter is None or (value.ndim and value.shape != parameter.shape):
+                found = "unknown" if parameter is None else f"shape {list(value.shape)}"
+                raise CheckpointError(f"{path}: {name}", found, "a checkpoint of this run")
+            self.optimiser.state[parameter][kind] = like(value, parameter)
+            kinds.setdefault(owner, set()).add(kind)
+        every = set().union(*kinds.values())
+        for owner, found in kinds.items():
+            if found != every:
+                where = f"{path}: {owner}.{min(every - found)}"
+                raise CheckpointError(where, "missing", "a checkpoint of this run")
 
     @torch.no_grad()
     def _copy_in(self, weights: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -404,42 +428,6 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
-    """What `auto` is here, or was where the run began."""
-    if config.precision != "auto":
-        return config.precision
-    recorded = recorded_precision(Path(config.output))
-    if recorded is not None:
-        return "bf16" if recorded == "bf16" else "fp32"
-    on_cuda = config.device.startswith("cuda")
-    on_cuda |= config.device == "auto" and torch.cuda.is_available()
-    return "bf16" if on_cuda or cpu_multiplies_bf16() else "fp32"
-
-
-def _in_form(adapter: AdapterWeights, config: TrainConfig) -> AdapterWeights:
-    """The adapter that training begins with, marked with the form it will have."""
-    shift, started = config.step.blocks.token_shift, config.adapter.start_from
-    if started is not None and adapter.token_shift != shift:
-        found = f"{started} was trained {'without' if shift else 'with'} token shift"
-        raise InputError("adapter.start_from", found, "an adapter of the configured form")
-    return replace(adapter, token_shift=shift)
-
-
-def _evaluation_prompts(config: TrainConfig) -> list[str]:
-    options = config.evaluation
-    if options.prompts is None or not options.every:
-        return []
-    return read_prompts(Path(options.prompts).expanduser())[: options.max_prompts]
-
-
-def _batches(rows: PackedRows) -> list[Batch]:
-    """One epoch of rows, two at a time."""
-    count = 0
-    while rows.epoch_of(count) < 1:
-        count += 1
-    return [rows.batch(i, min(2, count - i)) for i in range(0, count, 2)]
-
-
 def _loss_weights(objective: ObjectiveConfig, *, train_base: bool) -> dict[str, float]:
     """The losses of a step that have a weight."""
     weights = {
@@ -466,9 +454,3 @@ def _ar_tokens(tasks: list[Task], objective: ObjectiveConfig) -> int:
     if not objective.ar_loss_weight:
         return 0
     return sum(len(ar_positions(task.batch)[0]) for task in tasks)
-
-
-def _weights_fingerprint(head: torch.Tensor) -> str:
-    """SHA-256 of a matrix that two models hardly share."""
-    data = head.detach().float().cpu().contiguous().view(-1)[:: max(1, head.numel() // 2**20)]
-    return hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest()
