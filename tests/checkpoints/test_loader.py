@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -179,3 +181,29 @@ def test_the_real_model_is_exactly_its_gguf(real_cache):
     original = open_gguf(gguf)
     for name in expected_tensors(config):
         assert torch.equal(converted(name), original.read(name)), name
+
+
+LOAD = """
+import torch
+from trimode.checkpoints import load
+def megabytes(field):
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith(field)).split()[1]) / 1024
+(torch.ones(64, 64) @ torch.ones(64, 64)).round()  # threads and kernels are PyTorch's, not ours
+before = {field: megabytes(field) for field in ("VmRSS", "RssAnon")}
+transformer = load(dtype="int8", offline=True, progress=False).transformer
+tensors = [t for m in transformer.modules() for t in vars(m).values() if torch.is_tensor(t)]
+weights = sum(t.nbytes for t in (*tensors, *transformer.parameters())) / 2**20
+print(*((megabytes(field) - held) / weights for field, held in before.items()))
+"""
+
+
+@pytest.mark.real
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_loaded_model_holds_little_beside_its_int8_weights(real_cache):
+    """Neither the mapped fp32 file, nor fp32 copies of the adapter, nor what parsing left."""
+    run = [sys.executable, "-c", LOAD]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    held, private = map(float, done.stdout.split())
+    assert 0.9 < private < 1.15
+    assert held < 1.3

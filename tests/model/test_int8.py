@@ -1,5 +1,8 @@
 """int8: exact products, and a row's result that never depends on what else is in the pass."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,6 +84,26 @@ def test_weights_are_quantised_row_by_row_however_they_are_stacked_and_packed():
     assert linear.packed.shape == (4, 1040, 16, 4)
     assert torch.equal(linear(x), plain)
     assert torch.equal(linear.rows(torch.tensor([57, 2])), (expected * scale[:, None])[[57, 2]])
+
+
+QUANTISE = """
+import resource, torch
+from trimode.model.linear import Int8Linear
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+weight = torch.ones(16384, 2048, dtype=torch.bfloat16)
+Int8Linear(weight[:64], None)
+before = peak()
+Int8Linear(weight, None)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+def test_quantising_holds_the_int8_weights_and_no_copy_in_fp32():
+    run = [sys.executable, "-c", QUANTISE]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert 20 < float(done.stdout) < 1.3 * 32  # MB; the copy would be 128
 
 
 @torch.inference_mode()
