@@ -47,14 +47,17 @@ async def merged(requests: list[Request], timeout: float) -> AsyncIterator[tuple
 
     tasks = [asyncio.create_task(forward(i, request)) for i, request in enumerate(requests)]
     open_choices = len(requests)
+    deadline = asyncio.get_running_loop().time() + timeout
     try:
-        async with asyncio.timeout(timeout):
-            while open_choices:
+        while open_choices:
+            # Around each wait, not around the loop: a consumer may take every step in a task of
+            # its own, and a timeout ends the task that it began in.
+            async with asyncio.timeout_at(deadline):
                 index, step = await steps.get()
-                if isinstance(step, BaseException):
-                    raise step
-                open_choices -= step.finish_reason is not None
-                yield index, step
+            if isinstance(step, BaseException):
+                raise step
+            open_choices -= step.finish_reason is not None
+            yield index, step
     finally:
         for task in tasks:
             task.cancel()
