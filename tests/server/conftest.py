@@ -6,27 +6,25 @@ import time
 
 import openai
 import pytest
-import uvicorn
 
 from trimode.config import GenerationOptions
-from trimode.server import ServerSettings, create_app
+from trimode.server import HttpServer, ServerSettings, create_app
 from trimode.testing import tiny_model
 
 
 @contextlib.contextmanager
-def serving(model, **settings):
+def serving(model, *, shutdown_timeout=0.0, **settings):
     """The address of a server that runs in a thread, and its state."""
     fields = {"name": "tiny", "defaults": GenerationOptions(temperature=1.0, max_tokens=24)}
     app = create_app(model, ServerSettings(**{**fields, **settings}))
-    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    socket = config.bind_socket()
+    server = HttpServer(app, shutdown_timeout=shutdown_timeout)
+    socket = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}", app.state.server
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}", app.state.service
     finally:
         server.should_exit = True
         thread.join()

@@ -125,12 +125,12 @@ def test_drafts_are_sent_to_those_who_ask_and_do_not_disturb_the_text(client):
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages[0].role"),
-        ({"extra_body": {"decoding": {"mode": "fast"}}}, "mode"),
+        ({"extra_body": {"decoding": {"mode": "fast"}}}, "decoding.mode"),
         ({"extra_body": {"decoding": {"show_drafts": True}}}, "decoding.show_drafts"),
         ({"extra_body": {"decoding": {"steps": 3}}}, "decoding.steps"),
         ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
-        ({"messages": [{"role": "user", "content": "a" * 2000}]}, "prompt"),
+        ({"messages": [{"role": "user", "content": "a" * 2000}]}, "messages"),
     ],
 )
 def test_bad_requests_name_the_field(client, fields, param):

@@ -93,7 +93,7 @@ def test_a_client_that_leaves_frees_its_slot(model, stream):
         connection.sock.close()
         connection.close()
         until(lambda: not server.worker.engine.busy)
-        until(lambda: 'finish_reason="cancelled"' in get(f"{url}/metrics"), 3)
+        until(lambda: 'finish_reason="abort"' in get(f"{url}/metrics"), 3)
 
 
 def test_a_request_that_takes_too_long_is_ended(model):
@@ -154,8 +154,9 @@ def test_metrics_and_facts(url):
         model="tiny:linear", prompt="abc", max_tokens=5, extra_body={"ignore_eos": True}
     )
     text = get(f"{url}/metrics")
-    assert 'trimode_requests_total{finish_reason="length",mode="linear"}' in text
-    assert 'trimode_generation_tokens_total{mode="linear"}' in text
-    assert "trimode_requests_running 0.0" in text
+    labels = 'mode="linear",model_name="tiny"'
+    assert f'trimode_requests_total{{finish_reason="length",{labels}}}' in text
+    assert f"trimode_generation_tokens_total{{{labels}}}" in text
+    assert 'trimode_requests_running{model_name="tiny"} 0.0' in text
     assert json.loads(get(f"{url}/props"))["modes"][0] == "ar"
     assert "/v1/chat/completions" in json.loads(get(f"{url}/openapi.json"))["paths"]

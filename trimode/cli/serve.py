@@ -10,6 +10,8 @@ import typer
 from trimode.cli import options as opt
 from trimode.errors import InputError
 
+_LOGS = ("warnings", "requests", "prompts")
+
 
 def serve(
     name: Annotated[
@@ -43,6 +45,19 @@ def serve(
     request_timeout: Annotated[
         float, typer.Option("--request-timeout", help="Seconds until a request is cancelled.")
     ] = 600.0,
+    shutdown_timeout: Annotated[
+        float, typer.Option("--shutdown-timeout", help="Seconds for what runs, once told to stop.")
+    ] = 30.0,
+    sse_ping_interval: Annotated[
+        float, typer.Option("--sse-ping-interval", help="Seconds of silence until a comment.")
+    ] = 15.0,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option("--cors-origin", help="A web page that may use it; repeat for several."),
+    ] = None,
+    log: Annotated[
+        str, typer.Option("--log", help="warnings, requests, or prompts (with their text).")
+    ] = "requests",
     max_tokens: opt.MaxTokens = 1024,
     temperature: opt.Temperature = 1.0,
     top_p: opt.TopP = 1.0,
@@ -56,18 +71,19 @@ def serve(
 ) -> None:
     """Serve a model to OpenAI clients; its decoding options are defaults for requests."""
     parameters = dict(locals())
-    from trimode.config import GenerationOptions
+    from trimode.config import GenerationOptions, check_range
 
+    if log not in _LOGS:
+        raise InputError("log", repr(log), f"allowed: {', '.join(_LOGS)}")
+    check_range("shutdown_timeout", shutdown_timeout, 0, None)
     defaults = GenerationOptions.from_mapping(opt.generation_values(parameters))
     keys = (*(api_key or ()), *_keys_of(api_key_file))
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
     loaded = thread.submit(opt.load_model, parameters, name or model).result()
 
-    import uvicorn
-
     from trimode.cli.render import spinner
     from trimode.engine.costs import cost_curve
-    from trimode.server import ServerSettings, create_app
+    from trimode.server import HttpServer, ServerSettings, create_app, log_to
 
     if defaults.mode == "auto":
         with spinner("timing passes", enabled=not no_progress):
@@ -80,13 +96,14 @@ def serve(
         max_waiting=max_waiting,
         request_timeout=request_timeout,
         api_keys=keys,
+        cors_origins=tuple(cors_origin or ()),
+        ping_interval=sse_ping_interval,
+        log_prompts=log == "prompts",
     )
+    log_to(sys.stderr, requests=log != "warnings")
     app = create_app(loaded, settings, thread=thread)
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30
-    )
-    server = uvicorn.Server(config)
-    socket = config.bind_socket()  # taken now: a port in use is an error before "ready"
+    server = HttpServer(app, host=host, port=port, shutdown_timeout=shutdown_timeout)
+    socket = server.config.bind_socket()  # taken now: a port in use is an error before "ready"
     socket.listen()  # whoever reads the line below may connect at once
     shown = socket.getsockname()[1]
     sys.stderr.write(

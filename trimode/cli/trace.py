@@ -49,7 +49,7 @@ class Trace:
         from trimode.server.worker import Step
 
         sequence = update.sequence
-        chunk = self._answer.step(0, Step(update, None), show_drafts=True)
+        chunk = self._answer.step(0, Step(update, None, sequence.stats.nfe), show_drafts=True)
         if chunk is not None:
             self._write(chunk)
         if sequence.finish_reason is not None:

@@ -5,6 +5,7 @@ from trimode.engine.engine import (
     DEFAULT_MAX_SEQUENCES,
     Engine,
     Update,
+    check_prompt,
     drain,
 )
 from trimode.engine.generate import (
@@ -26,6 +27,7 @@ __all__ = [
     "Prompt",
     "Sequence",
     "Update",
+    "check_prompt",
     "drain",
     "encode_prompt",
     "generate",

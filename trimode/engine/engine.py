@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from trimode.checkpoints import LoadedModel
-from trimode.config import GenerationOptions
+from trimode.config import GenerationOptions, ModelConfig
 from trimode.decoding import (
     DECODERS,
     Acceptance,
@@ -170,15 +170,7 @@ class Engine:
         """Check a request against the model and resolve its defaults."""
         config = self.model.config
         limit = config.max_position_embeddings
-        if not prompt:
-            raise InputError("prompt", "empty", "must have at least one token")
-        if len(prompt) >= limit:
-            raise InputError(
-                "prompt", f"{len(prompt)} tokens", f"must leave room in a context of {limit}"
-            )
-        wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
-        if wrong is not None:
-            raise InputError("prompt", f"token id {wrong}", f"ids are 0..{config.vocab_size - 1}")
+        check_prompt(config, prompt)
         scope = self.model.adapter_scope
         mode = options.mode
         if mode == "diffusion" and not self.model.can_denoise and not options.force:
@@ -402,6 +394,20 @@ class Engine:
             self.live.remove(sequence)
             self._release(sequence)
         return sequence.stream.finish()
+
+
+def check_prompt(config: ModelConfig, prompt: tuple[int, ...], *, room: int = 1) -> None:
+    """Raise InputError unless the model can read the prompt and `room` tokens behind it."""
+    limit = config.max_position_embeddings
+    if not prompt:
+        raise InputError("prompt", "empty", "must have at least one token")
+    if len(prompt) > limit - room:
+        raise InputError(
+            "prompt", f"{len(prompt)} tokens", f"must leave room in a context of {limit}"
+        )
+    wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
+    if wrong is not None:
+        raise InputError("prompt", f"token id {wrong}", f"ids are 0..{config.vocab_size - 1}")
 
 
 def drain(engine: Engine) -> Iterator[Update]:

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 from trimode import __version__
 from trimode.checkpoints import LoadedModel
-from trimode.decoding import Drafted, Stats, TokenLogprob
+from trimode.decoding import Drafted, TokenLogprob
 from trimode.engine import FinishReason, Sequence
 from trimode.server.worker import Step
 
 Kind = Literal["chat", "text"]
-FINGERPRINT = f"trimode-{__version__}"
 _OBJECTS = {
     ("chat", True): "chat.completion.chunk",
     ("chat", False): "chat.completion",
@@ -42,8 +41,10 @@ class Place:
     """Commits so far."""
     step: int = 0
     """Drafts since the last commit."""
+    tokens: int = 0
+    """Committed so far."""
     offset: int = 0
-    """Characters of the tokens committed so far."""
+    """Characters of those tokens."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class Answer:
     kind: Kind
     model: LoadedModel
     name: str
+    fingerprint: str = f"trimode-{__version__}"
     created: int = field(default_factory=lambda: int(time.time()))
     sent: int = 0
     """Draft and commit frames so far."""
@@ -71,7 +73,7 @@ class Answer:
             "object": _OBJECTS[self.kind, stream],
             "created": self.created,
             "model": self.name,
-            "system_fingerprint": FINGERPRINT,
+            "system_fingerprint": self.fingerprint,
         }
 
     def chunk(
@@ -118,19 +120,20 @@ class Answer:
         place = self.places[index]
         place.step += 1
         if isinstance(event, Drafted):
-            return self.frame(self.chunk(index), index, self._draft(event, sequence, place))
+            return self.frame(self.chunk(index), index, self._draft(event, step, place))
         wanted = self.logprobs(index, event.tokens, event.logprobs) if event.logprobs else None
         place.block, place.step, passes = place.block + 1, 0, place.step
+        start = len(sequence.prompt) + place.tokens
+        place.tokens += len(event.tokens)
         if not step.update.text and wanted is None and not show_drafts:
             return None
         chunk = self.chunk(index, step.update.text, logprobs=wanted)
         if show_drafts:
-            start = len(sequence.prompt) + sequence.stats.completion_tokens - len(event.tokens)
             commit = {
                 "type": "commit",
                 "block": place.block - 1,
                 "step": passes,
-                "nfe": sequence.stats.nfe,
+                "nfe": step.nfe,
                 "start": start,
                 "length": len(event.tokens),
             }
@@ -185,7 +188,7 @@ class Answer:
         self.sent += 1
         return {**chunk, "trimode": {**numbers, **body}}
 
-    def _draft(self, event: Drafted, sequence: Sequence, place: Place) -> dict[str, Any]:
+    def _draft(self, event: Drafted, step: Step, place: Place) -> dict[str, Any]:
         tokenizer = self.model.tokenizer
         masked = self.model.config.mask_token_id
         rows = zip(event.tokens, event.confidences, event.states, strict=True)
@@ -193,8 +196,8 @@ class Answer:
             "type": "draft",
             "block": place.block,
             "step": place.step,
-            "nfe": sequence.stats.nfe,
-            "mode": sequence.options.mode,
+            "nfe": step.nfe,
+            "mode": step.update.sequence.options.mode,
             "start": event.start,
             "tokens": [
                 ["" if token == masked else tokenizer.decode([token]), round(sure, 4), state]
@@ -208,32 +211,49 @@ def finish(reason: FinishReason) -> str:
     return "length" if reason == "length" else "stop"
 
 
-def usage(sequences: list[Sequence]) -> dict[str, Any]:
-    """Tokens of all choices; prompts of one request are counted once each."""
-    prompt = sum(len(p) for p in {id(s.prompt): s.prompt for s in sequences}.values())
-    stats = Stats.pooled(s.stats for s in sequences)
-    found: dict[str, Any] = {
+def usage_object(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    """OpenAI's `usage`. No token is hidden from the client, so none counts as reasoning."""
+    return {
         "prompt_tokens": prompt,
-        "completion_tokens": stats.completion_tokens,
-        "total_tokens": prompt + stats.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
-    if any(s.options.prediction for s in sequences):
-        accepted = stats.accepted_prediction_tokens
-        found["completion_tokens_details"] = {
+
+
+def usage(sequences: list[Sequence], sent: int | None = None) -> dict[str, Any]:
+    """Tokens of all choices; the prompt of several choices is counted once.
+
+    `sent`: completion tokens so far, of an answer on its way. The engine is ahead of its client.
+    """
+    alike: dict[int, list[Sequence]] = {}
+    for sequence in sequences:
+        alike.setdefault(id(sequence.prompt), []).append(sequence)
+    # The first of them finds what others left behind, the rest find what the first left as well.
+    found = usage_object(
+        sum(len(group[0].prompt) for group in alike.values()),
+        sum(s.stats.completion_tokens for s in sequences) if sent is None else sent,
+        sum(min(s.stats.cached_tokens for s in group) for group in alike.values()),
+    )
+    if sent is None and any(s.options.prediction for s in sequences):
+        accepted = sum(s.stats.accepted_prediction_tokens for s in sequences)
+        tried = sum(s.stats.predicted_tokens for s in sequences)
+        found["completion_tokens_details"] |= {
             "accepted_prediction_tokens": accepted,
-            "rejected_prediction_tokens": stats.predicted_tokens - accepted,
+            "rejected_prediction_tokens": tried - accepted,
         }
     return found
 
 
-def metrics(sequences: list[Sequence]) -> dict[str, Any]:
-    """What the decoding did, for `metrics` of an answer."""
-    first = sequences[0]
-    stats = Stats.pooled(s.stats for s in sequences)
+def metrics(sequences: list[Sequence]) -> dict[str, Any] | None:
+    """What the decoding did, for `metrics` of an answer; None for several choices."""
+    if len(sequences) != 1:
+        return None
+    stats = sequences[0].stats
     found: dict[str, Any] = {
         "decoding": {
-            "mode": first.options.mode,
+            "mode": sequences[0].options.mode,
             "nfe": stats.nfe,
             "tokens_per_forward": round(stats.tokens_per_forward, 4),
             "revisions": stats.revisions,

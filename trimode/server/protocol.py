@@ -6,6 +6,7 @@ request.
 """
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
@@ -16,14 +17,35 @@ from trimode.server.settings import ServerSettings
 
 Number = StrictFloat | StrictInt
 
-_NOT_HONOURED: dict[str, tuple[Any, ...]] = {
+Harmless = tuple[Any, ...]
+
+_NOT_HONOURED: dict[str, Harmless] = {
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "suffix": ("",),
     "best_of": (1,),
     "modalities": (["text"],),
     "audio": (),
+    "moderation": (),
+    "reasoning_effort": ("none", "medium"),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
 }
-"""Fields we know, with the values that ask for nothing."""
+"""Fields of OpenAI's that we know, with the values that ask for nothing or for the default."""
+
+_WITHOUT_EFFECT = frozenset(
+    (
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "user",
+    )
+)
+"""Fields of OpenAI's that say who asks, or hint at what to cache; no answer depends on them."""
 
 
 class StreamOptions(BaseModel):
@@ -68,16 +90,32 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[str, Number] | None = None
     seed: StrictInt | None = None
     stop: StrictStr | list[StrictStr] | None = None
-    max_tokens: StrictInt | None = None
     ignore_eos: StrictBool | None = None
     decoding: DecodingFields = Field(default_factory=DecodingFields)
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """Fields that no rule of ours names."""
+        return unknown_fields(self.model_extra or {}, _NOT_HONOURED)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream carries the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 class ChatRequest(GenerationRequest):
     """Body of /v1/chat/completions."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: StrictInt | None = None
+    max_tokens: StrictInt | None = Field(None, ge=1)
+    max_completion_tokens: StrictInt | None = Field(None, ge=1)
+    """The newer name of `max_tokens`; it wins."""
     logprobs: StrictBool | None = False
     top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
     response_format: dict[str, Any] | None = None
@@ -91,6 +129,8 @@ class CompletionRequest(GenerationRequest):
     """Body of /v1/completions."""
 
     prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
+    max_tokens: StrictInt | None = Field(None, ge=0)
+    """0 only with `echo`."""
     logprobs: StrictInt | None = Field(None, ge=0, le=20)
     echo: StrictBool | None = False
 
@@ -121,7 +161,9 @@ def generation_options(
     Raises:
         InputError: a value is out of range, or a field cannot be honoured.
     """
-    refuse_unsupported(request.model_extra or {})
+    refuse_unsupported(request.model_extra or {}, _NOT_HONOURED)
+    if request.stream_options is not None and not request.stream:
+        raise InputError("stream_options", "given without stream", "set stream to true")
     count = request.n or 1
     if count > settings.max_choices:
         raise InputError("n", str(count), f"at most {settings.max_choices}")
@@ -189,9 +231,17 @@ def prediction_text(prediction: dict[str, Any] | None) -> str:
     return content
 
 
-def refuse_unsupported(extra: dict[str, Any]) -> None:
+def refuse_unsupported(extra: Mapping[str, Any], known: Mapping[str, Harmless]) -> None:
     """Raise InputError for a known field that asks for what we do not do."""
-    for name, harmless in _NOT_HONOURED.items():
+    for name, harmless in known.items():
         value = extra.get(name)
         if value is not None and value not in harmless:
-            raise InputError(name, "given", "this server does not support it yet; leave it out")
+            allowed = "this server does not do that; leave it out"
+            if harmless:
+                allowed += f", or give {' or '.join(map(repr, harmless))}"
+            raise InputError(name, "given", allowed)
+
+
+def unknown_fields(extra: Mapping[str, Any], known: Mapping[str, Harmless]) -> dict[str, Any]:
+    """What is in neither table; such fields are ignored."""
+    return {k: v for k, v in extra.items() if k not in known and k not in _WITHOUT_EFFECT}

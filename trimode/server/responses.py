@@ -10,14 +10,56 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from trimode.errors import InputError
-from trimode.server.errors import error_object
 from trimode.server.frames import finish, metrics, usage
-from trimode.server.protocol import ChatRequest, DecodingFields, Number
+from trimode.server.protocol import (
+    ChatRequest,
+    DecodingFields,
+    Harmless,
+    Number,
+    refuse_unsupported,
+    unknown_fields,
+)
 from trimode.server.streaming import merged
 from trimode.server.worker import EngineFailedError, Request
 
-_REFUSED = ("previous_response_id", "conversation", "background", "tools", "prompt")
-"""Fields that need a memory of earlier answers, or more than text."""
+_NOT_HONOURED: dict[str, Harmless] = {
+    "background": (False,),
+    "context_management": ([],),
+    "conversation": (),
+    "include": ([],),
+    "max_tool_calls": (),
+    "moderation": (),
+    "previous_response_id": (),
+    "prompt": (),
+    "reasoning": ({},),
+    "service_tier": ("auto", "default"),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+"""Fields that need a memory of earlier answers, or more than text; with harmless values."""
+
+_IGNORED = frozenset(("parallel_tool_calls", "store", "stream_options"))
+"""Known and without effect here: nothing is kept, and each event says where it belongs."""
+
+NAMES = {
+    "choices": "input",
+    "grammar": "text.format",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "mode": "decoding.mode",
+    "block_length": "decoding.block_length",
+    "threshold": "decoding.threshold",
+    "revision_threshold": "decoding.revision_threshold",
+    "prompt": "input",
+    "response_format.type": "text.format.type",
+    "response_format.json_schema.schema": "text.format.schema",
+}
+"""What the body calls the fields that chat and the engine know."""
+
+
+_ROLES = ("user", "assistant", "system", "developer")
 
 
 class ResponseRequest(BaseModel):
@@ -28,11 +70,17 @@ class ResponseRequest(BaseModel):
     input: StrictStr | list[dict[str, Any]]
     instructions: StrictStr | None = None
     stream: StrictBool | None = False
-    max_output_tokens: StrictInt | None = None
+    max_output_tokens: StrictInt | None = Field(None, ge=1)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, ge=0, le=1)
     text: dict[str, Any] | None = None
     decoding: DecodingFields = Field(default_factory=DecodingFields)
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """Fields that no rule of ours names."""
+        found = unknown_fields(self.model_extra or {}, _NOT_HONOURED)
+        return {name: value for name, value in found.items() if name not in _IGNORED}
 
     def as_chat(self) -> ChatRequest:
         """The same as a chat request.
@@ -40,10 +88,7 @@ class ResponseRequest(BaseModel):
         Raises:
             InputError: a field asks for what this server does not do.
         """
-        for name in _REFUSED:
-            if (self.model_extra or {}).get(name):
-                allowed = "this server keeps no answers and takes text only; leave it out"
-                raise InputError(name, "given", allowed)
+        refuse_unsupported(self.model_extra or {}, _NOT_HONOURED)
         if self.decoding.show_drafts:
             raise InputError("decoding.show_drafts", "true", "only with /v1/chat/completions")
         messages: list[dict[str, Any]] = []
@@ -74,7 +119,9 @@ def _message(item: dict[str, Any], index: int) -> dict[str, Any]:
     if item.get("type", "message") != "message":
         found = repr(item.get("type"))
         raise InputError(f"input[{index}].type", found, "allowed: message")
-    content = item.get("content")
+    role, content = item.get("role"), item.get("content")
+    if role not in _ROLES:
+        raise InputError(f"input[{index}].role", repr(role), f"allowed: {', '.join(_ROLES)}")
     if isinstance(content, list):
         texts = []
         for j, part in enumerate(content):
@@ -84,7 +131,9 @@ def _message(item: dict[str, Any], index: int) -> dict[str, Any]:
                 raise InputError(place, repr(kind), "allowed: input_text, output_text")
             texts.append(str(part.get("text", "")))
         content = "".join(texts)
-    return {"role": item.get("role"), "content": content}
+    if not isinstance(content, str):
+        raise InputError(f"input[{index}].content", repr(content), "must be text or text parts")
+    return {"role": role, "content": content}
 
 
 @dataclass(slots=True)
@@ -145,7 +194,10 @@ class Response:
         more: dict[str, Any] = {
             "usage": {
                 "input_tokens": counted["prompt_tokens"],
-                "input_tokens_details": counted["prompt_tokens_details"],
+                "input_tokens_details": {
+                    "cached_tokens": counted["prompt_tokens_details"]["cached_tokens"],
+                    "cache_write_tokens": 0,
+                },
                 "output_tokens": counted["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": counted["total_tokens"],
@@ -193,9 +245,9 @@ async def events(response: Response, request: Request, timeout: float) -> AsyncI
             if step.finish_reason is not None:
                 reason = finish(step.finish_reason)
     except (TimeoutError, EngineFailedError) as error:
-        status = 408 if isinstance(error, TimeoutError) else 500
         message = str(error) or f"not finished within {timeout:g} seconds"
-        failed = {**started, "status": "failed", "error": error_object(status, message)["error"]}
+        failure = {"code": "server_error", "message": message}
+        failed = {**started, "status": "failed", "error": failure}
         yield event("failed", response=failed)
         return
     done = response.finished(request, text, reason)

@@ -34,11 +34,20 @@ class ServerSettings:
     """Most draft frames a second and choice."""
     api_keys: tuple[str, ...] = ()
     """Any of them opens the server; none: no key is asked for."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may use the server from a browser, besides its own; `*` is every page."""
+    ping_interval: float = 15.0
+    """Seconds of silence after which a stream sends a comment, so that proxies keep it open."""
+    log_prompts: bool = False
+    """Whether the log holds the text of prompts and answers."""
 
     def __post_init__(self) -> None:
         check_range("max_sequences", self.max_sequences, 1, None)
         check_range("max_waiting", self.max_waiting, 0, None)
         check_range("request_timeout", self.request_timeout, 0, None, exclusive_low=True)
+        check_range("ping_interval", self.ping_interval, 0, None, exclusive_low=True)
         check_range("max_body_bytes", self.max_body_bytes, 1, None)
         if any(not key for key in self.api_keys):
             raise InputError("api_key", "an empty key", "each key needs at least one character")
+        if not all(key.isascii() and key.isprintable() for key in self.api_keys):
+            raise InputError("api_key", "a key that no header can carry", "use printable ASCII")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,10 @@ from trimode.server.errors import error_object
 from trimode.server.frames import Answer, finish, metrics, usage
 from trimode.server.tools import calls_in, may_be_call
 from trimode.server.worker import EngineFailedError, Request, Step
+
+DONE = "data: [DONE]\n\n"
+PING = ": ping\n\n"
+"""A comment: readers of server-sent events pass over it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +47,17 @@ async def merged(requests: list[Request], timeout: float) -> AsyncIterator[tuple
 
     tasks = [asyncio.create_task(forward(i, request)) for i, request in enumerate(requests)]
     open_choices = len(requests)
+    deadline = asyncio.get_running_loop().time() + timeout
     try:
-        async with asyncio.timeout(timeout):
-            while open_choices:
+        while open_choices:
+            # Around each wait, not around the loop: a consumer may take every step in a task of
+            # its own, and a timeout ends the task that it began in.
+            async with asyncio.timeout_at(deadline):
                 index, step = await steps.get()
-                if isinstance(step, BaseException):
-                    raise step
-                open_choices -= step.finish_reason is not None
-                yield index, step
+            if isinstance(step, BaseException):
+                raise step
+            open_choices -= step.finish_reason is not None
+            yield index, step
     finally:
         for task in tasks:
             task.cancel()
@@ -108,12 +115,12 @@ async def events(
 ) -> AsyncIterator[str]:
     """Server-sent events; a failure in the middle is an error object as the last of them."""
     try:
-        async for line in _events(answer, requests, settings, timeout):
-            yield line
+        async for event in _events(answer, requests, settings, timeout):
+            yield event
     except TimeoutError:
-        yield _line(error_object(408, f"not finished within {timeout:g} seconds"))
+        yield line(error_object(408, f"not finished within {timeout:g} seconds"))
     except EngineFailedError as error:
-        yield _line(error_object(500, str(error)))
+        yield line(error_object(error.status, str(error)))
 
 
 async def _events(
@@ -121,18 +128,19 @@ async def _events(
 ) -> AsyncIterator[str]:
     sequences = [request.sequence for request in requests]
 
-    def line(chunk: dict[str, Any]) -> str:
+    def sent(chunk: dict[str, Any]) -> str:
         if settings.continuous_usage:
-            chunk["usage"] = usage(sequences)
+            tokens = sum(place.tokens for place in answer.places.values())
+            chunk["usage"] = usage(sequences, tokens)
         elif settings.include_usage:
             chunk["usage"] = None
-        return _line(chunk)
+        return line(chunk)
 
     if answer.kind == "chat":
         for index in range(len(requests)):
-            yield line(answer.chunk(index, role=True))
+            yield sent(answer.chunk(index, role=True))
     for index, echo in answer.echoes.items():
-        yield line(answer.chunk(index, echo.text, logprobs=echo.logprobs))
+        yield sent(answer.chunk(index, echo.text, logprobs=echo.logprobs))
     shown = [0.0 for _ in requests]
     held: list[str | None] = ["" for _ in requests]
     """Text that may yet turn out to be a call; None once an answer is known to be none."""
@@ -145,10 +153,10 @@ async def _events(
             shown[index] = time.monotonic()
         step, held[index], calls = _held_back(answer, step, held[index])
         for chunk in _chunks(answer, index, step, calls, show_drafts=settings.show_drafts):
-            yield line(chunk)
+            yield sent(chunk)
     if settings.include_usage:
-        yield _line(answer.usage_chunk(sequences))
-    yield "data: [DONE]\n\n"
+        yield line(answer.usage_chunk(sequences))
+    yield DONE
 
 
 def _chunks(
@@ -183,5 +191,47 @@ def _held_back(
     return replace(step, update=replace(step.update, text=text)), None, []
 
 
-def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+def line(data: dict[str, Any]) -> str:
+    """A server-sent event without a name."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+async def until_gone(
+    lines: AsyncIterator[str],
+    watcher: asyncio.Task[None],
+    drop: Callable[[], None],
+    ping_interval: float,
+) -> AsyncIterator[str]:
+    """The lines until their end, or until the client has gone.
+
+    Args:
+        lines: server-sent events.
+        watcher: ends when the client has gone.
+        drop: frees the requests; it does not wait, so it works in a task that is being cancelled.
+        ping_interval: seconds without a line until a comment is sent.
+    """
+    following: asyncio.Future[str] | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(anext(lines))
+            await asyncio.wait(
+                (following, watcher),
+                timeout=ping_interval,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if following.done():
+                try:
+                    found = following.result()
+                except StopAsyncIteration:
+                    return
+                following = None
+                yield found
+            elif watcher.done():
+                return
+            else:
+                yield PING
+    finally:
+        drop()
+        watcher.cancel()
+        if following is not None:
+            following.cancel()

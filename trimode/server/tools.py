@@ -28,6 +28,8 @@ class AnswerForm:
     grammar: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     """Tools that may be called."""
+    field: str = "response_format"
+    """The field of the request that asks for it."""
 
 
 def answer_form(
@@ -51,12 +53,12 @@ def answer_form(
     rules = [f"calls: call{count}", f'call: "{_OPEN}\\n" object "\\n{_CLOSE}"']
     rules.append(f"object: %json {json.dumps(call)}")
     if forced:
-        return AnswerForm(lark_grammar("\n".join(["start: calls", *rules])), offered)
+        return AnswerForm(lark_grammar("\n".join(["start: calls", *rules])), offered, "tools")
     if schema is None:
         rules.append("text: /([^<](.|\\n)*)?/")
     else:
         rules.append(f"text: %json {json.dumps({**schema, **_STYLE})}")
-    return AnswerForm(lark_grammar("\n".join(["start: text | calls", *rules])), offered)
+    return AnswerForm(lark_grammar("\n".join(["start: text | calls", *rules])), offered, "tools")
 
 
 def _schema(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -115,10 +117,15 @@ def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def told(messages: list[dict[str, Any]], form: AnswerForm, source: str) -> list[dict[str, Any]]:
-    """The messages with the tools in them, where the chat template does not show tools itself.
+    """The messages with tools and calls in them, where the chat template does not show them itself.
 
     `source`: of the template.
+
+    Raises:
+        InputError: a call of an earlier answer is not what OpenAI defines.
     """
+    if "tool_calls" not in source:
+        messages = [_with_calls(message, i) for i, message in enumerate(messages)]
     if not form.tools or "tools" in source:
         return messages
     listed = "\n".join(json.dumps(tool["function"]) for tool in form.tools)
@@ -127,6 +134,27 @@ def told(messages: list[dict[str, Any]], form: AnswerForm, source: str) -> list[
     if first.get("role") in ("system", "developer") and isinstance(first.get("content"), str):
         return [{**first, "content": f"{first['content']}\n\n{text}"}, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
+
+
+def _with_calls(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """A message with its calls as text, in the form in which the model writes them."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        raise InputError(f"messages[{index}].content", "parts", "must be text beside tool_calls")
+    texts = [content] if content else []
+    for j, call in enumerate(calls if isinstance(calls, list) else [calls]):
+        function: Any = call.get("function") if isinstance(call, dict) else None
+        place = f"messages[{index}].tool_calls[{j}].function"
+        try:
+            written = {"name": function["name"], "arguments": json.loads(function["arguments"])}
+        except (KeyError, TypeError, ValueError):
+            allowed = "must have a name, and arguments as a text of JSON"
+            raise InputError(place, repr(function)[:80], allowed) from None
+        texts.append(f"{_OPEN}\n{json.dumps(written, ensure_ascii=False)}\n{_CLOSE}")
+    return {**message, "content": "\n".join(texts)}
 
 
 def may_be_call(text: str) -> bool:

@@ -7,14 +7,17 @@ asyncio queue. Nothing else is shared.
 import asyncio
 import logging
 import queue
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from trimode.config import GenerationOptions
+from trimode.decoding import Drafted, Event
 from trimode.engine import Engine, FinishReason, Sequence, Update
-from trimode.errors import TrimodeError
+from trimode.errors import InputError, TrimodeError
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,18 @@ class QueueFullError(TrimodeError):
 class EngineFailedError(TrimodeError):
     """A pass failed; the requests in it are lost, the server goes on."""
 
+    status = 500
+
+
+class StoppedError(EngineFailedError):
+    """The server stops and waits no longer."""
+
+    status = 503
+
+
+EndReason = Literal["stop", "length", "abort", "error"]
+"""How a request ended: by itself, because its client left or its time was over, or by a fault."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -38,6 +53,8 @@ class Step:
 
     update: Update
     finish_reason: FinishReason | None
+    nfe: int
+    """Passes made for it when it happened: the engine goes on while the step is on its way."""
 
 
 @dataclass(eq=False)
@@ -46,7 +63,27 @@ class Request:
 
     sequence: Sequence
     loop: asyncio.AbstractEventLoop
+    arrived: float
+    """When it was submitted, on the monotonic clock."""
     steps: asyncio.Queue[Step | EngineFailedError] = field(default_factory=asyncio.Queue)
+    first_draft_at: float | None = None
+    accepted: Counter[int] = field(default_factory=Counter)
+    """Draft tokens that were right, by their place in the draft."""
+    switches: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """In mode `auto`: how often it went from one plan to another."""
+    _plan: str | None = None
+
+    def count(self, event: Event) -> None:
+        """Take note of an event, in the engine's thread."""
+        if isinstance(event, Drafted):
+            self.first_draft_at = self.first_draft_at or time.monotonic()
+            return
+        if event.drafted:
+            self.accepted.update(range(len(event.tokens) - 1))
+        if event.plan is not None:
+            if self._plan not in (None, event.plan):
+                self.switches[self._plan or "", event.plan] += 1
+            self._plan = event.plan
 
     async def __aiter__(self) -> AsyncIterator[Step]:
         """Updates until the last.
@@ -71,7 +108,7 @@ class EngineWorker:
         engine: Engine,
         *,
         max_waiting: int,
-        on_finish: Callable[[Sequence], None] = lambda _: None,
+        on_finish: Callable[[Request, EndReason], None] = lambda *_: None,
         thread: Executor | None = None,
     ) -> None:
         """Nothing runs before `start`.
@@ -96,6 +133,15 @@ class EngineWorker:
         """Start the loop."""
         self._running = self._thread.submit(self._run)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request has not ended yet."""
+        return bool(self._requests)
+
+    def fail_all(self, error: EngineFailedError) -> None:
+        """End every request with an error."""
+        self._commands.put(lambda: self._fail_all(error))
+
     def stop(self) -> None:
         """Cancel what runs and end the loop."""
         self._commands.put(None)
@@ -106,10 +152,13 @@ class EngineWorker:
         """Queue one request per choice, all or none.
 
         Raises:
-            InputError: the engine refuses one.
+            InputError: the engine refuses one, or they are more than can ever be queued.
             QueueFullError: too many wait.
         """
-        loop = asyncio.get_running_loop()
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        most = self.engine.max_sequences + self.max_waiting
+        if len(choices) > most:
+            raise InputError("choices", f"{len(choices)} answers", f"at most {most} at once")
 
         def add() -> list[Request]:
             requests: list[Request] = []
@@ -118,7 +167,7 @@ class EngineWorker:
                 raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
             try:
                 for prompt, options in choices:
-                    requests.append(Request(self.engine.add(prompt, options), loop))
+                    requests.append(Request(self.engine.add(prompt, options), loop, now))
             except Exception:
                 for request in requests:
                     self.engine.cancel(request.sequence)
@@ -160,11 +209,12 @@ class EngineWorker:
             for request in added.result():
                 self.cancel(request)
 
-    def _cancel(self, sequence: Sequence) -> None:
-        self._requests.pop(sequence, None)
+    def _cancel(self, sequence: Sequence, reason: EndReason = "abort") -> None:
+        request = self._requests.pop(sequence, None)
         if sequence.finish_reason is None:
             self.engine.cancel(sequence)
-            self._on_finish(sequence)
+        if request is not None:
+            self._on_finish(request, reason)
 
     def _run(self) -> None:
         while True:
@@ -184,27 +234,30 @@ class EngineWorker:
             updates = self.engine.step()
         except Exception:
             logger.exception("a pass failed")
-            self._fail_all()
+            self._fail_all(EngineFailedError("the model failed on this batch"))
             return
         last = {update.sequence: i for i, update in enumerate(updates)}
         for i, update in enumerate(updates):
             sequence = update.sequence
-            ended = sequence.finish_reason if last[sequence] == i else None
             request = self._requests.get(sequence)
+            if request is None:
+                continue
+            request.count(update.event)
+            ended = sequence.finish_reason if last[sequence] == i else None
             if ended is not None:  # counted before its client can ask for the figures
-                self._requests.pop(sequence, None)
-                self._on_finish(sequence)
-            self._deliver(request, Step(update, ended))
+                del self._requests[sequence]
+                self._on_finish(request, "abort" if ended == "cancelled" else ended)
+            self._deliver(request, Step(update, ended, sequence.stats.nfe))
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, error: EngineFailedError) -> None:
         failed = [*self._requests.values()]
         for request in failed:  # the engine is clean again before anyone hears of it
-            self._cancel(request.sequence)
+            self._cancel(request.sequence, "error")
         for request in failed:
-            self._deliver(request, EngineFailedError("the model failed on this batch"))
+            self._deliver(request, error)
 
-    def _deliver(self, request: Request | None, step: Step | EngineFailedError) -> None:
-        if request is not None and not request.loop.is_closed():
+    def _deliver(self, request: Request, step: Step | EngineFailedError) -> None:
+        if not request.loop.is_closed():
             request.loop.call_soon_threadsafe(request.steps.put_nowait, step)
 
 

@@ -1,0 +1,34 @@
+"""The page at `/` and its files. They are plain files: what the page shows comes over the API."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+_PLAYGROUND = Path(__file__).with_name("playground")
+
+
+class _OwnFiles(StaticFiles):
+    """Files that a browser may only combine with others of this server."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def add_routes(app: FastAPI) -> None:
+    """Serve the page."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PLAYGROUND / "index.html", headers=_HEADERS)
+
+    app.mount("/playground", _OwnFiles(directory=_PLAYGROUND))
