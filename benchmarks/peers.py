@@ -283,13 +283,8 @@ def serve_transformers(dtype: str) -> None:
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         clock = Clock()
-        found = model.generate(
-            **inputs,
-            max_new_tokens=asked.pop("max_tokens"),
-            do_sample=False,
-            streamer=clock,
-            **asked,
-        )
+        options = {"max_new_tokens": asked.pop("max_tokens"), "do_sample": False, **asked}
+        found = model.generate(**inputs, **options, streamer=clock)
         tokens = found.shape[1] - inputs["input_ids"].shape[1]
         times = clock.times[1:]  # the first is the prompt
         print(json.dumps({"tokens": tokens, "times": times}), flush=True)
