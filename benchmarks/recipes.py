@@ -146,7 +146,7 @@ def main() -> None:
         rows.append(
             {"recipe": name, "precision": precision, **spent(run)} | scored(config, sets, options)
         )
-    show(rows, f"linear acceptance length after {amount:g} {kind.replace('_', ' ')} each")
+    show(rows, f"linear acceptance length after at most {amount:g} {kind.replace('_', ' ')} each")
     save("recipes", {**header(), **options, kind: amount, "recipes": rows})
 
 
