@@ -13,15 +13,12 @@ Q8_0 made of it.
 """
 
 import argparse
-import concurrent.futures
-import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from conversion import read_prompts
 from machine import RESULTS, header, save
 from rich.console import Console
 from rich.table import Table
+from servers import HttpEngine, measure, percentile, start_server
 
 from trimode.checkpoints import resolve
 
@@ -66,70 +64,6 @@ class Measured:
     rates: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
-
-
-class HttpEngine:
-    """A server that speaks OpenAI's protocol."""
-
-    def __init__(self, command: list[str], marker: str) -> None:
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self.process.stdout is not None
-        seen = []
-        for line in self.process.stdout:
-            seen.append(line)
-            if marker in line:
-                self.url = next(word for word in line.split() if word.startswith("http"))
-                self.url = self.url.rstrip(",").removesuffix("/v1")
-                break
-        else:
-            raise SystemExit("".join(seen[-20:]))
-        drain = concurrent.futures.ThreadPoolExecutor(1)
-        drain.submit(lambda: [None for _ in self.process.stdout or ()])
-
-    def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
-        """Tokens of the answer, and when text came: seconds since the request was sent."""
-        body = {
-            "model": "smollm2-135m-instruct",
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": max_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if decoding:
-            body["decoding"] = decoding
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        began, times, tokens = time.perf_counter(), [], 0
-        with urllib.request.urlopen(request) as answer:
-            for line in answer:
-                if not line.startswith(b"data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if any(c["delta"].get("content") for c in chunk["choices"]):
-                    times.append(time.perf_counter() - began)
-                if chunk.get("usage"):
-                    tokens = chunk["usage"]["completion_tokens"]
-        return tokens, times
-
-    def megabytes(self, field: str) -> float:
-        """Memory of the process: VmRSS now, VmHWM the most it has held."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith(field))
-        return int(line.split()[1]) / 1024
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
 
 
 class PipeEngine(HttpEngine):
@@ -196,80 +130,10 @@ def serve_transformers(dtype: str) -> None:
         print(json.dumps({"tokens": tokens, "times": times}), flush=True)
 
 
-def serve_llama(path: str, slots: int) -> None:
-    """llama.cpp's own server on a free port, until it is terminated."""
-    import xllamacpp
-
-    asked = xllamacpp.CommonParams()
-    asked.model.path = path
-    asked.n_parallel, asked.n_ctx = slots, slots * 2048
-    asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = 2
-    asked.port = 0
-    server = xllamacpp.Server(asked)
-    print("listening", server.listening_address, flush=True)
-    while True:
-        time.sleep(60)
-
-
-def q8_of(gguf_path: Path, folder: Path) -> Path:
-    """The GGUF with its matrices as Q8_0; norms stay as they are."""
-    import gguf
-
-    target = folder / "model.Q8_0.gguf"
-    reader = gguf.GGUFReader(gguf_path)
-    writer = gguf.GGUFWriter(target, "llama")
-    for name, entry in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind = entry.types[0]
-        inner = entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, entry.contents(), kind, inner)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if values.ndim < 2:
-            writer.add_tensor(tensor.name, values)
-            continue
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
 def start(name: str, slots: int, folder: Path) -> HttpEngine:
     """Start an engine by name."""
     family, kind = name.split("-")
-    if family == "transformers":
-        return PipeEngine(kind)
-    if family == "trimode":
-        program = str(Path(sys.executable).with_name("trimode"))
-        command = [program, "serve", "--port", "0", "--dtype", kind, "--mode", "auto",
-                   "--max-sequences", str(slots), "--no-progress"]  # fmt: skip
-        return HttpEngine(command, "/v1, mode")
-    gguf_path = next(resolve("smollm2-135m-instruct").path.glob("*.gguf"))
-    path = gguf_path if kind == "Q4_1" else q8_of(gguf_path, folder)
-    return HttpEngine([sys.executable, __file__, "--llama", str(path), str(slots)], "listening")
-
-
-def measure(
-    engine: HttpEngine, prompts: list[str], max_tokens: int, decoding: dict, together: int
-) -> tuple[float, list[float], list[float]]:
-    """Tokens a second, times to first text, and gaps between texts, in seconds."""
-    began = time.perf_counter()
-    with concurrent.futures.ThreadPoolExecutor(together) as pool:
-        found = list(pool.map(lambda p: engine.ask(p, max_tokens, decoding), prompts))
-    seconds = time.perf_counter() - began
-    gaps = [b - a for _, times in found for a, b in itertools.pairwise(times)]
-    return sum(n for n, _ in found) / seconds, [t[0] for _, t in found if t], gaps
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Milliseconds."""
-    if not values:
-        return float("nan")
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] * 1e3
+    return PipeEngine(kind) if family == "transformers" else start_server(name, slots, folder)
 
 
 def main() -> None:
@@ -281,12 +145,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--only", nargs="+", default=list(MODES))
     parser.add_argument("--name", default="engines")
-    parser.add_argument("--llama", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--transformers", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.llama:
-        serve_llama(arguments.llama[0], int(arguments.llama[1]))
-        return
     if arguments.transformers:
         serve_transformers(arguments.transformers)
         return
@@ -312,14 +172,13 @@ def main() -> None:
             for round_number in range(arguments.rounds):
                 for name, mode, decoding, together in work if round_number % 2 == 0 else work[::-1]:
                     asked = prompts[: max(arguments.prompts, together)]
-                    rate, first, gaps = measure(
-                        engines[name], asked, arguments.max_tokens, decoding, together
-                    )
+                    load = measure(engines[name], asked, arguments.max_tokens, decoding, together)
                     entry = found.setdefault((name, mode, together), Measured())
-                    entry.rates.append(rate)
-                    entry.first += first
-                    entry.gaps += gaps
-                    console.print(f"{name} {mode} x{together}: {rate:.1f} tok/s", highlight=False)
+                    entry.rates.append(load.rate)
+                    entry.first += load.first
+                    entry.gaps += load.gaps
+                    shown = f"{name} {mode} x{together}: {load.rate:.1f} tok/s"
+                    console.print(shown, highlight=False)
             memory = {name: engine.megabytes("VmHWM") for name, engine in engines.items()}
         finally:
             for engine in engines.values():
