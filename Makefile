@@ -35,10 +35,12 @@ clients: $(VENV)/.dev
 	npm install --silent --prefix $(VENV)/npm openai
 	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/clients
 
-# Ours beside llama.cpp and transformers, each measurement in a process of its own: hours.
+# Ours beside llama.cpp and transformers, each measurement in a process of its own, and the servers under
+# load: hours.
 peers: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(BIN)/python benchmarks/engines.py --data $(DATA)
+	$(BIN)/python benchmarks/serve.py --data $(DATA)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

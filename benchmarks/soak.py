@@ -22,6 +22,7 @@ from machine import header, save
 from peers import SERVED, start
 from rich.console import Console
 from rich.progress import track
+from servers import start_server
 
 MODES = [("ar", None), ("linear", 5), ("linear", 16), ("quadratic", 3), ("diffusion", 8),
          ("auto", None)]  # fmt: skip
@@ -114,7 +115,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     arguments = parser.parse_args()
     console = Console()
-    engine = start("trimode-int8", 16, Path())
+    engine = start_server("trimode-int8", 16, Path())
     try:
         draw = random.Random(0)
         sets = read_prompts(arguments.data, 8)

@@ -18,6 +18,7 @@ def serving(model, *, shutdown_timeout=0.0, **settings):
     fields = {"name": "tiny", "defaults": GenerationOptions(temperature=1.0, max_tokens=24)}
     app = create_app(model, ServerSettings(**{**fields, **settings}))
     server = HttpServer(app, shutdown_timeout=shutdown_timeout)
+    app.state.service.http_server = server  # for tests that stop it
     socket = server.config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()

@@ -78,6 +78,7 @@ def test_a_full_queue_says_when_to_come_back(model):
         with pytest.raises(openai.RateLimitError) as caught:
             client.completions.create(model="tiny", prompt="b")
         assert caught.value.response.headers["retry-after"] == "1"
+        assert set(caught.value.body) == {"message", "type", "param", "code"}
         first.close()
         until(lambda: not server.worker.engine.busy)
         assert client.completions.create(model="tiny", prompt="b", max_tokens=2).choices
@@ -96,13 +97,16 @@ def test_a_client_that_leaves_frees_its_slot(model, stream):
         until(lambda: 'finish_reason="abort"' in get(f"{url}/metrics"), 3)
 
 
-def test_a_request_that_takes_too_long_is_ended(model):
-    with serving(model, request_timeout=0.05, defaults=LONG) as (url, server):
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_that_takes_too_long_is_ended(model, stream):
+    with serving(model, request_timeout=0.05, defaults=LONG) as (url, service):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        with pytest.raises(openai.APIStatusError) as caught:
-            client.completions.create(model="tiny", prompt="a")
-        assert caught.value.status_code == 408
-        until(lambda: not server.worker.engine.busy)
+        with pytest.raises(openai.APIError, match="not finished within") as caught:
+            list(client.completions.create(model="tiny", prompt="a", stream=stream))
+        assert stream or caught.value.status_code == 408
+        until(lambda: not service.worker.busy)
+        assert not service.worker.engine.busy
+        assert 'finish_reason="abort"' in get(f"{url}/metrics")
 
 
 def test_a_failed_pass_ends_its_requests_and_not_the_server(model, monkeypatch):
@@ -114,18 +118,14 @@ def test_a_failed_pass_ends_its_requests_and_not_the_server(model, monkeypatch):
                 raise RuntimeError("out of memory")
 
             patch.setattr("trimode.engine.engine.run", broken)
-            with pytest.raises(openai.InternalServerError):
+            with pytest.raises(openai.InternalServerError) as caught:
                 client.completions.create(model="tiny", prompt="a")
+            assert set(caught.value.body) == {"message", "type", "param", "code"}
+            with pytest.raises(openai.APIError, match="the model failed"):
+                list(client.completions.create(model="tiny", prompt="a", stream=True))
         assert not server.worker.engine.busy
+        assert 'finish_reason="error"' in get(f"{url}/metrics")
         assert client.completions.create(model="tiny", prompt="a").choices
-
-
-def test_stopping_ends_what_runs(model):
-    with serving(model, defaults=LONG) as (url, server):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        stream = client.completions.create(model="tiny", prompt="a", stream=True)
-        next(iter(stream))
-    assert not server.worker.engine.busy
 
 
 def test_every_neighbour_gets_its_own_text(url, model):
@@ -148,15 +148,17 @@ def test_every_neighbour_gets_its_own_text(url, model):
             assert served == alone
 
 
-def test_metrics_and_facts(url):
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    client.completions.create(
-        model="tiny:linear", prompt="abc", max_tokens=5, extra_body={"ignore_eos": True}
-    )
-    text = get(f"{url}/metrics")
-    labels = 'mode="linear",model_name="tiny"'
-    assert f'trimode_requests_total{{finish_reason="length",{labels}}}' in text
-    assert f"trimode_generation_tokens_total{{{labels}}}" in text
-    assert 'trimode_requests_running{model_name="tiny"} 0.0' in text
+def test_facts(url):
     assert json.loads(get(f"{url}/props"))["modes"][0] == "ar"
     assert "/v1/chat/completions" in json.loads(get(f"{url}/openapi.json"))["paths"]
+
+
+def test_a_fault_of_the_server_is_an_error_object(model, monkeypatch):
+    with serving(model) as (url, service):
+        monkeypatch.setattr(service, "mode_of", None)  # what no code foresees
+        request = urllib.request.Request(f"{url}/v1/completions", body(prompt="a"))
+        request.add_header("Content-Type", "application/json")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request)
+    assert caught.value.code == 500
+    assert json.load(caught.value)["error"]["type"] == "server_error"

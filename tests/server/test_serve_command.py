@@ -1,7 +1,9 @@
 """`trimode serve` as a process: ready line, a real client, SIGTERM."""
 
 import contextlib
+import json
 import signal
+import socket
 import subprocess
 
 import openai
@@ -41,6 +43,33 @@ def test_it_serves_until_it_is_told_to_stop(checkpoint):
         assert "Traceback" not in process.stderr.read()
 
 
+def test_keys_come_from_files_and_the_environment(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "keys").write_text("from-file\n\n  second \n")
+    monkeypatch.setenv("TRIMODE_API_KEY", "from-env")
+    with start(checkpoint, "--api-key-file", tmp_path / "keys") as process:
+        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        for key in ("from-file", "second", "from-env"):
+            openai.OpenAI(base_url=address, api_key=key).models.list()
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=address, api_key="other").models.list()
+
+
+def test_it_listens_on_loopback_only_and_logs_no_prompt(checkpoint):
+    with start(checkpoint) as process:
+        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        port = int(address.split(":")[2].split("/")[0])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), 5)
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+        (card,) = client.models.list()
+        client.completions.create(model=card.id, prompt="horse", max_tokens=2)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        _, *lines = process.stderr.read().splitlines()
+        assert [json.loads(line)["event"] for line in lines] == ["request"]
+        assert "horse" not in "".join(lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
@@ -48,6 +77,10 @@ def test_it_serves_until_it_is_told_to_stop(checkpoint):
         (("--api-key-file", "/nowhere"), "api_key_file"),
         (("--max-sequences", "0"), "max_sequences"),
         (("--request-timeout", "0"), "request_timeout"),
+        (("--shutdown-timeout", "-1"), "shutdown_timeout"),
+        (("--sse-ping-interval", "0"), "ping_interval"),
+        (("--log", "everything"), "log"),
+        (("--api-key", "é"), "api_key"),
     ],
 )
 def test_bad_settings_name_the_option(checkpoint, arguments, field):

@@ -123,7 +123,7 @@ class ServerMetrics:
         if stats.admitted_at is not None:
             self.cache_queries.labels(model).inc(len(sequence.prompt))
             self.cache_hits.labels(model).inc(stats.cached_tokens)
-            self.queue_time.labels(model).observe(stats.admitted_at - request.arrived)
+            self.queue_time.observe(stats.admitted_at - request.arrived)
         self._observe(request, reason)
 
     def text(self) -> bytes:
@@ -132,21 +132,21 @@ class ServerMetrics:
 
     def _observe(self, request: Request, reason: EndReason) -> None:
         """Times and sizes of one request."""
-        stats, model, arrived = request.sequence.stats, self.model_name, request.arrived
+        stats, arrived = request.sequence.stats, request.arrived
         first, end = stats.first_token_at, stats.finished_at
         if first is not None:
-            self.time_to_first_token.labels(model).observe(first - arrived)
+            self.time_to_first_token.observe(first - arrived)
         if request.first_draft_at is not None:
-            self.time_to_first_draft.labels(model).observe(request.first_draft_at - arrived)
+            self.time_to_first_draft.observe(request.first_draft_at - arrived)
         if reason not in ("stop", "length") or first is None or end is None:
             return
-        self.latency.labels(model).observe(end - arrived)
-        self.request_prompt.labels(model).observe(len(request.sequence.prompt))
-        self.request_generation.labels(model).observe(stats.completion_tokens)
-        self.request_tokens_per_forward.labels(model).observe(stats.tokens_per_forward)
+        self.latency.observe(end - arrived)
+        self.request_prompt.observe(len(request.sequence.prompt))
+        self.request_generation.observe(stats.completion_tokens)
+        self.request_tokens_per_forward.observe(stats.tokens_per_forward)
         if stats.completion_tokens > 1:
             per_token = (end - first) / (stats.completion_tokens - 1)
-            self.time_per_output_token.labels(model).observe(per_token)
+            self.time_per_output_token.observe(per_token)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         labels = ("model_name", *labels)
@@ -157,6 +157,7 @@ class ServerMetrics:
         return Gauge(f"trimode_{name}", meaning, labels, registry=self.registry)
 
     def _histogram(self, name: str, meaning: str, buckets: Any) -> Histogram:
-        return Histogram(
+        found = Histogram(
             f"trimode_{name}", meaning, ("model_name",), buckets=buckets, registry=self.registry
         )
+        return found.labels(self.model_name)

@@ -1,0 +1,223 @@
+"""The server under load, ours in every mode and llama.cpp's; its overhead; the page's first load.
+
+    python benchmarks/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 32]
+        [--max-tokens 128] [--rounds 3] [--only trimode-int8 llama-Q8_0] [--overhead-clients 16]
+
+Each client sends a request, reads the stream to its end and sends the next; a load is at least one
+request a client. All servers are started first and idle while another is measured; the order
+alternates from round to round.
+
+Tokens a second: completion tokens / time from the first request to the last answer, the median of
+the rounds. TTFT: from sending a request to its first text, queue included. Gap: between a text and
+the next, which may be several tokens. TPOT: (last text - first text) / (tokens - 1). Percentiles
+over the requests of all rounds.
+
+Overhead: the engine alone in this process, the same prompts, mode and number at once, against the
+server: 1 - server's rate / engine's rate, medians of turns after a first one that fills the prefix
+caches of both. The loads before it begin with what earlier loads left in the servers' caches.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+from conversion import read_prompts
+from machine import header, save
+from rich.console import Console
+from rich.table import Table
+from servers import MODEL, HttpEngine, Load, measure, percentile, start_server
+
+from trimode import load
+from trimode.config import GenerationOptions
+from trimode.engine import Engine, drain, encode_prompt
+
+MODES: dict[str, dict[str, Any]] = {
+    "ar": {"mode": "ar"},
+    "linear 5": {"mode": "linear", "block_length": 5},
+    "quadratic 2": {"mode": "quadratic", "block_length": 2},
+    "diffusion 8": {"mode": "diffusion", "block_length": 8},
+    "auto": {"mode": "auto"},
+}
+SHARES = (0.5, 0.95, 0.99)
+
+
+def modes_of(name: str, chosen: list[str]) -> dict[str, dict[str, Any]]:
+    """Modes of a server: ours has those chosen, others have AR."""
+    if name.startswith("trimode"):
+        return {mode: MODES[mode] for mode in chosen}
+    return {"ar": {}}
+
+
+def under_load(
+    servers: dict[str, HttpEngine], prompts: list[str], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for each server, mode and number of clients."""
+    work = [
+        (name, mode, decoding, clients)
+        for clients in arguments.clients
+        for name in servers
+        for mode, decoding in modes_of(name, arguments.modes).items()
+    ]
+    pooled: dict[tuple[str, str, int], Load] = {}
+    rates: dict[tuple[str, str, int], list[float]] = {}
+    for number in range(arguments.rounds):
+        for name, mode, decoding, clients in work[:: 1 if number % 2 == 0 else -1]:
+            asked = prompts[: max(arguments.requests, clients)]
+            found = measure(servers[name], asked, arguments.max_tokens, decoding, clients)
+            key = (name, mode, clients)
+            rates.setdefault(key, []).append(found.rate)
+            pooled[key] = pooled.get(key, Load()).pooled(found)
+    rows = []
+    for name, mode, _, clients in work:
+        times = pooled[name, mode, clients]
+        rows.append(
+            {
+                "server": name,
+                "mode": mode,
+                "clients": clients,
+                "tokens_per_second": round(statistics.median(rates[name, mode, clients]), 1),
+                **{
+                    f"{kind}_ms": [round(percentile(values, share), 2) for share in SHARES]
+                    for kind, values in (
+                        ("ttft", times.first),
+                        ("gap", times.gaps),
+                        ("tpot", times.per_token),
+                    )
+                },
+            }
+        )
+    return rows
+
+
+def engine_rate(engine: Engine, prompts: list[list[int]], decoding: dict, max_tokens: int) -> float:
+    """Tokens a second of the engine without a server."""
+    options = GenerationOptions.from_mapping({**decoding, "max_tokens": max_tokens})
+    began = time.perf_counter()
+    sequences = [engine.add(prompt, options) for prompt in prompts]
+    for _ in drain(engine):
+        pass
+    return sum(len(s.tokens) for s in sequences) / (time.perf_counter() - began)
+
+
+def overhead(
+    server: HttpEngine, prompts: list[str], arguments: argparse.Namespace, dtype: str
+) -> list[dict[str, Any]]:
+    """What the server costs beside the engine alone, in each mode."""
+    model = load(MODEL, dtype=dtype, progress=False)
+    together, most = arguments.overhead_clients, arguments.max_tokens
+    engine = Engine(model, max_sequences=together)
+    asked = prompts[: max(arguments.requests, together)]
+    encoded = [encode_prompt(model, prompt) for prompt in asked]
+    rows = []
+    for mode, decoding in modes_of("trimode", arguments.modes).items():
+        alone, served = [], []
+        for _ in range(1 + arguments.rounds):  # the first fills both prefix caches
+            alone.append(engine_rate(engine, encoded, decoding, most))
+            served.append(measure(server, asked, most, decoding, together).rate)
+        bare, through = statistics.median(alone[1:]), statistics.median(served[1:])
+        rows.append(
+            {
+                "mode": mode,
+                "clients": together,
+                "engine_tokens_per_second": round(bare, 1),
+                "server_tokens_per_second": round(through, 1),
+                "overhead": round(1 - through / bare, 4),
+            }
+        )
+    return rows
+
+
+def first_load(url: str) -> dict[str, Any]:
+    """The page and everything it loads before a first question, one after the other."""
+    waiting, seen, total = [url + "/", urljoin(url, "/props")], set[str](), 0
+    began = time.perf_counter()
+    while waiting:
+        address = waiting.pop()
+        if address in seen:
+            continue
+        seen.add(address)
+        with urllib.request.urlopen(address) as answer:
+            text = answer.read()
+        total += len(text)
+        if not address.endswith("/props"):
+            found = re.findall(r"""(?:href|src|from)\s*=?\s*["']([^"':]+)["']""", text.decode())
+            waiting += [urljoin(address, path) for path in found if "." in path]
+    milliseconds = (time.perf_counter() - began) * 1e3
+    return {"files": len(seen), "bytes": total, "milliseconds": round(milliseconds, 1)}
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The tables."""
+    table = Table(title="clients in a closed loop; times in ms, p50 / p95 / p99")
+    for column in ("server", "mode", "clients", "tok/s", "TTFT", "gap", "TPOT"):
+        table.add_column(column)
+    for row in result["load"]:
+        times = [" / ".join(f"{v:g}" for v in row[f"{k}_ms"]) for k in ("ttft", "gap", "tpot")]
+        rate = f"{row['tokens_per_second']:g}"
+        table.add_row(row["server"], row["mode"], str(row["clients"]), rate, *times)
+    console.print(table)
+    if not result["page"]:
+        return
+    table = Table(title="overhead of the server")
+    for column in ("mode", "clients", "engine tok/s", "server tok/s", "overhead"):
+        table.add_column(column)
+    for row in result["overhead"]:
+        mode, clients, engine, server, share = row.values()
+        table.add_row(mode, str(clients), f"{engine:g}", f"{server:g}", f"{share:.1%}")
+    console.print(table)
+    page = result["page"]
+    console.print(f"page: {page['files']} files, {page['bytes']} bytes, {page['milliseconds']} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["trimode-int8", "llama-Q8_0"])
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--overhead-clients", type=int, default=16)
+    parser.add_argument("--name", default="serve")
+    arguments = parser.parse_args()
+    if "GOMP_SPINCOUNT" not in os.environ:  # read when torch is loaded; the command sets it too
+        os.environ["GOMP_SPINCOUNT"] = "20000"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    ours = next((name for name in arguments.only if name.startswith("trimode")), None)
+    slots = max(*arguments.clients, arguments.overhead_clients)
+    count = max(arguments.requests, slots)
+    sets = read_prompts(arguments.data, -(-count // 3))
+    prompts = [text for group in zip(*sets.values(), strict=True) for text in group]
+    result: dict[str, Any] = {"overhead": [], "page": {}}
+    servers: dict[str, HttpEngine] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for name in arguments.only:
+                servers[name] = start_server(name, slots, Path(folder))
+                for decoding in modes_of(name, arguments.modes).values():
+                    servers[name].ask("Say hello.", 4, decoding)
+            result["load"] = under_load(servers, prompts, arguments)
+            if ours:
+                result["page"] = first_load(servers[ours].url)
+                dtype = ours.removeprefix("trimode-")
+                result["overhead"] = overhead(servers[ours], prompts, arguments, dtype)
+        finally:
+            for server in servers.values():
+                server.close()
+    show(Console(), result)
+    asked = {"max_tokens": arguments.max_tokens, "rounds": arguments.rounds,
+             "requests": arguments.requests}  # fmt: skip
+    save(arguments.name, {**header(), **asked, **result})
+
+
+if __name__ == "__main__":
+    main()
