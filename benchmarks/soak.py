@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from conversion import read_prompts
 from machine import header, save
-from peers import SERVED, start
+from peers import SERVED
 from rich.console import Console
 from rich.progress import track
 from servers import start_server
