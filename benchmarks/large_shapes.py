@@ -90,7 +90,7 @@ def measure(
         "held": round(megabytes("VmRSS") - before),
         "peak": round(megabytes("VmHWM") - before),
     }
-    cache = KVCache(config, context + max(rows))
+    cache = KVCache(config, context + max(rows), dtype=model.kv_dtype)
     run(model, cache, context)
     cache.keep(range(context))
     times: dict[int, list[float]] = {count: [] for count in rows}

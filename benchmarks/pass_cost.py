@@ -34,7 +34,7 @@ def run(model: Transformer, cache: KVCache, rows: int) -> torch.Tensor:
 @torch.inference_mode()
 def measure(source: str, dtype: str, context: int, repeats: int) -> dict[str, object]:
     model = load(source, dtype=dtype, progress=False).transformer
-    cache = KVCache(model.config, context + max(ROWS), dtype=model.dtype, device=model.device)
+    cache = KVCache(model.config, context + max(ROWS), dtype=model.kv_dtype, device=model.device)
     run(model, cache, min(context, 512))
     cache.keep(range(min(context, 512)))
     times: dict[int, list[float]] = {rows: [] for rows in ROWS}

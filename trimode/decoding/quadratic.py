@@ -16,6 +16,17 @@ from trimode.decoding.events import Committed
 from trimode.decoding.span import Decoder, Keep, SpanKind, causal_span
 
 
+_TREE_MASKS = 10
+"""Most masks behind a node of a tree. A path hardly ever gets as far as this, so the rows that more
+masks would take hold more nodes instead: B (B + 1) rows in all, as a line of B groups has."""
+
+
+def _shape(length: int, context: DecodingContext) -> tuple[int, int]:
+    """Masks behind each node, and nodes, of a pass for a block of this length."""
+    masks = min(length, _TREE_MASKS) if context.draft_tree else length
+    return masks, length * (length + 1) // (masks + 1) - 1
+
+
 def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Verify and draft in one pass until the engine closes the generator; emits AR's tokens."""
     sampler = context.sampler
@@ -28,7 +39,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
     kind: SpanKind = "prefill"
     while True:
         start = len(tokens) - 1
-        masks = context.draft_length(start + 1)
+        masks, nodes = _shape(context.draft_length(start + 1), context)
         logits = yield verify_span(kind, tokens[-1], draft, start, masks, context)
         assert logits is not None
         accepted, path = sampler.follow(logits.rows[: 1 + len(draft)], start + 1, draft, tokens)
@@ -46,6 +57,6 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         node = path[-1] if path else ROOT
         wanted = min(masks, context.remaining(len(tokens)))
         proposals = proposals_of(node, draft, masks, wanted, logits, context)
-        draft = draft_from(proposals, len(tokens), tokens, masks - 1, context)
+        draft = draft_from(proposals, len(tokens), tokens, nodes, context)
         if context.options.show_drafts:
             yield draft_snapshot(len(tokens) - 1, tokens[-1], draft)

@@ -20,7 +20,7 @@ def fingerprint(model: LoadedModel) -> str:
     """
     transformer, config = model.transformer, model.config
     device = transformer.device
-    cache = KVCache(config, _TOKENS, dtype=transformer.dtype, device=device)
+    cache = KVCache(config, _TOKENS, dtype=transformer.kv_dtype, device=device)
     tokens = torch.arange(1, 1 + _TOKENS, device=device) * 7919 % config.vocab_size
     hidden = transformer.run(
         tokens,
