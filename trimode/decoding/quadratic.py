@@ -15,7 +15,6 @@ from trimode.decoding.drafting import draft_from, draft_snapshot, proposals_of, 
 from trimode.decoding.events import Committed
 from trimode.decoding.span import Decoder, Keep, SpanKind, causal_span
 
-
 _TREE_MASKS = 10
 """Most masks behind a node of a tree. A path hardly ever gets as far as this, so the rows that more
 masks would take hold more nodes instead: B (B + 1) rows in all, as a line of B groups has."""
