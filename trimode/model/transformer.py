@@ -285,14 +285,16 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings `[T, D]` of tokens `[T]`, in the activation dtype."""
         if self.embedding is not None:
-            return F.embedding(tokens, self.embedding).to(self.dtype)
+            found = F.embedding(tokens, self.embedding)
+            return found.to(self.dtype) if self.integer else found
         assert isinstance(self.head, Int8Linear)
         return self.head.rows(tokens)
 
     def embedding_matrix(self) -> Tensor:
         """All embeddings `[V, D]` in the activation dtype; beside an int8 head a copy."""
         if self.embedding is not None:
-            return self.embedding.detach().to(self.dtype)
+            found = self.embedding.detach()
+            return found.to(self.dtype) if self.integer else found
         return self.embed(torch.arange(self.config.vocab_size))
 
     def logits(self, hidden: Tensor) -> Tensor:
