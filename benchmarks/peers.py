@@ -190,7 +190,7 @@ def start(
         program = str(Path(sys.executable).with_name("trimode"))
         command = [program, "serve", "--port", "0", "--dtype", kind, "--mode", "auto",
                    "--served-model-name", SERVED, "--max-sequences", str(slots),
-                   "--no-progress"]  # fmt: skip
+                   "--log", "warnings", "--no-progress"]  # fmt: skip
         command += ["--model", model] if model else []
         command += ["--adapter", adapter] if adapter else []
         return HttpEngine(command, "/v1, mode")

@@ -31,9 +31,10 @@ from urllib.parse import urljoin
 
 from conversion import read_prompts
 from machine import header, save
+from peers import HttpEngine, start
 from rich.console import Console
 from rich.table import Table
-from servers import MODEL, HttpEngine, Load, measure, percentile, start_server
+from servers import Load, measure, percentile
 
 from trimode import load
 from trimode.config import GenerationOptions
@@ -111,7 +112,7 @@ def overhead(
     server: HttpEngine, prompts: list[str], arguments: argparse.Namespace, dtype: str
 ) -> list[dict[str, Any]]:
     """What the server costs beside the engine alone, in each mode."""
-    model = load(MODEL, dtype=dtype, progress=False)
+    model = load(dtype=dtype, progress=False)
     together, most = arguments.overhead_clients, arguments.max_tokens
     engine = Engine(model, max_sequences=together)
     asked = prompts[: max(arguments.requests, together)]
@@ -202,7 +203,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             for name in arguments.only:
-                servers[name] = start_server(name, slots, Path(folder))
+                servers[name] = start(name, slots, Path(folder))
                 for decoding in modes_of(name, arguments.modes).values():
                     servers[name].ask("Say hello.", 4, decoding)
             result["load"] = under_load(servers, prompts, arguments)

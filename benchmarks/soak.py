@@ -19,10 +19,9 @@ from urllib.parse import urlsplit
 
 from conversion import read_prompts
 from machine import header, save
-from peers import SERVED
+from peers import SERVED, start
 from rich.console import Console
 from rich.progress import track
-from servers import start_server
 
 MODES = [("ar", None), ("linear", 5), ("linear", 16), ("quadratic", 3), ("diffusion", 8),
          ("auto", None)]  # fmt: skip
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     arguments = parser.parse_args()
     console = Console()
-    engine = start_server("trimode-int8", 16, Path())
+    engine = start("trimode-int8", 16, Path())
     try:
         draw = random.Random(0)
         sets = read_prompts(arguments.data, 8)
