@@ -46,9 +46,7 @@ class Service:
         self.log = RequestLog(model.tokenizer, prompts=settings.log_prompts)
         engine = Engine(model, max_sequences=settings.max_sequences)
         self.metrics.watch(engine)
-        self.worker = EngineWorker(
-            engine, max_waiting=settings.max_waiting, on_finish=self._finished, thread=thread
-        )
+        self.worker = EngineWorker(engine, max_waiting=settings.max_waiting, thread=thread)
         self.started = int(time.time())
         self.stopping = False
         """Whether new requests are refused."""
@@ -95,7 +93,7 @@ class Service:
     async def submit(self, choices: list[Choice], names: Mapping[str, str]) -> list[EngineRequest]:
         """Queue the choices. `names`: what the body calls the fields that the engine knows."""
         with fields_named(names):
-            return await self.worker.submit(choices)
+            return await self.worker.submit(choices, self._finished)
 
     async def answer(
         self,
