@@ -65,6 +65,8 @@ class Request:
     loop: asyncio.AbstractEventLoop
     arrived: float
     """When it was submitted, on the monotonic clock."""
+    index: int
+    """Its place among the choices submitted with it."""
     on_finish: "OnFinish"
     steps: asyncio.Queue[Step | EngineFailedError] = field(default_factory=asyncio.Queue)
     first_draft_at: float | None = None
@@ -168,9 +170,9 @@ class EngineWorker:
             if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
                 raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
             try:
-                for prompt, options in choices:
+                for index, (prompt, options) in enumerate(choices):
                     sequence = self.engine.add(prompt, options)
-                    requests.append(Request(sequence, loop, now, on_finish))
+                    requests.append(Request(sequence, loop, now, index, on_finish))
             except Exception:
                 for request in requests:
                     self.engine.cancel(request.sequence)
