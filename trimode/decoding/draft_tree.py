@@ -149,7 +149,8 @@ def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     n, vocab = scores.shape
     if vocab % _GROUP or vocab // _GROUP < count:
-        return tuple(scores.topk(count))
+        values, indices = scores.topk(count)
+        return values, indices
     groups = scores.view(n, -1, _GROUP)
     best = groups.amax(-1).topk(count).indices
     found = groups.gather(1, best[..., None].expand(-1, -1, _GROUP)).flatten(1).topk(count)
