@@ -27,9 +27,11 @@ struct Workspace {
   std::vector<std::vector<int32_t>> others;  // of each row, where its segment has a mask
   std::vector<const Linear*> products;       // in the order they are computed in
   bool packed = false;
+  double spent = 0;  // on products, by the first thread
 
   void prepare(const Model& m, const Pass& p) {
     int64_t rank = 0;
+    spent = 0;
     products.clear();
     for (int64_t i = 0; i < m.layers; ++i)
       for (const Projection* j : {&m.layer[i].qkv, &m.layer[i].o, &m.layer[i].gate_up, &m.layer[i].down}) {
@@ -95,6 +97,10 @@ inline void quantise_row(const float* x, int64_t k, bool packed, const Quantised
   q.scale[i] = packed ? quantise_halves(x, k, q.high + at, q.low + at) : quantise(x, k, q.values + at);
 }
 
+inline void norm_row(const float* x, const float* weight, int64_t n, float eps, bool packed, float* y) {
+  return packed ? rms_norm16(x, weight, n, eps, y) : rms_norm(x, weight, n, eps, y);
+}
+
 // A product by all threads of the region; no barrier at its end.
 void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Target& target, Reader& reader) {
   if (l.packed) return multiply_amx(l, x, rows, target, reader);
@@ -106,6 +112,7 @@ void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Targe
 // The linears of a projection and the delta of the adapted rows; ends with a barrier.
 void project(const Projection& projection, const Quantised& x, const Pass& pass, Workspace& w,
              const Target& target, Reader& reader) {
+  const double began = omp_get_wtime();
   multiply(projection.base, x, {pass.rows, nullptr, nullptr}, target, reader);
   if (pass.adapted && projection.down.out) {
     const int64_t rank = projection.down.out;
@@ -126,6 +133,7 @@ void project(const Projection& projection, const Quantised& x, const Pass& pass,
                {target.y + projection.part[p].first_out, target.stride, true}, reader);
   }
 #pragma omp barrier
+  if (omp_get_thread_num() == 0) w.spent += omp_get_wtime() - began;
 }
 
 // Norms, rotation and the cache's new rows; ends with a barrier.
@@ -205,7 +213,7 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.rows; ++i) {
       float* y = w.normed.data() + i * hidden;
-      rms_norm(pass.x + i * hidden, weight, hidden, m.eps, y);
+      norm_row(pass.x + i * hidden, weight, hidden, m.eps, w.packed, y);
       quantise_row(y, hidden, w.packed, narrow, i);
     }
   };
@@ -222,7 +230,10 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < pass.rows; ++i) {
     float* gate = w.wide.data() + i * 2 * inner;
-    swiglu(gate, gate + inner, inner);
+    if (w.packed)
+      swiglu16(gate, gate + inner, inner);
+    else
+      swiglu(gate, gate + inner, inner);
     quantise_row(gate, inner, w.packed, broad, i);
   }
   project(layer.down, broad, pass, w, residual, reader);
@@ -232,14 +243,14 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
 
 extern "C" {
 
-int64_t trimode_abi() { return 3; }
+int64_t trimode_abi() { return 4; }
 
 // Whether linears should come with packed weights on this machine.
 int64_t trimode_wants_packed() { return has_amx(); }
 
 // Runs a pass: x becomes the hidden states after the last norm; new keys and values lie behind each
 // segment's cache.
-void trimode_pass(const Model* model, const Pass* pass) {
+void trimode_pass(const Model* model, Pass* pass) {
   thread_local Workspace own;
   Workspace& workspace = own;
   workspace.prepare(*model, *pass);
@@ -250,9 +261,11 @@ void trimode_pass(const Model* model, const Pass* pass) {
     for (int64_t i = 0; i < model->layers; ++i) run_layer(*model, i, *pass, workspace, reader, scores);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass->rows; ++i)
-      rms_norm(pass->x + i * model->hidden, model->norm, model->hidden, model->eps, pass->x + i * model->hidden);
+      norm_row(pass->x + i * model->hidden, model->norm, model->hidden, model->eps, workspace.packed,
+               pass->x + i * model->hidden);
     if (workspace.packed) release_tiles();
   }
+  pass->products = workspace.spent;
 }
 
 // y [rows, out] = linear(x [rows, in]).
