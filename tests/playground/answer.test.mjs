@@ -4,13 +4,21 @@ import test from 'node:test';
 
 const at = (name) => import(new URL(`../../trimode/server/playground/${name}.js`, import.meta.url));
 const { EventParser, readTrace } = await at('sse');
-const { figures, historyOf, newAnswer, stateAt, take } = await at('answer');
+const { close, figures, historyOf, newAnswer, passesOf, stateAt, take } = await at('answer');
 const { asCurl, asPython, bodyOf } = await at('request');
 
 const chunk = (content, frame, finish_reason = null) =>
   ({ choices: [{ index: 0, delta: content ? { content } : {}, finish_reason }], ...(frame && { trimode: frame }) });
-const draft = (start, tokens, nfe = 1) => chunk('', { type: 'draft', start, tokens, nfe, mode: 'linear' });
+const draft = (start, tokens, nfe = 1, mode = 'linear') => chunk('', { type: 'draft', start, tokens, nfe, mode });
 const commit = (text, start, length, more = {}) => chunk(text, { type: 'commit', start, length, ...more });
+const committed = (texts, start, more) => commit(texts.join(''), start, texts.length, { texts, ...more });
+const answerOf = (...chunks) => {
+  const answer = newAnswer();
+  chunks.forEach((c, i) => take(answer, c, 100 * (i + 1)));
+  return answer;
+};
+const texts = (tokens) => tokens.map(([text]) => text);
+const states = (pieces) => pieces.map(([text, state]) => `${text}:${state}`);
 
 /** A small random stream: same seed, same stream. */
 function recorded(seed) {
@@ -58,42 +66,73 @@ test('replaying passes one by one only ever adds text', () => {
   }
 });
 
-test('what a commit does not take of a judged draft is rejected; of a rolling block it stays', () => {
+test('a draft that is judged: accepted up to where it was wrong, the rest rejected', () => {
   const tokens = [['a', 1, 'kept'], ['b', 0.6, 'new'], ['c', 0.3, 'new'], ['', 0, 'mask']];
-  const judged = newAnswer();
-  [draft(5, tokens), commit('ab', 5, 2, { drafted: 3, accepted: 1 })].forEach((c, i) => take(judged, c, i));
-  assert.deepEqual(stateAt(judged).rejected.map(([text]) => text), ['c']);
-  assert.equal(stateAt(judged).open, null);
-  take(judged, chunk('', null, 'stop'), 2);
-  assert.deepEqual(stateAt(judged).rejected, [], 'a finished answer is its text');
-  const rolling = newAnswer();
-  [draft(5, tokens), commit('ab', 5, 2)].forEach((c, i) => take(rolling, c, i));
-  assert.equal(stateAt(rolling).open.start, 7);
-  assert.equal(stateAt(rolling).open.tokens.length, 2);
+  const answer = answerOf(draft(5, tokens), committed(['a', 'x'], 5, { nfe: 2, drafted: 3, accepted: 1 }));
+  assert.deepEqual(states(stateAt(answer).last), ['a:accepted', 'x:own']);
+  assert.deepEqual(texts(stateAt(answer).rejected), ['b', 'c']);
+  assert.equal(stateAt(answer).open, null);
+  take(answer, draft(7, [['d', 0.5, 'new']], 2), 3);
+  assert.deepEqual(texts(stateAt(answer).rejected), ['b', 'c'], 'the pass that judged drafted as well');
+  take(answer, draft(7, [['d', 0.5, 'new']], 3), 4);
+  assert.deepEqual(stateAt(answer).rejected, []);
+  take(answer, chunk('', null, 'stop'), 5);
+  assert.equal(stateAt(answer).open, null, 'a finished answer is its text');
 });
 
-test('a draft does not show again what is committed', () => {
-  const answer = newAnswer();
-  [commit('the', 5, 1), draft(5, [['the', 1, 'kept'], [' sea', 0.5, 'new']])].forEach((c, i) => take(answer, c, i));
-  assert.deepEqual(stateAt(answer).open.tokens.map(([text]) => text), [' sea']);
-  assert.equal(stateAt(answer).open.start, 6);
+test('of a tree another branch than the one shown may be right', () => {
+  const answer = answerOf(draft(5, [['is', 0.3, 'new'], ['to', 0.1, 'new']]),
+    committed(['the', 'sea'], 5, { nfe: 2, drafted: 15, accepted: 1 }));
+  assert.deepEqual(states(stateAt(answer).last), ['the:accepted', 'sea:own']);
+  assert.deepEqual(texts(stateAt(answer).rejected), ['is', 'to']);
 });
 
-test('history of a position, figures and errors', () => {
-  const answer = newAnswer();
-  const chunks = [draft(5, [['a', 0.4, 'new']], 2), draft(5, [['b', 0.9, 'revised']], 3), commit('b', 5, 1, { nfe: 4 })];
-  chunks.forEach((c, i) => take(answer, c, 100 * (i + 1)));
-  assert.deepEqual(historyOf(answer, 5).map((entry) => [entry.nfe, entry.state]), [[2, 'new'], [3, 'revised'], [4, 'committed']]);
-  take(answer, { choices: [], usage: { completion_tokens: 1 }, metrics: { decoding: { mode: 'linear', nfe: 4, tokens_per_forward: 0.25 } } }, 400);
-  assert.equal(figures(answer).tpf, 0.25);
-  assert.equal(figures(answer).ttft, 300);
+test('what a commit leaves of a rolling block stays, unless it changed a filled token', () => {
+  const tokens = [['a', 0.9, 'new'], ['b', 0.6, 'new'], ['c', 0.3, 'new'], ['', 0, 'mask']];
+  const rolls = answerOf(draft(5, tokens, 1, 'diffusion'), committed(['a', 'b'], 5, { nfe: 2 }));
+  assert.equal(stateAt(rolls).open.start, 7);
+  assert.equal(stateAt(rolls).open.tokens.length, 2);
+  assert.deepEqual(states(stateAt(rolls).last), ['a:own', 'b:own']);
+  const revised = answerOf(draft(5, tokens, 1, 'diffusion'), committed(['a', 'x'], 5, { nfe: 2 }));
+  assert.deepEqual(states(stateAt(revised).last), ['a:own', 'x:revised']);
+  assert.deepEqual(texts(stateAt(revised).rejected), ['b', 'c']);
+  assert.equal(stateAt(revised).open, null);
+});
+
+test('an entry a pass: what a pass sent together, and passes of which nothing was sent', () => {
+  const answer = answerOf(commit('a', 5, 1, { nfe: 1 }), draft(6, [['b', 0.5, 'new']], 1), commit('b', 6, 1, { nfe: 4 }));
+  assert.deepEqual(passesOf(answer), [
+    { nfe: 1, start: 0, end: 2 }, { nfe: 2, start: 2, end: 2 }, { nfe: 3, start: 2, end: 2 }, { nfe: 4, start: 2, end: 3 },
+  ]);
+  assert.deepEqual(passesOf(answerOf(chunk('x'), chunk('y'))).map((pass) => pass.end), [1, 2], 'text without frames');
+});
+
+test('figures grow with the answer and end as the server counted', () => {
+  const answer = answerOf(commit('a', 5, 1, { nfe: 1, plan: 'ar' }), draft(6, [['b', 0.5, 'new']], 2),
+    committed(['b', 'c'], 6, { nfe: 3, drafted: 1, accepted: 1, cycle: 1, plan: 'linear' }));
+  const { tpf, acceptance, nfe, rate, tokens, plans } = figures(answer);
+  assert.deepEqual({ tpf, acceptance, nfe, rate, tokens, plans },
+    { tpf: 1, acceptance: 2, nfe: 3, rate: 10, tokens: 3, plans: { ar: 1, linear: 1 } });
+  take(answer, { choices: [], usage: { completion_tokens: 3 }, metrics: { decoding: { mode: 'auto', nfe: 4, tokens_per_forward: 0.75 } } }, 400);
+  assert.equal(figures(answer).tpf, 0.75);
+  assert.equal(figures(answer).ttft, 100);
+});
+
+test('history of a position, failures and answers broken off', () => {
+  const answer = answerOf(draft(5, [['a', 0.4, 'new']], 2), draft(5, [['b', 0.9, 'revised']], 3), committed(['b'], 5, { nfe: 4 }));
+  assert.deepEqual(historyOf(answer, 5).map((entry) => [entry.nfe, entry.text, entry.state]),
+    [[2, 'a', 'new'], [3, 'b', 'revised'], [4, 'b', 'committed']]);
+  const broken = answerOf(draft(5, [['a', 0.4, 'new']]));
+  close(broken);
+  assert.equal(stateAt(broken).open, null);
   take(answer, { error: { message: 'the model failed' } }, 500);
   assert.equal(answer.error, 'the model failed');
+  assert.equal(answer.finish, 'stopped');
 });
 
 test('a trace names its bad line', () => {
-  assert.equal(readTrace('{"a": 1}\n\n{"b": 2}\n').length, 2);
-  assert.throws(() => readTrace('{"a": 1}\n{'), /line 2/);
+  assert.equal(readTrace('{"choices": []}\n\n{"choices": []}\n').length, 2);
+  for (const bad of ['{', '1', 'null', '{"a": 1}']) assert.throws(() => readTrace(`{"choices": []}\n${bad}`), /line 2/);
 });
 
 test('commands to copy ask for what the page asked for, without its drafts', () => {
@@ -102,6 +141,7 @@ test('commands to copy ask for what the page asked for, without its drafts', () 
   assert.deepEqual(body.decoding, { mode: 'diffusion', block_length: 8, show_drafts: true, threshold: 0.4 });
   assert.equal(body.messages[0].content, 'Be brief.');
   assert.equal(bodyOf(settings, [], 'ar').decoding.threshold, undefined);
+  assert.equal(bodyOf(settings, [], 'linear').decoding.threshold, 0.4);
   const curl = asCurl('http://x', body, '');
   assert.ok(curl.includes("it'\\''s") && !curl.includes('show_drafts') && !curl.includes('stream'));
   assert.ok(asPython('http://x', body, 'k').includes('extra_body={"decoding": {"mode":"diffusion","block_length":8,"threshold":0.4}}'));

@@ -1,12 +1,18 @@
 """The page in a real browser, against a real server with a tiny model. Run by `make browser`."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 
+from tests.cli.conftest import TRIMODE, write_printable_checkpoint
 from tests.server.conftest import serving
 from trimode.config import GenerationOptions
+from trimode.engine import Engine
 from trimode.testing import tiny_model
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make browser")
@@ -34,7 +40,11 @@ def browser():
 
 @pytest.fixture
 def page(browser, url):
-    context = browser.new_context(viewport={"width": 1100, "height": 720})
+    context = browser.new_context(
+        viewport={"width": 1100, "height": 720},
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    context.set_default_timeout(60_000)
     opened = context.new_page()
     complaints = []
     opened.on("console", lambda message: complaints.append(message.text))
@@ -45,6 +55,18 @@ def page(browser, url):
     yield opened
     context.close()
     assert [text for text in complaints if "status of 400" not in text] == []
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """Passes that take as long as a real model's."""
+    step = Engine.step
+
+    def late(self):
+        time.sleep(0.02)
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", late)
 
 
 def finished(page):
@@ -74,6 +96,17 @@ def expected(page, text="hi", mode="ar"):
     return answer.json()["choices"][0]["message"]["content"]
 
 
+def choose(page, mode):
+    page.locator(f"[name=mode][value={mode}]").check(force=True)  # the radio is under its label
+
+
+def sent_by(page, act):
+    """The body of the request that an action sends."""
+    with page.expect_request("**/chat/completions") as request:
+        act()
+    return request.value.post_data_json
+
+
 def shown(page, selector=".text"):
     return page.locator(selector).last.evaluate("node => node.textContent")
 
@@ -83,7 +116,47 @@ def test_an_answer_is_the_servers_and_nothing_stays_open(page):
     assert shown(page) == expected(page)
     assert page.locator(".text .token").count() == 0
     assert "linear" in shown(page, ".figures")
-    assert "TPF" in shown(page, ".figures")
+
+
+@pytest.mark.parametrize("mode", ["ar", "linear", "quadratic", "diffusion", "auto"])
+def test_figures_live_and_one_row_a_pass(page, slowly, mode):
+    choose(page, mode)
+    page.evaluate(
+        """() => { window.seen = []; new MutationObserver(() => {
+          if (!document.getElementById('stop').hidden)
+            window.seen.push(document.querySelector('.figures').textContent);
+        }).observe(document.getElementById('chat'), { childList: true, subtree: true }); }"""
+    )
+    page.fill("#max-tokens", "80")
+    ask(page)
+    seen = page.evaluate("window.seen")
+    live = [text for text in seen if "TPF –" not in text and "tok/s –" not in text]
+    assert live
+    if mode in ("linear", "quadratic"):
+        assert any("acceptance –" not in text for text in live)
+    figures = dict(part.split(" ", 1) for part in page.locator(".figures > span").all_inner_texts())
+    assert figures["mode"] == mode
+    assert float(figures["TPF"]) == pytest.approx(
+        int(figures["tokens"]) / int(figures["NFE"]), abs=0.006
+    )
+    page.locator("summary").click()
+    page.wait_for_selector(".pass")
+    assert page.locator(".pass").count() == int(figures["NFE"])
+    numbers = page.locator(".pass > :first-child").all_inner_texts()
+    assert numbers == [str(i + 1) for i in range(int(figures["NFE"]))]
+
+
+def test_a_timeline_that_is_open_grows(page, slowly):
+    page.fill("#max-tokens", "100")
+    page.fill("#prompt", "hi")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".text .piece:not(:empty)")
+    page.locator("summary").click()
+    page.wait_for_selector(".pass")
+    early = page.locator(".pass").count()
+    finished(page)
+    assert early < page.locator(".pass").count()
+    assert shown(page, ".player output") == "{0} / {0}".format(page.locator(".pass").count())
 
 
 def test_a_conversation_goes_on_and_can_be_cleared(page):
@@ -133,7 +206,7 @@ def test_a_token_tells_its_history(page):
     ask(page)
     page.locator("summary").click()
     page.locator(".pass", has_text="draft").first.click()
-    page.locator(".text .token").first.click()
+    page.locator(".text .token[data-position]").first.click()
     assert "position" in shown(page, ".history")
 
 
@@ -146,43 +219,119 @@ def test_an_error_is_shown_in_the_servers_words(page):
     assert not page.locator("#error").is_visible()
 
 
-def test_escape_stops(page):
+def test_what_is_stopped_is_over(page, slowly):
     page.fill("#max-tokens", "400")
     page.fill("#prompt", "hi")
     page.keyboard.press("Enter")
-    page.wait_for_selector(".text:not(:empty)")
+    page.wait_for_selector(".text .piece:not(:empty)")
     page.keyboard.press("Escape")
     finished(page)
-    assert len(shown(page)) < 4000
+    assert 0 < len(shown(page)) < 400
+    assert page.locator(".text .token").count() == 0
+    page.fill("#max-tokens", "4")
+    body = sent_by(page, lambda: ask(page, "more"))
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+
+
+def test_a_cleared_conversation_is_forgotten_while_it_runs(page, slowly):
+    page.fill("#max-tokens", "400")
+    page.fill("#prompt", "hi")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".text .piece:not(:empty)")
+    page.click("#clear")
+    finished(page)
+    page.fill("#max-tokens", "4")
+    body = sent_by(page, lambda: ask(page, "anew"))
+    assert body["messages"] == [{"role": "user", "content": "anew"}]
+
+
+def frame(text="", finish=None, **fields):
+    delta = {"content": text} if text else {}
+    chunk = {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+    return {**chunk, **({"trimode": fields} if fields else {})}
+
+
+TRACE = [
+    frame(type="draft", start=3, nfe=1, mode="linear",
+          tokens=[["The", 0.9, "new"], [" sea", 0.2, "new"], [" is", 0.1, "revised"]]),
+    frame("The sky", type="commit", start=3, length=2, nfe=2, texts=["The", " sky"], drafted=3,
+          accepted=1, cycle=1),
+    frame(type="draft", start=5, nfe=3, mode="linear", tokens=[["", 0.0, "mask"]]),
+    frame(".", "stop", type="commit", start=5, length=1, nfe=4),
+]  # fmt: skip
+
+
+def opened(page, path, chunks=None):
+    if chunks:
+        path.write_text("\n".join(map(json.dumps, chunks)))
+    page.set_input_files("#trace-file", path)
+    page.wait_for_selector(".pass")
+    finished(page)
 
 
 def test_a_trace_is_opened_from_a_file(page, tmp_path):
-    chunks = [
-        {
-            "choices": [{"index": 0, "delta": {}, "finish_reason": None}],
-            "trimode": {
-                "type": "draft",
-                "start": 3,
-                "nfe": 1,
-                "mode": "linear",
-                "tokens": [["The", 1.0, "kept"], [" sea", 0.4, "new"]],
-            },
-        },
-        {
-            "choices": [{"index": 0, "delta": {"content": "The sky"}, "finish_reason": "stop"}],
-            "trimode": {"type": "commit", "start": 3, "length": 2, "drafted": 1, "accepted": 0},
-        },
-    ]
     path = tmp_path / "run.jsonl"
-    path.write_text("\n".join(map(json.dumps, chunks)))
-    page.set_input_files("#trace-file", path)
-    assert shown(page) == "The sky"
+    opened(page, path, TRACE)
+    assert shown(page) == "The sky."
     page.locator(".pass").first.click()
-    assert shown(page) == "The sea"
+    assert shown(page) == "The sea is"
     path.write_text("{")
     page.set_input_files("#trace-file", path)
     page.wait_for_selector("#error:not([hidden])")
     assert "line 1" in page.locator("#error").inner_text()
+    path.write_text(json.dumps(frame()))
+    page.set_input_files("#trace-file", path)
+    page.locator("#error", has_text="no answer").wait_for()
+
+
+@pytest.mark.parametrize("mode", ["linear", "diffusion"])
+def test_a_trace_of_the_command_line_is_opened(page, tmp_path, mode):
+    model = write_printable_checkpoint(tmp_path / "model")
+    path = tmp_path / "run.jsonl"
+    options = ["--mode", mode, "--max-tokens", "12", "--trace", path]
+    subprocess.run([TRIMODE, "generate", "hi", "--model", model, *options], check=True)
+    chunks = [json.loads(line) for line in path.read_text().splitlines()]
+    opened(page, path)
+    texts = [c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]]
+    assert shown(page) == "".join(texts)
+    assert page.locator(".pass").count() == chunks[-1]["metrics"]["decoding"]["nfe"]
+    assert f"mode {mode}" in shown(page, ".figures")
+
+
+def test_no_mark_is_colour_alone(page, tmp_path):
+    opened(page, tmp_path / "run.jsonl", TRACE)
+
+    def style(selector, name, pseudo=None):
+        script = "(node, [name, pseudo]) => getComputedStyle(node, pseudo)[name]"
+        return page.locator(f".text {selector}").first.evaluate(script, [name, pseudo])
+
+    page.locator(".pass").nth(0).click()
+    sizes = [
+        page.locator(".text .token").nth(i).evaluate("n => getComputedStyle(n).backgroundSize")
+        for i in range(3)
+    ]
+    assert len(set(sizes)) == 3, "the bar under a token is as long as its confidence"
+    assert "wavy" in style(".revised", "textDecoration")
+    page.locator(".pass").nth(1).click()
+    assert page.locator(".text .accepted").all_inner_texts() == ["The"]
+    assert "✓" in style(".accepted", "content", "::after")
+    assert page.locator(".text .rejected").all_text_contents() == [" sea", " is"]
+    assert "line-through" in style(".rejected", "textDecoration")
+    page.locator(".pass").nth(2).click()
+    assert page.locator(".text .mask").all_inner_texts() == ["·"]
+    assert style(".mask", "borderBottomStyle") == "dotted"
+
+
+def test_tokens_tell_their_history_by_keyboard(page, tmp_path):
+    opened(page, tmp_path / "run.jsonl", TRACE)
+    page.locator(".player input").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.locator(".text .token[tabindex='0']").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    told = shown(page, ".history")
+    assert told == "position 4: pass 1: new “ sea” 0.20 → pass 2: committed “ sky”"
 
 
 def test_it_fits_a_phone(page):
@@ -192,6 +341,9 @@ def test_it_fits_a_phone(page):
     assert not page.locator("#settings").is_visible()
     page.click("#settings-toggle")
     assert page.locator("#settings").is_visible()
+    tops = [button.bounding_box()["y"] for button in page.locator(".buttons button:visible").all()]
+    assert max(tops) - min(tops) < 2, "one row of buttons"
+    assert page.locator("#open-trace").is_visible()
 
 
 def test_reduced_motion_shows_commits_only(browser, url):
@@ -204,8 +356,14 @@ def test_reduced_motion_shows_commits_only(browser, url):
           window.seen += document.querySelectorAll('.text .token').length;
         }).observe(document.getElementById('chat'), { childList: true, subtree: true }); }"""
     )
+    page.fill("#max-tokens", "24")
     ask(page)
+    page.locator("summary").click()
+    page.click(".player button")
+    page.locator(".player button:text('Play')").wait_for()
     assert page.evaluate("window.seen") == 0
+    page.locator(".pass", has_text="draft").first.click()
+    assert page.evaluate("window.seen") > 0, "whoever chooses a pass sees it"
     context.close()
 
 
@@ -230,3 +388,109 @@ def test_everything_can_be_reached_by_keyboard_and_is_named(page):
     page.locator("[name=mode]:checked").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator("[name=mode]:checked").get_attribute("value") != "linear"
+
+
+def test_the_page_is_small_quick_and_from_here_alone(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    network = context.new_cdp_session(page)
+    network.send("Network.enable")
+    sizes, addresses, paints = [], [], []
+    network.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.on("request", lambda request: addresses.append(request.url))
+    page.goto(url, wait_until="networkidle")
+    assert 10_000 < sum(sizes) < 200_000
+    assert all(address.startswith(f"{url}/") for address in addresses)
+    for _ in range(3):  # the machine may be busy with something else
+        page.reload(wait_until="networkidle")
+        paints.append(
+            page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        )
+    assert min(paints) < 1000
+    context.close()
+
+
+def test_nothing_jumps(page, slowly):
+    """Loading moves nothing; while an answer comes, what is below it only ever goes down."""
+    shifts = """() => new Promise((done) => new PerformanceObserver((list) => done(
+      list.getEntries().map((entry) => entry.sources.map((source) => source.node?.id ?? '')))
+    ).observe({ type: 'layout-shift', buffered: true }) || setTimeout(done, 300, []))"""
+    assert page.evaluate(shifts) == []
+    page.evaluate(
+        """() => { window.places = []; const sample = () => {
+          const of = (selector) => document.querySelector(selector)?.offsetTop;
+          window.places.push([of('.text'), of('details'), of('#composer'), of('#race')]);
+          requestAnimationFrame(sample); }; sample(); }"""
+    )
+    for mode in ("diffusion", "quadratic", "auto"):
+        page.click("#clear")
+        page.evaluate("window.places.length = 0")
+        choose(page, mode)
+        page.fill("#max-tokens", "60")
+        ask(page)
+        places = [place for place in page.evaluate("window.places") if place[0]]
+        texts, details, composers, buttons = zip(*places, strict=True)
+        assert len(set(texts)) == len(set(composers)) == len(set(buttons)) == 1
+        assert list(details) == sorted(details)
+
+
+def test_the_threshold_is_sent_where_it_counts(page):
+    choose(page, "ar")
+    assert page.locator("#threshold").is_disabled()
+    choose(page, "diffusion")
+    page.locator("#threshold").focus()
+    page.keyboard.press("ArrowRight")
+    page.locator("#block").focus()
+    page.keyboard.press("Home")
+    body = sent_by(page, lambda: ask(page))
+    assert body["decoding"] == {
+        "mode": "diffusion", "block_length": 2, "show_drafts": True, "threshold": 0.05
+    }  # fmt: skip
+
+
+def test_both_themes(page):
+    def background():
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = background()
+    page.click("#theme")
+    dark = background()
+    assert light != dark
+    page.click("#theme")
+    assert background() == light
+    page.emulate_media(color_scheme="dark")
+    page.reload()
+    assert background() == dark
+
+
+def test_the_copied_commands_run(browser):
+    defaults = GenerationOptions(mode="linear", temperature=0, max_tokens=24)
+    with serving(tiny_model(), defaults=defaults, api_keys=("sesame",)) as (url, _):
+        context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.goto(url)
+        page.wait_for_selector("#error:not([hidden])")
+        page.fill("#key", "sesame")
+        page.keyboard.press("Tab")
+        page.wait_for_selector("#model:not(:empty)")
+        assert not page.locator("#error").is_visible()
+        page.fill("#max-tokens", "24")
+        ask(page, 'it\'s "hi"')
+        answer = shown(page)
+        page.click("#clear")
+        page.fill("#prompt", 'it\'s "hi"')
+        found = {}
+        for name, command in (("curl", ["sh", "-c"]), ("python", [sys.executable, "-c"])):
+            page.click(f"#copy-{name}")
+            page.wait_for_selector(f"#copy-{name}:text('copied')")
+            text = page.evaluate("navigator.clipboard.readText()")
+            found[name] = subprocess.run(
+                [*command, text],
+                capture_output=True,
+                text=True,
+                check=True,
+                env={**os.environ, "TRIMODE_API_KEY": "sesame"},
+            ).stdout
+        context.close()
+    assert json.loads(found["curl"])["choices"][0]["message"]["content"] == answer
+    assert found["python"] == f"{answer}\n"

@@ -483,13 +483,15 @@ def test_the_first_chunk_has_the_role_and_empty_content(client, url):
     chunks, _ = read(url, CHAT, {"model": "tiny", "messages": HI, "max_tokens": 2, "n": 2})
     for chunk in chunks[:2]:
         assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    with client.chat.completions.stream(
-        model="tiny", messages=HI, temperature=0, stream_options={"include_usage": True}
-    ) as events:
-        snapshot = [event for event in events if event.type == "chunk"][-1].snapshot
-    assert snapshot.choices[0].message.role == "assistant"
-    assert snapshot.choices[0].message.content == ask(client).choices[0].message.content
-    assert snapshot.usage.completion_tokens > 0
+    for drafts in (False, True):
+        with client.chat.completions.stream(
+            model="tiny", messages=HI, temperature=0, stream_options={"include_usage": True},
+            extra_body=in_mode("linear", show_drafts=drafts),
+        ) as events:  # fmt: skip
+            snapshot = [event for event in events if event.type == "chunk"][-1].snapshot
+        assert snapshot.choices[0].message.role == "assistant"
+        assert snapshot.choices[0].message.content == ask(client).choices[0].message.content
+        assert snapshot.usage.completion_tokens > 0
 
 
 @pytest.mark.parametrize("mode", LOSSLESS)
@@ -497,10 +499,13 @@ def test_no_chunk_holds_half_a_character(client, mode):
     """24. One token a byte here: a character of four comes out of four commits."""
     form = constant("é€😀ß")
     chunks = [*ask(client, stream=True, response_format=form, max_tokens=60,
-                   extra_body=in_mode(mode, 3))]  # fmt: skip
+                   extra_body=in_mode(mode, 3, show_drafts=True))]  # fmt: skip
     pieces = [c.choices[0].delta.content or "" for c in chunks]
     assert "�" not in "".join(pieces)
     assert json.loads("".join(pieces)) == {"t": "é€😀ß"}
+    frames = [c.model_extra["trimode"] for c in chunks if "trimode" in c.model_extra]
+    commits = [frame for frame in frames if frame["type"] == "commit"]
+    assert "".join("".join(frame["texts"]) for frame in commits) == "".join(pieces)
 
 
 @pytest.mark.parametrize("mode", MODES)

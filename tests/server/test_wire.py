@@ -56,8 +56,16 @@ def test_a_stream_holds_published_chunks_in_their_order(url, path, mode, drafts)
     commits = [frame for frame in frames if frame["type"] == "commit"]
     places = [(frame["start"], frame["start"] + frame["length"]) for frame in commits]
     assert all(a[1] == b[0] for a, b in itertools.pairwise(places))
+    for commit in commits:
+        assert len(commit["texts"]) == commit["length"]
+    cycles = [frame["cycle"] for frame in commits if "cycle" in frame]
+    assert cycles == sorted(cycles)
     if drafts:
         prompt = chunks[-1]["usage"]["prompt_tokens"]
+        committed = prompt
+        for frame in frames:
+            assert frame["start"] == committed, "a draft shows nothing that is committed"
+            committed += frame.get("length", 0)
         assert places[0][0] == prompt
         assert places[-1][1] == prompt + chunks[-1]["usage"]["completion_tokens"]
         passes = [frame["nfe"] for frame in frames]

@@ -116,8 +116,10 @@ class Commit(Strict):
     nfe: Count
     start: Count
     length: Count
+    texts: list[str]
     drafted: Count | None = None
     accepted: Count | None = None
+    cycle: Count | None = None
     plan: str | None = None
 
 

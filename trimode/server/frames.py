@@ -1,7 +1,7 @@
 """Answers as OpenAI's objects: whole, or chunk by chunk with draft frames.
 
 Wire format of drafts: an ordinary chunk with an empty `delta` and one extra root key, `trimode`.
-See docs/serving.md.
+See docs/streaming.md.
 """
 
 import time
@@ -15,6 +15,7 @@ from trimode.checkpoints import LoadedModel
 from trimode.decoding import Drafted, TokenLogprob
 from trimode.engine import FinishReason, Sequence
 from trimode.server.worker import Step
+from trimode.text import Detokenizer
 
 Kind = Literal["chat", "text"]
 _OBJECTS = {
@@ -37,12 +38,16 @@ class Echo:
 class Place:
     """Where a choice stands in its own decoding."""
 
+    detokenizer: Detokenizer
+    """Of what frames say; the engine's is ahead of its client."""
     block: int = 0
     """Commits so far."""
     step: int = 0
     """Drafts since the last commit."""
     tokens: int = 0
     """Committed so far."""
+    cycles: int = 0
+    """Draft-verify cycles so far."""
     offset: int = 0
     """Characters of those tokens."""
 
@@ -59,12 +64,15 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
     sent: int = 0
     """Draft and commit frames so far."""
-    places: "defaultdict[int, Place]" = field(default_factory=lambda: defaultdict(Place))
+    places: "defaultdict[int, Place]" = field(init=False)
     """Where each choice stands."""
     may_call: bool = False
     """Whether an answer may turn out to be calls of tools."""
     echoes: dict[int, "Echo"] = field(default_factory=dict)
     """What choices begin with, where the request asked for its prompt back."""
+
+    def __post_init__(self) -> None:
+        self.places = defaultdict(lambda: Place(Detokenizer(self.model.tokenizer)))
 
     def shell(self, *, stream: bool) -> dict[str, Any]:
         """The object without choices."""
@@ -120,7 +128,8 @@ class Answer:
         place = self.places[index]
         place.step += 1
         if isinstance(event, Drafted):
-            return self.frame(self.chunk(index), index, self._draft(event, step, place))
+            draft = self._draft(event, step, place)
+            return self.frame(self.chunk(index), index, draft) if draft["tokens"] else None
         wanted = self.logprobs(index, event.tokens, event.logprobs) if event.logprobs else None
         place.block, place.step, passes = place.block + 1, 0, place.step
         start = len(sequence.prompt) + place.tokens
@@ -136,11 +145,17 @@ class Answer:
                 "nfe": step.nfe,
                 "start": start,
                 "length": len(event.tokens),
+                "texts": [place.detokenizer.push([token]) for token in event.tokens],
             }
             if event.plan is not None:
                 commit["plan"] = event.plan
             if event.drafted is not None:
-                commit |= {"drafted": event.drafted, "accepted": max(0, len(event.tokens) - 1)}
+                place.cycles += event.new_cycle
+                commit |= {
+                    "drafted": event.drafted,
+                    "accepted": max(0, len(event.tokens) - 1),
+                    "cycle": place.cycles,
+                }
             chunk = self.frame(chunk, index, commit)
         return chunk
 
@@ -189,18 +204,22 @@ class Answer:
         return {**chunk, "trimode": {**numbers, **body}}
 
     def _draft(self, event: Drafted, step: Step, place: Place) -> dict[str, Any]:
-        tokenizer = self.model.tokenizer
         masked = self.model.config.mask_token_id
-        rows = zip(event.tokens, event.confidences, event.states, strict=True)
+        # A block may begin with what AR has decided already.
+        committed = len(step.update.sequence.prompt) + place.tokens
+        known = max(0, committed - event.start)
+        tokens = event.tokens[known:]
+        texts = iter(place.detokenizer.preview([token for token in tokens if token != masked]))
+        rows = zip(tokens, event.confidences[known:], event.states[known:], strict=True)
         return {
             "type": "draft",
             "block": place.block,
             "step": place.step,
             "nfe": step.nfe,
             "mode": step.update.sequence.options.mode,
-            "start": event.start,
+            "start": event.start + known,
             "tokens": [
-                ["" if token == masked else tokenizer.decode([token]), round(sure, 4), state]
+                ["" if token == masked else next(texts), round(sure, 4), state]
                 for token, sure, state in rows
             ],
         }

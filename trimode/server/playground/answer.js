@@ -1,18 +1,20 @@
 /**
  * What a stream of chunks says about one answer. Pure: no page, no clock.
  *
- * An answer is a list of steps; the state after the first n of them is `stateAt(answer, n)`, so a
- * finished answer can be replayed to any point.
+ * An answer is a list of steps (drafts and commits); the state after the first n of them is
+ * `stateAt(answer, n)`, so a finished answer can be replayed to any point. The steps of one forward
+ * pass are one entry of `passesOf(answer)`.
  */
 
-export function newAnswer() {
-  return { steps: [], text: '', finish: null, metrics: null, usage: null, error: null, mode: null };
+export function newAnswer(mode = null) {
+  return { steps: [], text: '', finish: null, metrics: null, usage: null, error: null, mode };
 }
 
 /** Take one chunk; `ms` since the request was sent. Returns whether something visible changed. */
 export function take(answer, chunk, ms) {
   if (chunk.error) {
     answer.error = chunk.error.message;
+    close(answer);
     return true;
   }
   if (chunk.usage && !(chunk.choices ?? []).length) {
@@ -25,15 +27,16 @@ export function take(answer, chunk, ms) {
   const content = choice?.delta?.content ?? '';
   if (frame?.type === 'draft') {
     answer.mode = frame.mode;
-    answer.steps.push({ kind: 'draft', ms, nfe: frame.nfe, start: frame.start, tokens: frame.tokens });
+    const { nfe, start, tokens } = frame;
+    answer.steps.push({ kind: 'draft', ms, nfe, start, tokens });
     return true;
   }
   let changed = false;
   if (content || frame?.type === 'commit') {
     answer.text += content;
-    answer.steps.push({ kind: 'commit', ms, text: content, nfe: frame?.nfe ?? null,
-      start: frame?.start ?? null, length: frame?.length ?? null,
-      accepted: frame?.accepted ?? null, drafted: frame?.drafted ?? null, plan: frame?.plan ?? null });
+    const { nfe = null, start = null, length = null, texts = null, accepted = null, drafted = null,
+      cycle = null, plan = null } = frame ?? {};
+    answer.steps.push({ kind: 'commit', ms, text: content, nfe, start, length, texts, accepted, drafted, cycle, plan });
     changed = true;
   }
   if (choice?.finish_reason) {
@@ -43,40 +46,72 @@ export function take(answer, chunk, ms) {
   return changed;
 }
 
-/** Committed text and open block after the first `count` steps. */
+/** An answer that was broken off is over too: nothing of it stays open. */
+export function close(answer) {
+  answer.finish ??= 'stopped';
+}
+
+/**
+ * Forward passes: the number, and the steps up to which each shows. The steps of a pass say the same
+ * `nfe`; a number that none says is a pass of which nothing was sent.
+ */
+export function passesOf(answer) {
+  const passes = [];
+  answer.steps.forEach((step, i) => {
+    const before = passes.at(-1);
+    if (before && step.nfe !== null && step.nfe === before.nfe) {
+      before.end = i + 1;
+      return;
+    }
+    for (let nfe = (before?.nfe ?? 0) + 1; nfe < step.nfe; nfe++) passes.push({ nfe, start: i, end: i });
+    passes.push({ nfe: step.nfe, start: i, end: i + 1 });
+  });
+  return passes;
+}
+
+/** Committed text, its newest pieces with what became of them, open block, rejected tokens. */
 export function stateAt(answer, count = answer.steps.length) {
-  const state = { text: '', last: '', open: null, rejected: [] };
-  let end = 0; // behind the last committed token, where commits say where they stand
+  const state = { text: '', last: [], commits: 0, open: null, rejected: [], done: false };
+  let judged = null; // the pass that rejected
   for (const step of answer.steps.slice(0, count)) {
-    state.rejected = [];
     if (step.kind === 'draft') {
-      const known = Math.max(0, Math.min(end - step.start, step.tokens.length));
-      state.open = { ...step, start: step.start + known, tokens: step.tokens.slice(known) };
+      state.open = step;
+      if (step.nfe !== judged) state.rejected = [];
       continue;
     }
-    if (step.start !== null) end = step.start + step.length;
+    Object.assign(state, outcome(step, state.open, answer.mode));
     state.text += step.text;
-    state.last = step.text;
-    if (state.open && step.start !== null) {
-      const behind = state.open.tokens.slice(Math.max(0, end - state.open.start));
-      if (step.drafted !== null) state.rejected = behind.filter(([, , kind]) => kind !== 'mask');
-      // What a commit leaves of a draft that is not verified as a whole stays open.
-      const stays = step.drafted === null && behind.length;
-      state.open = stays ? { ...state.open, start: end, tokens: behind } : null;
-    } else {
-      state.open = null;
-    }
+    state.commits += 1;
+    judged = step.nfe;
   }
   if (answer.finish && count >= answer.steps.length) { // a finished answer is its text
-    state.open = null;
-    state.rejected = [];
+    const plain = state.last.map(([text, , position]) => [text, 'own', position]);
+    Object.assign(state, { last: plain, open: null, rejected: [], done: true });
   }
   return state;
 }
 
-/** The tokens of the open block that are not committed yet. */
-export function openTokens(state) {
-  return state.open ? state.open.tokens : [];
+/** What a commit makes of the block that was open. */
+function outcome(step, open, mode) {
+  const texts = step.texts?.join('') === step.text ? step.texts : [step.text];
+  const guessed = (i) => open?.tokens[step.start + i - open.start];
+  const filled = (token) => token && token[2] !== 'mask';
+  const wrong = (step.texts ?? []).findIndex((text, i) => filled(guessed(i)) && guessed(i)[0] !== text);
+  const last = texts.map((text, i) => {
+    if (step.drafted) return [text, i < step.accepted ? 'accepted' : 'own', step.start + i];
+    return [text, mode === 'diffusion' && i === wrong ? 'revised' : 'own', step.start + i];
+  });
+  if (!open || step.start === null) return { last, open: null, rejected: [] };
+  const from = step.start + (wrong < 0 ? step.length : wrong) - open.start;
+  const behind = open.tokens.slice(Math.max(0, from));
+  // Diffusion goes on with what a commit leaves, unless it changed what that stood behind.
+  const stays = mode === 'diffusion' && wrong < 0 && behind.length;
+  const judged = step.drafted || (mode === 'diffusion' && wrong >= 0);
+  return {
+    last,
+    open: stays ? { ...open, start: step.start + step.length, tokens: behind } : null,
+    rejected: judged ? behind.filter(filled) : [],
+  };
 }
 
 /** What happened at one absolute position: pass, token, confidence, state. */
@@ -87,29 +122,35 @@ export function historyOf(answer, position) {
       const token = step.tokens[position - step.start];
       if (token) found.push({ nfe: step.nfe, text: token[0], sure: token[1], state: token[2] });
     } else if (step.start !== null && position >= step.start && position < step.start + step.length) {
-      found.push({ nfe: step.nfe, text: '', sure: 1, state: 'committed' });
+      const text = step.texts?.[position - step.start] ?? '';
+      found.push({ nfe: step.nfe, text, sure: null, state: position - step.start < step.accepted ? 'accepted' : 'committed' });
     }
   }
   return found;
 }
 
-/** Figures for people: nulls where unknown. */
+/** Figures for people, also while the answer is on its way; nulls where unknown. */
 export function figures(answer) {
-  const commits = answer.steps.filter((step) => step.kind === 'commit' && step.text);
+  const commits = answer.steps.filter((step) => step.kind === 'commit');
   const decoding = answer.metrics?.decoding ?? {};
-  const tokens = answer.usage?.completion_tokens ?? null;
+  const sum = (steps) => steps.reduce((total, step) => total + (step.length ?? 1), 0);
   const first = commits[0]?.ms ?? null;
   const last = commits.at(-1)?.ms ?? null;
-  const counted = tokens ?? commits.reduce((sum, step) => sum + (step.length ?? 1), 0);
+  const tokens = answer.usage?.completion_tokens ?? sum(commits);
+  const nfe = decoding.nfe ?? answer.steps.at(-1)?.nfe ?? null;
+  const cycles = commits.findLast((step) => step.cycle)?.cycle;
+  const plans = {};
+  for (const { plan } of commits) if (plan) plans[plan] = (plans[plan] ?? 0) + 1;
   return {
     mode: decoding.mode ?? answer.mode,
-    tokens: counted,
+    tokens,
     ttft: first,
-    rate: last > first ? ((counted - (commits[0].length ?? 1)) / (last - first)) * 1e3 : null,
-    tpf: decoding.tokens_per_forward ?? null,
-    nfe: decoding.nfe ?? null,
-    acceptance: answer.metrics?.speculative_decoding?.mean_acceptance_length ?? null,
+    rate: last > first ? ((tokens - (commits[0].length ?? 1)) / (last - first)) * 1e3 : null,
+    tpf: decoding.tokens_per_forward ?? (nfe ? tokens / nfe : null),
+    nfe,
+    acceptance: answer.metrics?.speculative_decoding?.mean_acceptance_length
+      ?? (cycles ? sum(commits.filter((step) => step.drafted !== null)) / cycles : null),
     revisions: decoding.revisions ?? null,
-    plans: decoding.plans ?? null,
+    plans: decoding.plans ?? (Object.keys(plans).length ? plans : null),
   };
 }

@@ -1,22 +1,18 @@
 /** The page: settings, conversation, race, traces. */
 
-import { newAnswer, take } from './answer.js';
-import { asCurl, asPython, bodyOf } from './request.js';
+import { close, newAnswer, take } from './answer.js';
+import { asCurl, asPython, bodyOf, WITH_THRESHOLD } from './request.js';
 import { chunksOf, readTrace } from './sse.js';
 import { AnswerView, element } from './view.js';
 
 const $ = (id) => document.getElementById(id);
-const MODES = ['auto', 'ar', 'linear', 'quadratic', 'diffusion'];
 const RACED = ['ar', 'linear', 'quadratic', 'diffusion', 'auto'];
+const hello = $('hello');
 const messages = [];
 let running = null;
 let modelName = '';
 
 // ---- settings
-
-for (const mode of MODES) {
-  $('modes').append(element('label', {}, element('input', { type: 'radio', name: 'mode', value: mode }), element('span', {}, mode)));
-}
 
 const fields = { threshold: 'threshold', block: 'block', temperature: 'temperature', seed: 'seed', maxTokens: 'max-tokens', system: 'system' };
 
@@ -34,15 +30,18 @@ function setMode(mode) {
 function showValues() {
   $('threshold-value').value = Number($('threshold').value) ? $('threshold').value : 'default';
   $('block-value').value = $('block').value;
-  $('threshold').disabled = document.querySelector('[name=mode]:checked')?.value !== 'diffusion';
+  $('threshold').disabled = !WITH_THRESHOLD.includes(settings().mode);
 }
 
 $('settings').addEventListener('input', showValues);
 $('settings').addEventListener('submit', (event) => event.preventDefault());
-$('settings-toggle').addEventListener('click', () => {
-  const shown = $('settings').classList.toggle('shown');
+
+function showSettings(shown) {
+  $('settings').classList.toggle('shown', shown);
   $('settings-toggle').setAttribute('aria-expanded', shown);
-});
+}
+
+$('settings-toggle').addEventListener('click', () => showSettings(!$('settings').classList.contains('shown')));
 $('theme').addEventListener('click', () => {
   const dark = getComputedStyle(document.documentElement).colorScheme === 'dark'
     || (!document.documentElement.dataset.theme && matchMedia('(prefers-color-scheme: dark)').matches);
@@ -55,7 +54,10 @@ const headers = () => ({ 'Content-Type': 'application/json', ...($('key').value 
 
 async function checked(response) {
   if (response.ok) return response;
-  if (response.status === 401) $('key-row').hidden = false;
+  if (response.status === 401) {
+    $('key-row').hidden = false;
+    showSettings(true); // on a phone they are out of sight
+  }
   const body = await response.json().catch(() => null);
   throw new Error(body?.error?.message ?? `${response.status} ${response.statusText}`);
 }
@@ -63,9 +65,14 @@ async function checked(response) {
 /** Stream one answer into a view. */
 async function stream(body, view, signal) {
   const began = performance.now();
-  const response = await checked(await fetch('v1/chat/completions', { method: 'POST', headers: headers(), body: JSON.stringify(body), signal }));
-  for await (const chunk of chunksOf(response)) {
-    if (take(view.answer, chunk, performance.now() - began)) view.refresh();
+  try {
+    const response = await checked(await fetch('v1/chat/completions', { method: 'POST', headers: headers(), body: JSON.stringify(body), signal }));
+    for await (const chunk of chunksOf(response)) {
+      if (take(view.answer, chunk, performance.now() - began)) view.refresh();
+    }
+  } finally {
+    close(view.answer);
+    view.refresh();
   }
   if (view.answer.error) throw new Error(view.answer.error);
 }
@@ -95,7 +102,7 @@ async function exclusively(work) {
 }
 
 function add(node) {
-  $('hello')?.remove();
+  hello.remove();
   const chat = $('chat');
   chat.append(node);
   chat.scrollTop = chat.scrollHeight;
@@ -124,17 +131,19 @@ function send() {
   if (running) return;
   const text = takePrompt();
   if (!text) return;
-  messages.push({ role: 'user', content: text });
-  const view = new AnswerView(newAnswer());
+  const turn = { role: 'user', content: text };
+  messages.push(turn);
+  const view = new AnswerView(newAnswer(settings().mode));
   follow(view);
   add(element('div', { class: 'turn' }, view.root));
   exclusively(async (signal) => {
     try {
       await stream(bodyOf(settings(), messages), view, signal);
     } finally {
-      if (view.answer.text) messages.push({ role: 'assistant', content: view.answer.text });
-      else messages.pop();
-      $('spoken').textContent = view.answer.text;
+      const { text: content } = view.answer;
+      const at = messages.indexOf(turn);
+      if (at >= 0) messages.splice(at, 1, ...(content ? [turn, { role: 'assistant', content }] : [])); // else: cleared meanwhile
+      $('spoken').textContent = content;
     }
   });
 }
@@ -144,9 +153,10 @@ function race() {
   if (running) return;
   const text = takePrompt();
   if (!text) return;
+  const asSet = settings(); // once: they may be changed while it runs
   const asked = [...messages, { role: 'user', content: text }];
   const lanes = RACED.map((mode) => {
-    const view = new AnswerView(newAnswer());
+    const view = new AnswerView(newAnswer(mode));
     const badge = element('span', {});
     const root = element('div', { class: 'lane', 'data-mode': mode }, element('h3', {}, mode, badge), view.root);
     return { mode, view, badge, root };
@@ -155,14 +165,18 @@ function race() {
   exclusively(async (signal) => {
     const reference = lanes[0].view.answer;
     for (const lane of lanes) {
-      lane.root.classList.add('first');
-      await stream(bodyOf(settings(), asked, lane.mode), lane.view, signal);
-      lane.root.classList.remove('first');
+      lane.root.classList.add('running');
+      try {
+        await stream(bodyOf(asSet, asked, lane.mode), lane.view, signal);
+      } finally {
+        lane.root.classList.remove('running');
+      }
       if (lane === lanes[0]) continue;
       const same = lane.view.answer.text === reference.text;
       lane.badge.className = `badge ${same ? 'same' : 'differs'}`;
       lane.badge.textContent = same ? '✓ identical to ar' : '≠ differs from ar';
     }
+    $('spoken').textContent = lanes.slice(1).map((lane) => `${lane.mode}: ${lane.badge.textContent}`).join(', ');
   });
 }
 
@@ -171,6 +185,8 @@ function race() {
 function showTrace(text, name) {
   const answer = newAnswer();
   readTrace(text).forEach((chunk, i) => take(answer, chunk, chunk.trimode_ms ?? i));
+  close(answer);
+  if (!answer.steps.length) throw new Error('trace: it holds no answer');
   const view = new AnswerView(answer);
   add(element('div', { class: 'turn' }, element('div', { class: 'user' }, name), view.root));
   view.details.open = true;
@@ -181,6 +197,7 @@ $('open-trace').addEventListener('click', () => $('trace-file').click());
 $('trace-file').addEventListener('change', async () => {
   const [file] = $('trace-file').files;
   if (!file) return;
+  fail(null);
   try {
     showTrace(await file.text(), file.name);
   } catch (error) {
@@ -198,7 +215,7 @@ $('prompt').addEventListener('keydown', (event) => {
 document.addEventListener('keydown', (event) => { if (event.key === 'Escape') running?.abort(); });
 $('stop').addEventListener('click', () => running?.abort());
 $('race').addEventListener('click', race);
-$('clear').addEventListener('click', () => { running?.abort(); messages.length = 0; $('chat').replaceChildren(); });
+$('clear').addEventListener('click', () => { running?.abort(); messages.length = 0; fail(null); $('chat').replaceChildren(hello); });
 
 async function copy(button, text) {
   const label = button.textContent;
@@ -222,14 +239,14 @@ $('copy-link').addEventListener('click', (event) => {
 
 async function start() {
   const asked = new URLSearchParams(location.search);
-  setMode('auto');
   try {
     const props = await (await checked(await fetch('props', { headers: headers() }))).json();
     modelName = props.model;
     $('model').textContent = `${props.model} · ${props.dtype ?? ''}`;
+    $('block').max = Math.max(32, props.block_length);
     $('block').value = props.block_length;
-    $('threshold').value = 0;
     setMode(props.default_mode);
+    fail(null);
   } catch (error) {
     fail(error);
   }
@@ -239,10 +256,10 @@ async function start() {
   showValues();
   if (asked.has('trace')) {
     const url = new URL(asked.get('trace'), location.href);
-    if (url.origin !== location.origin) return fail(new Error('trace: must be a file of this server'));
+    if (url.origin !== location.origin) throw new Error('trace: must be a file of this server');
     showTrace(await (await checked(await fetch(url))).text(), url.pathname.split('/').at(-1));
   }
 }
 
-$('key').addEventListener('change', () => start());
-start();
+$('key').addEventListener('change', () => start().catch(fail));
+start().catch(fail);

@@ -1,8 +1,11 @@
 /** Request bodies, and the same as commands to copy. Pure. */
 
+/** Modes whose drafts are filled in passes that a threshold ends. */
+export const WITH_THRESHOLD = ['diffusion', 'linear'];
+
 export function bodyOf(settings, messages, mode = settings.mode) {
   const decoding = { mode, block_length: settings.block, show_drafts: true };
-  if (settings.threshold > 0 && mode === 'diffusion') decoding.threshold = settings.threshold;
+  if (settings.threshold > 0 && WITH_THRESHOLD.includes(mode)) decoding.threshold = settings.threshold;
   const system = settings.system.trim() ? [{ role: 'system', content: settings.system }] : [];
   return {
     model: settings.model,
@@ -24,7 +27,7 @@ function plain(body) {
 }
 
 export function asCurl(origin, body, key) {
-  const auth = key ? " \\\n  -H 'Authorization: Bearer $TRIMODE_API_KEY'" : '';
+  const auth = key ? ' \\\n  -H "Authorization: Bearer $TRIMODE_API_KEY"' : '';
   const json = JSON.stringify(plain(body)).replaceAll("'", "'\\''");
   return `curl ${origin}/v1/chat/completions \\\n  -H 'Content-Type: application/json'${auth} \\\n  -d '${json}'\n`;
 }
@@ -32,7 +35,8 @@ export function asCurl(origin, body, key) {
 export function asPython(origin, body, key) {
   const { decoding, model, messages, ...rest } = plain(body);
   const more = Object.entries(rest).map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`).join('');
-  return `from openai import OpenAI\n\nclient = OpenAI(base_url="${origin}/v1", api_key=${key ? 'os.environ["TRIMODE_API_KEY"]' : '"none"'})\n`
+  const auth = key ? 'os.environ["TRIMODE_API_KEY"]' : '"none"';
+  return `${key ? 'import os\n\n' : ''}from openai import OpenAI\n\nclient = OpenAI(base_url="${origin}/v1", api_key=${auth})\n`
     + `answer = client.chat.completions.create(\n    model=${JSON.stringify(model)},\n    messages=${JSON.stringify(messages)},\n`
     + `${more}    extra_body={"decoding": ${JSON.stringify(decoding)}},\n)\nprint(answer.choices[0].message.content)\n`;
 }

@@ -35,9 +35,9 @@ export function readTrace(text) {
   return text.split('\n').flatMap((line, i) => {
     if (!line.trim()) return [];
     try {
-      return [JSON.parse(line)];
-    } catch {
-      throw new Error(`trace: line ${i + 1} is not JSON`);
-    }
+      const chunk = JSON.parse(line);
+      if (chunk.choices || chunk.error) return [chunk];
+    } catch { /* said below */ }
+    throw new Error(`trace: line ${i + 1} is not a chunk`);
   });
 }
