@@ -57,7 +57,7 @@ function passRow(answer, pass, onclick) {
   const drafts = steps.some((step) => step.kind === 'draft');
   const state = stateAt({ ...answer, finish: null }, pass.end);
   let label = commit?.plan;
-  label ??= commit?.drafted ? 'verify' : answer.mode === 'diffusion' ? 'denoise' : drafts ? 'draft' : 'decode';
+  label ??= commit?.drafted ? 'verify' : answer.mode === 'diffusion' ? 'denoise' : drafts || commit?.drafted === 0 ? 'draft' : 'decode';
   if (commit?.drafted) label += ` ${commit.accepted}/${commit.drafted}`;
   const parts = steps.length ? [] : ['nothing was sent of this pass'];
   if (commit) parts.push(...state.last.map(pieceSpan));
