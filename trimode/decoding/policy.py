@@ -33,7 +33,8 @@ _PRIOR = 0.6
 """Chance that a drafted token is accepted, before anything is known."""
 _PRIOR_WEIGHT = 4.0
 _EXPLORE_AFTER = 64
-"""Tokens after which the policy tries what would be best if drafts were better than thought."""
+"""Tokens of each request in a batch after which one of them tries what would be best if drafts were
+better than thought. All learn from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +150,12 @@ class Plan:
 
 @dataclass(slots=True)
 class Load:
-    """What the engine knows of its batch; it writes, policies read."""
+    """What is known of the batch; the engine and all policies share it."""
 
     sequences: int = 1
     """How many share a pass."""
+    unexplored: int = 0
+    """Tokens of all requests since one of them explored."""
     work: dict[PlanKind, float] = field(default_factory=dict)
     """Seconds that a sequence's decoder takes between two passes of a plan: sampling, drafting."""
 
@@ -172,8 +175,6 @@ class Policy:
     load: Load = field(default_factory=Load)
     can_draft: bool = True
     """Whether the model's own drafts are worth anything."""
-    _unexplored: int = 0
-    """Tokens since the last exploration."""
     _seconds: dict[tuple[PlanKind, int, int], float] = field(default_factory=dict)
     """Of the plans asked for so far, by kind, size and load."""
     _hopes: dict[tuple[int, int], bool] = field(default_factory=dict)
@@ -192,8 +193,8 @@ class Policy:
         copied = expected_runs(self.lookups.chances(lookup))
         plans = [self._plan("ar", 0, 0.0)]
         plans += [self._plan("lookup", k, copied[k]) for k in _sizes(lookup, least=1)]
-        if self._unexplored >= _EXPLORE_AFTER:
-            self._unexplored = 0
+        if self.load.unexplored >= _EXPLORE_AFTER * self.load.sequences:
+            self.load.unexplored = 0
             plans += self._own_drafts(masks)
             return self._hopeful(max(plans, key=lambda plan: plan.rate), plans)
         known = masks, self.load.sequences, self.drafts.judgements
@@ -265,7 +266,7 @@ class Policy:
 
     def committed(self, tokens: int) -> None:
         """Count tokens, for the next exploration."""
-        self._unexplored += tokens
+        self.load.unexplored += tokens
 
     def seconds(self, kind: PlanKind, size: int) -> float:
         """Time of a plan's passes for the whole batch."""
