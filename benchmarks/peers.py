@@ -86,9 +86,9 @@ class HttpEngine:
         seen = []
         for line in self.process.stdout:
             seen.append(line)
-            if marker in line:
-                self.url = next(word for word in line.split() if word.startswith("http"))
-                self.url = self.url.rstrip(",").removesuffix("/v1")
+            address = next((word for word in line.split() if word.startswith("http")), None)
+            if marker in line and address:
+                self.url = address.rstrip(",").removesuffix("/v1")
                 break
         else:
             raise SystemExit("".join(seen[-20:]))
