@@ -14,7 +14,8 @@ over the requests of all rounds.
 
 Overhead: the engine alone in this process, the same prompts, mode and number at once, against the
 server: 1 - server's rate / engine's rate, medians of turns after a first one that fills the prefix
-caches of both. The loads before it begin with what earlier loads left in the servers' caches.
+caches of both. Clients run on the server's cores; what they take of them is listed. The loads before
+it begin with what earlier loads left in the servers' caches.
 """
 
 import argparse
@@ -119,10 +120,12 @@ def overhead(
     encoded = [encode_prompt(model, prompt) for prompt in asked]
     rows = []
     for mode, decoding in modes_of("trimode", arguments.modes).items():
-        alone, served = [], []
+        alone, served, busy = [], [], []
         for _ in range(1 + arguments.rounds):  # the first fills both prefix caches
             alone.append(engine_rate(engine, encoded, decoding, most))
+            cpu, began = time.process_time(), time.perf_counter()
             served.append(measure(server, asked, most, decoding, together).rate)
+            busy.append((time.process_time() - cpu) / (time.perf_counter() - began))
         bare, through = statistics.median(alone[1:]), statistics.median(served[1:])
         rows.append(
             {
@@ -131,6 +134,7 @@ def overhead(
                 "engine_tokens_per_second": round(bare, 1),
                 "server_tokens_per_second": round(through, 1),
                 "overhead": round(1 - through / bare, 4),
+                "client_cores": round(statistics.median(busy[1:]), 3),
             }
         )
     return rows
@@ -168,11 +172,12 @@ def show(console: Console, result: dict[str, Any]) -> None:
     if not result["page"]:
         return
     table = Table(title="overhead of the server")
-    for column in ("mode", "clients", "engine tok/s", "server tok/s", "overhead"):
+    for column in ("mode", "clients", "engine tok/s", "server tok/s", "overhead", "client's cores"):
         table.add_column(column)
     for row in result["overhead"]:
-        mode, clients, engine, server, share = row.values()
-        table.add_row(mode, str(clients), f"{engine:g}", f"{server:g}", f"{share:.1%}")
+        mode, clients, engine, server, share, cores = row.values()
+        rates = f"{engine:g}", f"{server:g}"
+        table.add_row(mode, str(clients), *rates, f"{share:.1%}", f"{cores:.2f}")
     console.print(table)
     page = result["page"]
     console.print(f"page: {page['files']} files, {page['bytes']} bytes, {page['milliseconds']} ms")
