@@ -21,12 +21,9 @@ Q8_0 made of it.
 """
 
 import argparse
-import concurrent.futures
-import itertools
 import json
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +32,7 @@ from machine import RESULTS, header, save
 from peers import MODES, ONE_AT_A_TIME, HttpEngine, Mode, start
 from rich.console import Console
 from rich.table import Table
+from servers import Load, measure, percentile
 
 WARM_UP_PROMPTS, WARM_UP_TOKENS = 3, 48
 
@@ -44,21 +42,11 @@ class Measured:
     """One engine in one mode at one concurrency, over the rounds."""
 
     rates: list[float] = field(default_factory=list)
-    tokens: int = 0
-    first: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
+    times: Load = field(default_factory=Load)
     memory: float = 0.0
 
 
-def ask_all(
-    engine: HttpEngine, prompts: list[str], max_tokens: int, decoding: dict, together: int
-) -> list[tuple[int, list[float]]]:
-    """Answers in the prompts' order, `together` at a time."""
-    with concurrent.futures.ThreadPoolExecutor(together) as pool:
-        return list(pool.map(lambda p: engine.ask(p, max_tokens, decoding), prompts))
-
-
-def measure(
+def measure_warm(
     engine: HttpEngine,
     prompts: list[str],
     max_tokens: int,
@@ -68,23 +56,12 @@ def measure(
 ) -> float:
     """Warm up with the last prompts, measure the others; returns tokens a second."""
     warm_up, asked = prompts[-WARM_UP_PROMPTS:], prompts[:-WARM_UP_PROMPTS]
-    ask_all(engine, warm_up, min(WARM_UP_TOKENS, max_tokens), mode.request, together)
-    began = time.perf_counter()
-    found = ask_all(engine, asked, max_tokens, mode.request, together)
-    seconds = time.perf_counter() - began
-    entry.tokens = sum(n for n, _ in found)
-    entry.rates.append(entry.tokens / seconds)
-    entry.first += [times[0] for _, times in found if times]
-    entry.gaps += [b - a for _, times in found for a, b in itertools.pairwise(times)]
+    measure(engine, warm_up, min(WARM_UP_TOKENS, max_tokens), mode.request, together)
+    found = measure(engine, asked, max_tokens, mode.request, together)
+    entry.rates.append(found.rate)
+    entry.times = entry.times.pooled(found)
     entry.memory = max(entry.memory, engine.megabytes("VmHWM"))
-    return entry.rates[-1]
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Milliseconds."""
-    if not values:
-        return float("nan")
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] * 1e3
+    return found.rate
 
 
 def prompts_for(arguments: argparse.Namespace) -> list[str]:
@@ -153,7 +130,7 @@ def main() -> None:
                     adapter=arguments.adapter,
                 )
                 try:
-                    rate = measure(engine, asked, arguments.max_tokens, mode, together, entry)
+                    rate = measure_warm(engine, asked, arguments.max_tokens, mode, together, entry)
                 finally:
                     engine.close()
                 console.print(f"{name} {mode.name} x{together}: {rate:.1f} tok/s", highlight=False)
@@ -180,9 +157,9 @@ def report(
             "tokens_per_second": round(statistics.median(entry.rates), 1),
             "least": round(min(entry.rates), 1),
             "most": round(max(entry.rates), 1),
-            "ttft_ms": [round(percentile(entry.first, p), 1) for p in (0.5, 0.95)],
-            "gap_ms": [round(percentile(entry.gaps, p), 1) for p in (0.5, 0.95)],
-            "answer_tokens": entry.tokens,
+            "ttft_ms": [round(percentile(entry.times.first, p), 1) for p in (0.5, 0.95)],
+            "gap_ms": [round(percentile(entry.times.gaps, p), 1) for p in (0.5, 0.95)],
+            "answer_tokens": entry.times.tokens // len(entry.rates),
             "peak_megabytes": round(entry.memory),
         }
         rows.append(row)

@@ -1,4 +1,4 @@
-"""A load of requests on a server: what `serve.py` measures."""
+"""A load of requests on a server: what `engines.py` and `serve.py` measure."""
 
 import concurrent.futures
 import itertools
@@ -14,6 +14,8 @@ class Load:
 
     rate: float = 0.0
     """Completion tokens of all requests / time from the first request to the last answer."""
+    tokens: int = 0
+    """Of all answers."""
     first: list[float] = field(default_factory=list)
     """To the first text, a request each."""
     gaps: list[float] = field(default_factory=list)
@@ -22,8 +24,9 @@ class Load:
     """(last text - first text) / (tokens - 1), a request each."""
 
     def pooled(self, other: "Load") -> "Load":
-        """The times of both; no rate."""
+        """Tokens and times of both; no rate."""
         return Load(
+            tokens=self.tokens + other.tokens,
             first=self.first + other.first,
             gaps=self.gaps + other.gaps,
             per_token=self.per_token + other.per_token,
@@ -38,8 +41,10 @@ def measure(
     with concurrent.futures.ThreadPoolExecutor(together) as pool:
         found = list(pool.map(lambda p: engine.ask(p, max_tokens, decoding), prompts))
     seconds = time.perf_counter() - began
+    tokens = sum(n for n, _ in found)
     return Load(
-        rate=sum(tokens for tokens, _ in found) / seconds,
+        rate=tokens / seconds,
+        tokens=tokens,
         first=[times[0] for _, times in found if times],
         gaps=[b - a for _, times in found for a, b in itertools.pairwise(times)],
         per_token=[(t[-1] - t[0]) / (n - 1) for n, t in found if t and n > 1],

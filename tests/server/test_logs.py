@@ -20,7 +20,8 @@ SECRET = "the name of the horse"
 @pytest.fixture
 def log():
     """Call with `requests=...`: what the server logs from then on."""
-    loggers = [logging.getLogger(name) for name in ("trimode", "uvicorn", "trimode.server")]
+    names = ("trimode", "uvicorn", "opentelemetry", "trimode.server")
+    loggers = [logging.getLogger(name) for name in names]
     before = [(one, one.handlers, one.propagate, one.level) for one in loggers]
     stream = io.StringIO()
 

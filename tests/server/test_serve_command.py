@@ -80,6 +80,7 @@ def test_it_listens_on_loopback_only_and_logs_no_prompt(checkpoint):
         (("--shutdown-timeout", "-1"), "shutdown_timeout"),
         (("--sse-ping-interval", "0"), "ping_interval"),
         (("--log", "everything"), "log"),
+        (("--otlp-traces-endpoint", "localhost:4318"), "otlp_traces_endpoint"),
         (("--api-key", "é"), "api_key"),
     ],
 )

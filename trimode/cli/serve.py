@@ -58,6 +58,12 @@ def serve(
     log: Annotated[
         str, typer.Option("--log", help="warnings, requests, or prompts (with their text).")
     ] = "requests",
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--otlp-traces-endpoint", metavar="URL", help="Send OpenTelemetry spans there."
+        ),
+    ] = None,
     max_tokens: opt.MaxTokens = 1024,
     temperature: opt.Temperature = 1.0,
     top_p: opt.TopP = 1.0,
@@ -76,6 +82,10 @@ def serve(
     if log not in _LOGS:
         raise InputError("log", repr(log), f"allowed: {', '.join(_LOGS)}")
     check_range("shutdown_timeout", shutdown_timeout, 0, None)
+    if otlp_traces_endpoint is not None:  # before the model loads
+        from trimode.server.telemetry import check_endpoint
+
+        check_endpoint(otlp_traces_endpoint)
     defaults = GenerationOptions.from_mapping(opt.generation_values(parameters))
     keys = (*(api_key or ()), *_keys_of(api_key_file))
     thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -99,6 +109,7 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
         ping_interval=sse_ping_interval,
         log_prompts=log == "prompts",
+        otlp_traces_endpoint=otlp_traces_endpoint,
     )
     log_to(sys.stderr, requests=log != "warnings")
     app = create_app(loaded, settings, thread=thread)

@@ -96,7 +96,7 @@ class _Run:
         speculating = bool(draft or masks) and not (first and plan.kind == "quadratic")
         yield Committed(
             tokens=tuple(emitted),
-            logprobs=sampler.logprobs(logits.rows[rows], emitted),
+            logprobs=sampler.logprobs(logits.rows, emitted, rows),
             drafted=len(draft) if speculating else None,
             new_cycle=not (own and plan.kind == "linear"),
             plan=plan.kind,

@@ -52,7 +52,7 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
         yield Keep(rows)
         yield Committed(
             tokens=tuple(accepted),
-            logprobs=sampler.logprobs(logits.rows[rows], accepted),
+            logprobs=sampler.logprobs(logits.rows, accepted, rows),
             drafted=len(draft),
             new_cycle=context.seed_drafts,
             revisions=revisions,

@@ -19,6 +19,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 
 from trimode.decoding.events import PlanKind
@@ -76,6 +77,12 @@ class Acceptance:
     prior: "Acceptance | None" = None
     _accepted: list[float] = field(default_factory=list)
     _judged: list[float] = field(default_factory=list)
+    _count: int = 0
+
+    @property
+    def judgements(self) -> int:
+        """Drafts judged so far, the prior's too."""
+        return self._count + (self.prior.judgements if self.prior else 0)
 
     def chances(self, count: int) -> list[float]:
         """For each of the first `count` tokens of a draft."""
@@ -104,6 +111,7 @@ class Acceptance:
 
         What stands behind the first wrong one is unknown, and so is what was never drafted.
         """
+        self._count += 1
         judged = min(judged, accepted + 1)
         while len(self._judged) < judged:
             self._judged.append(0.0)
@@ -170,6 +178,9 @@ class Policy:
     """Of the plans asked for so far, by kind, size and load."""
     _hopes: dict[tuple[int, int], bool] = field(default_factory=dict)
     """Whether any draft could pay, by load and most masks."""
+    _own: tuple[tuple[int, int, int] | None, Plan | None] = (None, None)
+    """The best plan that drafts with the model, and what it was chosen for: masks, load, and how
+    many drafts had been judged."""
 
     def choose(self, *, lookup: int, masks: int) -> Plan:
         """The best plan.
@@ -178,20 +189,31 @@ class Policy:
             lookup: length of the draft that lookup has found; 0 for none.
             masks: most masks that fit.
         """
-        plans = [self._plan("ar", 0, 0.0)]
         copied = expected_runs(self.lookups.chances(lookup))
+        plans = [self._plan("ar", 0, 0.0)]
         plans += [self._plan("lookup", k, copied[k]) for k in _sizes(lookup, least=1)]
+        if self._unexplored >= _EXPLORE_AFTER:
+            self._unexplored = 0
+            plans += self._own_drafts(masks)
+            return self._hopeful(max(plans, key=lambda plan: plan.rate), plans)
+        known = masks, self.load.sequences, self.drafts.judgements
+        if self._own[0] != known:
+            own = max(self._own_drafts(masks), key=lambda plan: plan.rate, default=None)
+            self._own = known, own
+        if self._own[1] is not None:
+            plans.append(self._own[1])
+        return max(plans, key=lambda plan: plan.rate)
+
+    def _own_drafts(self, masks: int) -> list[Plan]:
+        """Plans that draft with the model itself."""
+        plans: list[Plan] = []
         if self.can_draft and self._drafts_could_pay(masks):
             drafted = expected_runs(self.drafts.chances(masks))
             for m in _sizes(masks, least=2):
                 plans.append(self._plan("linear", m, drafted[m - 1]))
                 if m <= MAX_TREE_MASKS:
                     plans.append(self._plan("quadratic", m, drafted[m - 1]))
-        best = max(plans, key=lambda plan: plan.rate)
-        if self._unexplored < _EXPLORE_AFTER:
-            return best
-        self._unexplored = 0
-        return self._hopeful(best, plans)
+        return plans
 
     def _drafts_could_pay(self, masks: int) -> bool:
         """Whether a draft of the model would beat `ar` if it were accepted whole."""
@@ -277,6 +299,7 @@ class Policy:
         return Plan(kind, size, self.rate(kind, size, accepted))
 
 
+@lru_cache(maxsize=256)
 def _sizes(most: int, *, least: int) -> list[int]:
     """Sizes worth comparing, up to `most`."""
     sizes = [size for size in (1, 2, *_DRAFT_SIZES) if least <= size <= most]

@@ -46,7 +46,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         yield Keep(rows)
         yield Committed(
             tokens=tuple(accepted),
-            logprobs=sampler.logprobs(logits.rows[rows], accepted),
+            logprobs=sampler.logprobs(logits.rows, accepted, rows),
             drafted=None if kind == "prefill" else len(draft),
         )
         tokens += accepted

@@ -136,14 +136,18 @@ class Sampler:
                 path.append(node)
         return accepted, path
 
-    def logprobs(self, logits: Tensor, tokens: Sequence[int]) -> tuple[TokenLogprob, ...]:
+    def logprobs(
+        self, logits: Tensor, tokens: Sequence[int], rows: Sequence[int] | None = None
+    ) -> tuple[TokenLogprob, ...]:
         """AR log-probabilities of tokens `[n]` under logits `[n, vocab]`, before any filter.
 
-        Empty unless the request asked for them.
+        `rows`: which of more logits are the tokens'. Empty unless the request asked for them.
         """
         count = self.options.logprobs
         if count is None:
             return ()
+        if rows is not None:
+            logits = logits[list(rows)]
         scores = torch.log_softmax(self.exclude_mask(logits), dim=-1)
         result = []
         for row, token in zip(scores, tokens, strict=True):

@@ -29,7 +29,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
         yield
-        await asyncio.to_thread(service.worker.stop)
+        await asyncio.to_thread(service.stop)
 
     app = FastAPI(title="trimode", version=__version__, lifespan=lifespan)
     app.state.service = service

@@ -57,7 +57,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
         with fields_named(RESPONSE_NAMES):
             choices, _ = _chat_choices(service, body.as_chat())
         response = Response(body)
-        requests = await service.submit(choices, RESPONSE_NAMES)
+        requests = await service.submit(
+            http, choices, RESPONSE_NAMES, kind="chat", name=body.model, answer_id=response.id
+        )
         timeout = service.settings.request_timeout
         if body.stream:
             lines = response_events(response, requests[0], timeout)

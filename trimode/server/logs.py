@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 def log_to(stream: TextIO = sys.stderr, *, requests: bool = True) -> logging.Handler:
-    """Send what the server and its HTTP library log to a stream.
+    """Send what the server and its libraries log to a stream.
 
     Args:
         stream: where to write.
         requests: a line for each request, not only warnings and errors.
     """
     handler = LineWriter(stream)
-    for name in ("trimode", "uvicorn"):
+    for name in ("trimode", "uvicorn", "opentelemetry"):
         found = logging.getLogger(name)
         found.handlers, found.propagate = [handler], False
         found.setLevel(logging.WARNING)

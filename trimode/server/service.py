@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -22,6 +23,7 @@ from trimode.server.metrics import ServerMetrics
 from trimode.server.protocol import GenerationRequest
 from trimode.server.settings import ServerSettings
 from trimode.server.streaming import StreamSettings, events, until_gone, whole
+from trimode.server.telemetry import Trace, Tracing
 from trimode.server.worker import Choice, EndReason, EngineWorker
 from trimode.server.worker import Request as EngineRequest
 
@@ -46,9 +48,9 @@ class Service:
         self.log = RequestLog(model.tokenizer, prompts=settings.log_prompts)
         engine = Engine(model, max_sequences=settings.max_sequences)
         self.metrics.watch(engine)
-        self.worker = EngineWorker(
-            engine, max_waiting=settings.max_waiting, on_finish=self._finished, thread=thread
-        )
+        self.worker = EngineWorker(engine, max_waiting=settings.max_waiting, thread=thread)
+        endpoint = settings.otlp_traces_endpoint
+        self.tracing = None if endpoint is None else Tracing(endpoint, settings.name)
         self.started = int(time.time())
         self.stopping = False
         """Whether new requests are refused."""
@@ -59,6 +61,12 @@ class Service:
         """Start the engine's thread."""
         self.worker.start()
         self.fingerprint = await self.worker.call(lambda: fingerprint(self.model))
+
+    def stop(self) -> None:
+        """End what runs, then the engine's loop; then send the last spans."""
+        self.worker.stop()
+        if self.tracing is not None:
+            self.tracing.stop()
 
     def refuse_if_stopping(self) -> None:
         """Raise ApiError once the server has been told to stop."""
@@ -92,10 +100,25 @@ class Service:
                 self._unknown.add(name)
                 logger.warning("ignored", extra={"facts": {"field": name[:80]}})
 
-    async def submit(self, choices: list[Choice], names: Mapping[str, str]) -> list[EngineRequest]:
-        """Queue the choices. `names`: what the body calls the fields that the engine knows."""
+    async def submit(
+        self,
+        http: Request,
+        choices: list[Choice],
+        names: Mapping[str, str],
+        *,
+        kind: Kind,
+        name: str,
+        answer_id: str,
+    ) -> list[EngineRequest]:
+        """Queue the choices of an answer.
+
+        `names`: what the body calls the fields that the engine knows.
+        """
+        trace = self.tracing and self.tracing.trace(
+            http.headers, kind=kind, name=name, answer_id=answer_id, choices=len(choices)
+        )
         with fields_named(names):
-            return await self.worker.submit(choices)
+            return await self.worker.submit(choices, partial(self._finished, trace))
 
     async def answer(
         self,
@@ -106,7 +129,9 @@ class Service:
         names: Mapping[str, str],
     ) -> Any:
         """Decode the choices and answer, streaming or not."""
-        requests = await self.submit(choices, names)
+        requests = await self.submit(
+            http, choices, names, kind=answer.kind, name=answer.name, answer_id=answer.id
+        )
         timeout = self.settings.request_timeout
         if body.stream:
             stream = StreamSettings(
@@ -159,9 +184,11 @@ class Service:
         for request in requests:
             self.worker.cancel(request)
 
-    def _finished(self, request: EngineRequest, reason: EndReason) -> None:
+    def _finished(self, trace: Trace | None, request: EngineRequest, reason: EndReason) -> None:
         self.metrics.finished(request, reason)
         self.log.finished(request, reason)
+        if trace is not None:
+            trace.finished(request, reason)
 
 
 async def _gone(http: Request) -> None:

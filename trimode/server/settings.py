@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from trimode.config import GenerationOptions, check_range
 from trimode.errors import InputError
+from trimode.server.telemetry import check_endpoint
 
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer whose request names no limit."""
@@ -40,8 +41,12 @@ class ServerSettings:
     """Seconds of silence after which a stream sends a comment, so that proxies keep it open."""
     log_prompts: bool = False
     """Whether the log holds the text of prompts and answers."""
+    otlp_traces_endpoint: str | None = None
+    """Where OpenTelemetry spans are sent; None: nowhere."""
 
     def __post_init__(self) -> None:
+        if self.otlp_traces_endpoint is not None:
+            check_endpoint(self.otlp_traces_endpoint)
         check_range("max_sequences", self.max_sequences, 1, None)
         check_range("max_waiting", self.max_waiting, 0, None)
         check_range("request_timeout", self.request_timeout, 0, None, exclusive_low=True)

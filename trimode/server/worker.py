@@ -65,6 +65,9 @@ class Request:
     loop: asyncio.AbstractEventLoop
     arrived: float
     """When it was submitted, on the monotonic clock."""
+    index: int
+    """Its place among the choices submitted with it."""
+    on_finish: "OnFinish"
     steps: asyncio.Queue[Step | EngineFailedError] = field(default_factory=asyncio.Queue)
     first_draft_at: float | None = None
     accepted: Counter[int] = field(default_factory=Counter)
@@ -100,6 +103,10 @@ class Request:
                 return
 
 
+OnFinish = Callable[[Request, EndReason], None]
+"""Called in the engine's thread when a request has ended."""
+
+
 class EngineWorker:
     """Runs an engine in a thread of its own; idle without spinning."""
 
@@ -108,7 +115,6 @@ class EngineWorker:
         engine: Engine,
         *,
         max_waiting: int,
-        on_finish: Callable[[Request, EndReason], None] = lambda *_: None,
         thread: Executor | None = None,
     ) -> None:
         """Nothing runs before `start`.
@@ -116,14 +122,12 @@ class EngineWorker:
         Args:
             engine: touched by its own thread only.
             max_waiting: requests that may wait for a slot.
-            on_finish: called in the engine's thread for every request that ends.
             thread: an executor of one thread. Give the one that loaded the model: OpenMP keeps a
                 team for each thread that computes, and once they are more than the cores they
                 stop spinning, which doubles the time of a small pass.
         """
         self.engine = engine
         self.max_waiting = max_waiting
-        self._on_finish = on_finish
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._requests: dict[Sequence, Request] = {}
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -148,8 +152,8 @@ class EngineWorker:
         if self._running is not None:
             self._running.result()
 
-    async def submit(self, choices: list[Choice]) -> list[Request]:
-        """Queue one request per choice, all or none.
+    async def submit(self, choices: list[Choice], on_finish: OnFinish) -> list[Request]:
+        """Queue one request per choice, all or none; `on_finish` is called for each that ends.
 
         Raises:
             InputError: the engine refuses one, or they are more than can ever be queued.
@@ -166,8 +170,9 @@ class EngineWorker:
             if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
                 raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
             try:
-                for prompt, options in choices:
-                    requests.append(Request(self.engine.add(prompt, options), loop, now))
+                for index, (prompt, options) in enumerate(choices):
+                    sequence = self.engine.add(prompt, options)
+                    requests.append(Request(sequence, loop, now, index, on_finish))
             except Exception:
                 for request in requests:
                     self.engine.cancel(request.sequence)
@@ -214,7 +219,7 @@ class EngineWorker:
         if sequence.finish_reason is None:
             self.engine.cancel(sequence)
         if request is not None:
-            self._on_finish(request, reason)
+            request.on_finish(request, reason)
 
     def _run(self) -> None:
         while True:
@@ -246,7 +251,7 @@ class EngineWorker:
             ended = sequence.finish_reason if last[sequence] == i else None
             if ended is not None:  # counted before its client can ask for the figures
                 del self._requests[sequence]
-                self._on_finish(request, "abort" if ended == "cancelled" else ended)
+                request.on_finish(request, "abort" if ended == "cancelled" else ended)
             self._deliver(request, Step(update, ended, sequence.stats.nfe))
 
     def _fail_all(self, error: EngineFailedError) -> None:

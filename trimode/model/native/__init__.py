@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 3
+ABI = 4
 
 
 @cache

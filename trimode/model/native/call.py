@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p
 from typing import TYPE_CHECKING
 
 import torch
@@ -88,6 +88,7 @@ class _Pass(Structure):
         ("segments", c_int64),
         ("segment", POINTER(_Segment)),
         ("threads", c_int64),
+        ("products", c_double),
     ]
 
 
@@ -161,6 +162,8 @@ class NativePass:
                 if isinstance(module, Int8Linear):
                     module.pack()
         self._head = transformer.head
+        self.products_seconds = 0.0
+        """Of the last pass: its time in products with the layers' weights."""
         blocks = [_layer(block) for block in transformer.layers]  # type: ignore[arg-type]
         self._layers = (_Layer * len(blocks))(*blocks)
         self._model = _Model(
@@ -238,4 +241,5 @@ class NativePass:
             torch.get_num_threads(),
         )
         self._run(ctypes.byref(self._model), ctypes.byref(asked))
+        self.products_seconds = asked.products
         return x

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <omp.h>
 #include <vector>
 
 #include "cpu.h"
@@ -19,6 +20,48 @@ inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 // Bytes of a packed column of tiles: 16 outputs.
 inline int64_t packed_bytes(const Linear& l) { return round_up(l.in, kTileIn) * kTileOut; }
 
+// Columns of tiles first..last of a product that this thread computes: in pairs.
+struct Share {
+  int64_t first, last;
+  explicit Share(const Linear& l) {
+    const int64_t columns = (l.out + kTileOut - 1) / kTileOut, pairs = (columns + 1) / 2;
+    const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
+    first = 2 * (pairs * t / threads);
+    last = std::min(columns, 2 * (pairs * (t + 1) / threads));
+  }
+};
+
+// A thread's reading of weights, kept a constant distance ahead of its products, across their ends.
+// Tile loads alone keep too few reads under way: they get half of what memory gives.
+class Reader {
+ public:
+  // products: all of a pass, in order.
+  explicit Reader(const std::vector<const Linear*>& products) : next_(products.data()), end_(next_ + products.size()) {
+    advance(kAhead);
+  }
+  void advance(int64_t bytes) {
+    while (bytes > 0) {
+      while (at_ == stop_) {
+        if (next_ == end_) return;
+        const Linear& l = **next_++;
+        if (!l.packed) continue;
+        const Share share(l);
+        at_ = l.packed + share.first * packed_bytes(l);
+        stop_ = l.packed + share.last * packed_bytes(l);
+      }
+      const int8_t* to = std::min(stop_, at_ + bytes);
+      bytes -= to - at_;
+      for (; at_ < to; at_ += kLine) _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+    }
+  }
+
+ private:
+  static constexpr int64_t kAhead = 32768, kLine = 64;
+  const Linear* const* next_;
+  const Linear* const* end_;
+  const int8_t *at_ = nullptr, *stop_ = nullptr;
+};
+
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t bytes[16] = {};
@@ -32,6 +75,7 @@ TRIMODE_AMX inline void shape_tiles(int64_t rows) {
     shapes.bytes[t] = 64;
     shapes.rows[t] = static_cast<uint8_t>(t < 6 ? rows : kTileIn / 4);
   }
+  asm volatile("" : : "r"(&shapes) : "memory");  // GCC 12 takes the next line for a read of 8 bytes
   _tile_loadconfig(&shapes);
 }
 
@@ -99,7 +143,7 @@ TRIMODE_AMX inline void put_tile(const Linear& l, const int32_t* high, const int
 
 // Two columns of tiles, or the last one, against all rows.
 TRIMODE_AMX inline void tile_columns(const Linear& l, const Halves& a, const Quantised& x, const Rows& rows,
-                                     int64_t n, bool two, const Target& target) {
+                                     int64_t n, bool two, const Target& target, Reader& reader) {
   alignas(64) int32_t sums[4][kTileRows * kTileOut];
   const int64_t column = packed_bytes(l), steps = column / kTileBytes;
   const int8_t* first = l.packed + n / kTileOut * column;
@@ -111,6 +155,7 @@ TRIMODE_AMX inline void tile_columns(const Linear& l, const Halves& a, const Qua
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < steps; ++k) {
+      if (i == 0) reader.advance((1 + two) * kTileBytes);
       _tile_loadd(4, high + k * kTileIn, a.stride);
       _tile_loadd(5, low + k * kTileIn, a.stride);
       _tile_loadd(6, first + k * kTileBytes, 64);
@@ -133,15 +178,15 @@ TRIMODE_AMX inline void tile_columns(const Linear& l, const Halves& a, const Qua
   }
 }
 
-// A product by all threads of the region, a few columns of tiles at a time; no barrier at its end.
-TRIMODE_AMX inline void multiply_amx(const Linear& l, const Quantised& x, const Rows& rows, const Target& target) {
+// A product by all threads of the region; no barrier at its end.
+TRIMODE_AMX inline void multiply_amx(const Linear& l, const Quantised& x, const Rows& rows, const Target& target,
+                                     Reader& reader) {
   if (!rows.count) return;
-  const int64_t columns = (l.out + kTileOut - 1) / kTileOut, pairs = (columns + 1) / 2;
   shape_tiles(std::min(kTileRows, rows.count));
   const Halves a = gathered(l, x, rows);
-#pragma omp for schedule(static) nowait
-  for (int64_t c = 0; c < pairs; ++c)
-    tile_columns(l, a, x, rows, 2 * c * kTileOut, 2 * c + 1 < columns, target);
+  const Share share(l);
+  for (int64_t c = share.first; c < share.last; c += 2)
+    tile_columns(l, a, x, rows, c * kTileOut, c + 1 < share.last, target, reader);
 }
 
 }  // namespace

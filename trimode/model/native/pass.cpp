@@ -25,13 +25,22 @@ struct Workspace {
   std::vector<int32_t> segment_of;
   std::vector<int64_t> starts;               // first rows of those that attend together
   std::vector<std::vector<int32_t>> others;  // of each row, where its segment has a mask
+  std::vector<const Linear*> products;       // in the order they are computed in
   bool packed = false;
+  double spent = 0;  // on products, by the first thread
 
   void prepare(const Model& m, const Pass& p) {
     int64_t rank = 0;
+    spent = 0;
+    products.clear();
     for (int64_t i = 0; i < m.layers; ++i)
-      for (const Projection* j : {&m.layer[i].qkv, &m.layer[i].o, &m.layer[i].gate_up, &m.layer[i].down})
+      for (const Projection* j : {&m.layer[i].qkv, &m.layer[i].o, &m.layer[i].gate_up, &m.layer[i].down}) {
         rank = std::max(rank, j->down.out);
+        products.push_back(&j->base);
+        if (!p.adapted || !j->down.out) continue;
+        products.push_back(&j->down);
+        for (int64_t part = 0; part < j->parts; ++part) products.push_back(&j->part[part].up);
+      }
     const int64_t widest = std::max({m.hidden, m.intermediate, m.heads * m.head_dim});
     packed = m.layer[0].qkv.base.packed != nullptr;
     // Tiles read whole: rows by the sixteen, and up to a tile's width past the last one.
@@ -88,9 +97,13 @@ inline void quantise_row(const float* x, int64_t k, bool packed, const Quantised
   q.scale[i] = packed ? quantise_halves(x, k, q.high + at, q.low + at) : quantise(x, k, q.values + at);
 }
 
+inline void norm_row(const float* x, const float* weight, int64_t n, float eps, bool packed, float* y) {
+  return packed ? rms_norm16(x, weight, n, eps, y) : rms_norm(x, weight, n, eps, y);
+}
+
 // A product by all threads of the region; no barrier at its end.
-void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Target& target) {
-  if (l.packed) return multiply_amx(l, x, rows, target);
+void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Target& target, Reader& reader) {
+  if (l.packed) return multiply_amx(l, x, rows, target, reader);
   const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
   const int64_t share = round_up((l.out + threads - 1) / threads, kStrip);
   columns(l, x, rows, std::min(l.out, t * share), std::min(l.out, (t + 1) * share), target);
@@ -98,11 +111,13 @@ void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Targe
 
 // The linears of a projection and the delta of the adapted rows; ends with a barrier.
 void project(const Projection& projection, const Quantised& x, const Pass& pass, Workspace& w,
-             const Target& target) {
-  multiply(projection.base, x, {pass.rows, nullptr, nullptr}, target);
+             const Target& target, Reader& reader) {
+  const double began = omp_get_wtime();
+  multiply(projection.base, x, {pass.rows, nullptr, nullptr}, target, reader);
   if (pass.adapted && projection.down.out) {
     const int64_t rank = projection.down.out;
-    multiply(projection.down, x, {pass.adapted, pass.adapter_rows, nullptr}, {w.low.data(), rank, false});
+    multiply(projection.down, x, {pass.adapted, pass.adapter_rows, nullptr}, {w.low.data(), rank, false},
+             reader);
     const auto part_of = [&](int64_t p) {
       return w.low_rows_of(rank, projection.part[p].first_rank, w.low_scale.data() + p * pass.adapted);
     };
@@ -115,9 +130,10 @@ void project(const Projection& projection, const Quantised& x, const Pass& pass,
       }
     for (int64_t p = 0; p < projection.parts; ++p)
       multiply(projection.part[p].up, part_of(p), {pass.adapted, nullptr, pass.adapter_rows},
-               {target.y + projection.part[p].first_out, target.stride, true});
+               {target.y + projection.part[p].first_out, target.stride, true}, reader);
   }
 #pragma omp barrier
+  if (omp_get_thread_num() == 0) w.spent += omp_get_wtime() - began;
 }
 
 // Norms, rotation and the cache's new rows; ends with a barrier.
@@ -186,7 +202,8 @@ void attend_all(const Model& m, int64_t index, const Pass& pass, Workspace& w, s
   }
 }
 
-void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, std::vector<float>& scores) {
+void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Reader& reader,
+               std::vector<float>& scores) {
   const Layer& layer = m.layer[index];
   const int64_t hidden = m.hidden, inner = m.intermediate;
   const int64_t attention = m.heads * m.head_dim, qkv = attention + 2 * m.kv_heads * m.head_dim;
@@ -196,53 +213,59 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, st
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.rows; ++i) {
       float* y = w.normed.data() + i * hidden;
-      rms_norm(pass.x + i * hidden, weight, hidden, m.eps, y);
+      norm_row(pass.x + i * hidden, weight, hidden, m.eps, w.packed, y);
       quantise_row(y, hidden, w.packed, narrow, i);
     }
   };
   norm(layer.input_norm);
-  project(layer.qkv, narrow, pass, w, {w.heads.data(), qkv, false});
+  project(layer.qkv, narrow, pass, w, {w.heads.data(), qkv, false}, reader);
   place_heads(m, layer, index, pass, w);
   attend_all(m, index, pass, w, scores);
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < pass.rows; ++i)
     quantise_row(w.attended.data() + i * attention, attention, w.packed, joined, i);
-  project(layer.o, joined, pass, w, residual);
+  project(layer.o, joined, pass, w, residual, reader);
   norm(layer.mlp_norm);
-  project(layer.gate_up, narrow, pass, w, {w.wide.data(), 2 * inner, false});
+  project(layer.gate_up, narrow, pass, w, {w.wide.data(), 2 * inner, false}, reader);
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < pass.rows; ++i) {
     float* gate = w.wide.data() + i * 2 * inner;
-    swiglu(gate, gate + inner, inner);
+    if (w.packed)
+      swiglu16(gate, gate + inner, inner);
+    else
+      swiglu(gate, gate + inner, inner);
     quantise_row(gate, inner, w.packed, broad, i);
   }
-  project(layer.down, broad, pass, w, residual);
+  project(layer.down, broad, pass, w, residual, reader);
 }
 
 }  // namespace
 
 extern "C" {
 
-int64_t trimode_abi() { return 3; }
+int64_t trimode_abi() { return 4; }
 
 // Whether linears should come with packed weights on this machine.
 int64_t trimode_wants_packed() { return has_amx(); }
 
 // Runs a pass: x becomes the hidden states after the last norm; new keys and values lie behind each
 // segment's cache.
-void trimode_pass(const Model* model, const Pass* pass) {
+void trimode_pass(const Model* model, Pass* pass) {
   thread_local Workspace own;
   Workspace& workspace = own;
   workspace.prepare(*model, *pass);
 #pragma omp parallel num_threads(static_cast<int>(pass->threads))
   {
     std::vector<float> scores(4096);
-    for (int64_t i = 0; i < model->layers; ++i) run_layer(*model, i, *pass, workspace, scores);
+    Reader reader(workspace.products);
+    for (int64_t i = 0; i < model->layers; ++i) run_layer(*model, i, *pass, workspace, reader, scores);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass->rows; ++i)
-      rms_norm(pass->x + i * model->hidden, model->norm, model->hidden, model->eps, pass->x + i * model->hidden);
+      norm_row(pass->x + i * model->hidden, model->norm, model->hidden, model->eps, workspace.packed,
+               pass->x + i * model->hidden);
     if (workspace.packed) release_tiles();
   }
+  pass->products = workspace.spent;
 }
 
 // y [rows, out] = linear(x [rows, in]).
@@ -253,11 +276,13 @@ void trimode_linear(const Linear* linear, const float* x, int64_t rows, float* y
   std::vector<int8_t> high(packed ? room : 0), low(packed ? room : 0);
   std::vector<float> scale(rows);
   const Quantised q{values.data(), high.data(), low.data(), scale.data(), k};
+  const std::vector<const Linear*> products{linear};
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; ++i) quantise_row(x + i * k, k, packed, q, i);
-    multiply(*linear, q, {rows, nullptr, nullptr}, {y, linear->out, false});
+    Reader reader(products);
+    multiply(*linear, q, {rows, nullptr, nullptr}, {y, linear->out, false}, reader);
     if (packed) release_tiles();
   }
 }

@@ -61,6 +61,7 @@ struct Pass {
   int64_t segments;
   const Segment* segment;
   int64_t threads;
+  double products;             // out: seconds that the first thread spent on products with weights
 };
 }
 
