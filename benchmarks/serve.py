@@ -14,7 +14,7 @@ over the requests of all rounds.
 
 Overhead: the engine alone in this process, the same prompts, mode and number at once, against the
 server: 1 - server's rate / engine's rate, medians of turns after a first one that fills the prefix
-caches of both. Clients run on the server's cores; what they take of them is listed. The loads before
+caches of both. Clients run on the cores of the server; what they take is listed. The loads before
 it begin with what earlier loads left in the servers' caches.
 """
 
