@@ -108,7 +108,8 @@ def test_the_numbers_of_the_json_object_agree_with_each_other(answer, mode):
     assert row["finish_reason"] == "length"
     assert row["tokens_per_forward"] == pytest.approx(12 / row["nfe"], abs=1e-3)
     assert (row["acceptance_length"] is None) == (mode in ("ar", "diffusion"))
-    assert row["tokens_per_second"] == pytest.approx(12 / row["seconds"], rel=0.02)
+    # Seconds are rounded, and a tiny model takes a few thousandths of one.
+    assert row["seconds"] == pytest.approx(12 / row["tokens_per_second"], abs=1e-4)
 
 
 def test_ar_makes_one_pass_a_token(answer):

@@ -187,12 +187,15 @@ def _answer(session: Session, message: str) -> None:
     except TrimodeError:
         session.messages.pop()
         raise
+    shown = 0
     try:
         with printer(show_drafts=session.options.show_drafts) as out:
             for update in drain(engine):
+                shown += len(update.text)
                 out.show(update)
     except KeyboardInterrupt:
         engine.cancel(sequence)
+        sys.stdout.write(sequence.stream.text[shown:])  # it may have come in the middle of a pass
         _say(" (stopped)")
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -69,6 +69,6 @@ def simulate(
                 accepted += 1
             policy.drafts.judge(drafted, accepted)
         gained = accepted + (2 if plan.kind == "linear" else 1)
-        policy.committed(gained)
+        policy.committed(gained * policy.load.sequences)  # the others did likewise
         made += gained
     return made / seconds
