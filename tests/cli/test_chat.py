@@ -1,6 +1,7 @@
 """`trimode chat` through piped stdin."""
 
 import json
+import os
 import signal
 import time
 
@@ -93,7 +94,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_session(start, endless, tmp_path):
     process = start("chat", endless, "--max-tokens", 15_000)
     process.stdin.write(b"hello\n")
     process.stdin.flush()
-    begun = process.stdout.read(10)
+    begun = os.read(process.stdout.fileno(), 10)  # `communicate` does not see what a reader holds
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     rest, errors = process.communicate(f"/save {path}\n/quit\n".encode(), timeout=60)
