@@ -84,15 +84,20 @@ def test_a_full_queue_says_when_to_come_back(model):
         assert client.completions.create(model="tiny", prompt="b", max_tokens=2).choices
 
 
+def hang_up(url, server, *, stream):
+    """Ask for an answer and leave while it is decoded."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", body(stream=stream), headers)
+    until(lambda: server.worker.engine.live)
+    connection.sock.close()
+    connection.close()
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(model, stream):
     with serving(model, defaults=LONG) as (url, server):
-        connection = http.client.HTTPConnection(urlsplit(url).netloc)
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", body(stream=stream), headers)
-        until(lambda: server.worker.engine.live)
-        connection.sock.close()
-        connection.close()
+        hang_up(url, server, stream=stream)
         until(lambda: not server.worker.engine.busy)
         until(lambda: 'finish_reason="abort"' in get(f"{url}/metrics"), 3)
 

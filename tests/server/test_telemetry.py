@@ -1,7 +1,6 @@
 """Spans, as a collector gets them: one a request, its parent, its figures, and no text."""
 
 import contextlib
-import http.client
 import http.server
 import json
 import socket
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from urllib.parse import urlsplit
 
 import openai
 import pytest
@@ -17,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.server.conftest import serving
-from tests.server.test_operations import LONG, body, until
+from tests.server.test_operations import LONG, hang_up, until
 from trimode.cli.serve import serve
 from trimode.errors import InputError
 from trimode.server import ServerSettings
@@ -178,12 +176,7 @@ def assert_failed(span, reason):
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_its_span(model, collector, stream):
     with traced(model, collector, defaults=LONG) as (url, service):
-        connection = http.client.HTTPConnection(urlsplit(url).netloc)
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", body(stream=stream), headers)
-        until(lambda: service.worker.engine.live)
-        connection.sock.close()
-        connection.close()
+        hang_up(url, service, stream=stream)
         until(lambda: not service.worker.busy)
     (span,) = collector.spans()
     assert_failed(span, "abort")
