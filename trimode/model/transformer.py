@@ -209,8 +209,8 @@ class Transformer(nn.Module):
             else nn.Parameter(mask.to(build.device, build.dtype), requires_grad=False)
         )
         self.kernel, self.integer = build.kernel, build.integer
-        self.kv_dtype = torch.float16 if build.integer else build.dtype
-        """Of the KV cache. Half precision is finer than what int8 weights leave of a value."""
+        self.kv_dtype = torch.bfloat16 if build.integer else build.dtype
+        """Of the KV cache. Coarser than fp32, and finer than what int8 weights leave of a value."""
         self._native = NativePass(self) if build.integer and NativePass.fits(self) else None
 
     @classmethod

@@ -211,7 +211,7 @@ class NativePass:
         found = (_Segment * len(segments))()
         for i, segment in enumerate(segments):
             cache = segment.cache
-            assert cache.keys.dtype == torch.float16, "the int8 pass keeps half-precision keys"
+            assert cache.keys.dtype == torch.bfloat16, "the int8 pass keeps bf16 keys"
             cache.reserve(segment.stop - segment.start)
             mask = None
             if isinstance(segment.visibility, Tensor):

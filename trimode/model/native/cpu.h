@@ -12,17 +12,18 @@
 
 // Functions so marked hold AVX-512 and AMX instructions; they are called where `has_amx()`.
 #define TRIMODE_AMX \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,amx-tile,amx-int8")))
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,avx512bf16,amx-tile,amx-int8,amx-bf16")))
 
 namespace {
 
 __attribute__((target("xsave"))) inline uint64_t enabled_states() { return _xgetbv(0); }
 
-// AVX-512 and integer tiles, and the kernel's leave to use the tiles (Linux asks for a request).
+// AVX-512 and tiles of integers and bf16, and the kernel's leave to use the tiles (Linux asks for a request).
 inline bool find_amx() {
 #ifdef __linux__
   constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
-  constexpr uint32_t kTiles = 1u << 24 | 1u << 25;                         // AMX-TILE, AMX-INT8
+  constexpr uint32_t kTiles = 1u << 22 | 1u << 24 | 1u << 25;              // AMX-BF16, -TILE, -INT8
+  constexpr uint32_t kAvx512Bf16 = 1u << 5;
   constexpr uint64_t kStates = 0xE0 | 0x60000;                             // AVX-512, tiles
   constexpr long kRequestPermission = 0x1023, kTileData = 18;              // arch_prctl(2)
   unsigned a, b, c, d;
@@ -30,6 +31,7 @@ inline bool find_amx() {
   if ((enabled_states() & kStates) != kStates) return false;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   if ((b & kAvx512) != kAvx512 || (d & kTiles) != kTiles) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

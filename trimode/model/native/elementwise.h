@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <immintrin.h>
 
 #include "types.h"
@@ -62,10 +63,13 @@ void rotate(float* head, const float* cos, const float* sin, int64_t half) {
   }
 }
 
-// n floats, a multiple of 8, to half precision.
+// n floats to bf16, to the nearest, ties to even.
 void to_halves(const float* x, int64_t n, Half* y) {
-  for (int64_t i = 0; i < n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    y[i] = static_cast<Half>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  }
 }
 
 }  // namespace

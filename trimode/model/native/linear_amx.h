@@ -31,35 +31,39 @@ struct Share {
   }
 };
 
-// A thread's reading of weights, kept a constant distance ahead of its products, across their ends.
-// Tile loads alone keep too few reads under way: they get half of what memory gives.
+// A thread's reading of weights, keys and values, kept a constant distance ahead of its use of them, across the
+// ends of products. Loads alone keep too few reads under way: they get half of what memory gives.
 class Reader {
  public:
-  // products: all of a pass, in order.
-  explicit Reader(const std::vector<const Linear*>& products) : next_(products.data()), end_(next_ + products.size()) {
-    advance(kAhead);
+  // First all that the thread will read, in order; then, as it reads, `advance`.
+  void expect(const void* from, int64_t bytes) {
+    if (bytes) stretches_.push_back({static_cast<const char*>(from), bytes});
   }
+  void expect(const Linear& l) {
+    const Share share(l);
+    if (l.packed) expect(l.packed + share.first * packed_bytes(l), (share.last - share.first) * packed_bytes(l));
+  }
+  void start() { advance(kAhead); }
   void advance(int64_t bytes) {
-    while (bytes > 0) {
-      while (at_ == stop_) {
-        if (next_ == end_) return;
-        const Linear& l = **next_++;
-        if (!l.packed) continue;
-        const Share share(l);
-        at_ = l.packed + share.first * packed_bytes(l);
-        stop_ = l.packed + share.last * packed_bytes(l);
-      }
-      const int8_t* to = std::min(stop_, at_ + bytes);
+    for (; bytes > 0 && next_ < stretches_.size(); at_ = 0, ++next_) {
+      const auto [from, size] = stretches_[next_];
+      const int64_t to = std::min(size, at_ + bytes);
       bytes -= to - at_;
-      for (; at_ < to; at_ += kLine) _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+      for (; at_ < to; at_ += kLine) _mm_prefetch(from + at_, _MM_HINT_T1);
+      at_ = to;
+      if (to < size) return;
     }
   }
 
  private:
   static constexpr int64_t kAhead = 32768, kLine = 64;
-  const Linear* const* next_;
-  const Linear* const* end_;
-  const int8_t *at_ = nullptr, *stop_ = nullptr;
+  struct Stretch {
+    const char* from;
+    int64_t bytes;
+  };
+  std::vector<Stretch> stretches_;
+  size_t next_ = 0;
+  int64_t at_ = 0;  // bytes of stretch `next_` that were asked for
 };
 
 struct alignas(64) TileShapes {

@@ -11,11 +11,16 @@
 #include <omp.h>
 #include <vector>
 
-#include "attention_avx512.h"
-#include "linear_amx.h"
+#include "attention_amx.h"
 #include "linear_avx2.h"
 
 namespace {
+
+// Rows start..stop of a segment and query heads of one key head: they attend together.
+struct Item {
+  int64_t segment, start, stop, kv, first, heads;
+  int64_t before;  // keys that the items before it read
+};
 
 // Buffers of a pass; the calling thread keeps them for its next one.
 struct Workspace {
@@ -23,24 +28,18 @@ struct Workspace {
   std::vector<int16_t> values, low_values;           // quantised rows, for plain weights
   std::vector<int8_t> high, lower, low_high, low_low;  // and in halves, for packed ones
   std::vector<int32_t> segment_of;
-  std::vector<int64_t> starts;               // first rows of those that attend together
+  std::vector<Item> items;
+  int64_t read = 0;  // keys, by all of them
   std::vector<std::vector<int32_t>> others;  // of each row, where its segment has a mask
-  std::vector<const Linear*> products;       // in the order they are computed in
-  bool packed = false;
+  bool packed = false, in_tiles = false;
   double spent = 0;  // on products, by the first thread
 
   void prepare(const Model& m, const Pass& p) {
     int64_t rank = 0;
     spent = 0;
-    products.clear();
     for (int64_t i = 0; i < m.layers; ++i)
-      for (const Projection* j : {&m.layer[i].qkv, &m.layer[i].o, &m.layer[i].gate_up, &m.layer[i].down}) {
+      for (const Projection* j : {&m.layer[i].qkv, &m.layer[i].o, &m.layer[i].gate_up, &m.layer[i].down})
         rank = std::max(rank, j->down.out);
-        products.push_back(&j->base);
-        if (!p.adapted || !j->down.out) continue;
-        products.push_back(&j->down);
-        for (int64_t part = 0; part < j->parts; ++part) products.push_back(&j->part[part].up);
-      }
     const int64_t widest = std::max({m.hidden, m.intermediate, m.heads * m.head_dim});
     packed = m.layer[0].qkv.base.packed != nullptr;
     // Tiles read whole: rows by the sixteen, and up to a tile's width past the last one.
@@ -60,11 +59,36 @@ struct Workspace {
       low_values.resize(p.adapted * rank);
     }
     find_neighbours(p);
-    const int64_t most = packed ? queries_together(m.head_dim) : 0, group = m.heads / m.kv_heads;
-    const int64_t step = std::max<int64_t>(1, most / group);
-    starts.clear();
-    for (int64_t s = 0; s < p.segments; ++s)
-      for (int64_t i = p.segment[s].start; i < p.segment[s].stop; i += step) starts.push_back(i);
+    in_tiles = packed && attends_in_tiles(m.head_dim);
+    find_items(m, p);
+  }
+
+  // By segment, then by key head: a thread's share of them reads few keys that another's reads too.
+  void find_items(const Model& m, const Pass& p) {
+    const int64_t of_key = m.heads / m.kv_heads, heads = in_tiles ? std::min(kQueries, of_key) : 1;
+    const int64_t rows = in_tiles ? kQueries / heads : 1;
+    items.clear();
+    read = 0;
+    for (int64_t s = 0; s < p.segments; ++s) {
+      const int64_t start = p.segment[s].start, n = p.segment[s].stop - start, parts = (n + rows - 1) / rows;
+      for (int64_t kv = 0; kv < m.kv_heads; ++kv)
+        for (int64_t first = 0; first < of_key; first += heads)
+          for (int64_t i = 0; i < parts; ++i) {
+            items.push_back({s, start + n * i / parts, start + n * (i + 1) / parts, kv, kv * of_key + first,
+                             std::min(heads, of_key - first), read});
+            read += p.segment[s].length + n;
+          }
+    }
+  }
+
+  // What a thread of the region reads: first..last of the items, about as many keys as the others' shares.
+  std::pair<const Item*, const Item*> share() const {
+    const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
+    const auto at = [&](int64_t part) {
+      return std::partition_point(items.data(), items.data() + items.size(),
+                                  [&](const Item& i) { return i.before * threads < read * part; });
+    };
+    return {at(t), at(t + 1)};
   }
 
   void find_neighbours(const Pass& p) {
@@ -170,36 +194,69 @@ Seen seen_by(const Segment& s, int64_t i, const Workspace& w) {
   return {count, count, nullptr};
 }
 
+// The cache of an item's key head, in a layer.
+int64_t cache_at(const Model& m, int64_t layer, const Segment& s, const Item& item) {
+  return (layer * m.kv_heads + item.kv) * s.capacity * m.head_dim;
+}
+
+// Whether an item is the first of a thread's to read its keys.
+bool reads_first(const Item* item, const Item* first) {
+  return item == first || item[-1].segment != item->segment || item[-1].kv != item->kv;
+}
+
 // Attention of every row and head; ends with a barrier.
-void attend_all(const Model& m, int64_t index, const Pass& pass, Workspace& w, std::vector<float>& scores) {
-  const int64_t dim = m.head_dim, all = m.heads + 2 * m.kv_heads, group = m.heads / m.kv_heads;
-  const int64_t most = w.packed ? queries_together(dim) : 0;
-  const int64_t heads = std::clamp<int64_t>(most, 1, group);       // of a key head, in one go
-  const int64_t rows = std::max<int64_t>(1, most / heads);         // of a segment
-  const int64_t parts = m.kv_heads * ((group + heads - 1) / heads);  // of a row's heads
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t item = 0; item < static_cast<int64_t>(w.starts.size()) * parts; ++item) {
-    const int64_t start = w.starts[item / parts], part = item % parts;
-    const Segment& s = pass.segment[w.segment_of[start]];
-    const int64_t kv = part % m.kv_heads, first = part / m.kv_heads * heads;
-    Together t{std::min(rows, s.stop - start), std::min(heads, group - first), {}, {}, {}};
-    int64_t longest = 0;
+void attend_all(const Model& m, int64_t index, const Pass& pass, Workspace& w, Reader& reader,
+                std::vector<float>& scores) {
+  const int64_t dim = m.head_dim, all = m.heads + 2 * m.kv_heads;
+  const auto [first, last] = w.share();
+  for (const Item* item = first; item < last; ++item) {
+    const Segment& s = pass.segment[item->segment];
+    Together t{item->stop - item->start, item->heads, {}, {}, {}, 0};
     for (int64_t r = 0, q = 0; r < t.rows; ++r) {
-      t.seen[r] = seen_by(s, start + r, w);
-      longest = std::max(longest, t.seen[r].count);
-      for (int64_t h = kv * group + first; h < kv * group + first + t.heads; ++h, ++q) {
-        t.query[q] = w.heads.data() + ((start + r) * all + h) * dim;
-        t.out[q] = w.attended.data() + ((start + r) * m.heads + h) * dim;
+      const int64_t row = item->start + r;
+      t.seen[r] = seen_by(s, row, w);
+      t.end = std::max(t.end, s.visible ? s.length + s.stop - s.start : t.seen[r].count);
+      for (int64_t h = item->first; h < item->first + t.heads; ++h, ++q) {
+        t.query[q] = w.heads.data() + (row * all + h) * dim;
+        t.out[q] = w.attended.data() + (row * m.heads + h) * dim;
       }
     }
-    const int64_t room = round_up(longest + 16, 16);
-    if (static_cast<int64_t>(scores.size()) < kQueries * room) scores.resize(2 * kQueries * room);
-    const int64_t at = (index * m.kv_heads + kv) * s.capacity * dim;
-    if (most)
-      attend_together(dim, t, s.keys + at, s.values + at, scores.data(), room);
+    const int64_t room = round_up(t.end + kPanel, 16), wanted = t.rows * t.heads * room;
+    if (static_cast<int64_t>(scores.size()) < wanted) scores.resize(2 * wanted);
+    const int64_t at = cache_at(m, index, s, *item);
+    const int64_t ahead = reads_first(item, first) ? s.length : 0;
+    if (w.in_tiles)
+      attend_in_tiles(dim, t, s.keys + at, s.values + at, scores.data(), room,
+                      {reader, ahead, dim * static_cast<int64_t>(sizeof(Half))});
     else
       attend(t.query[0], s.keys + at, s.values + at, t.seen[0], dim, scores.data(), t.out[0]);
   }
+#pragma omp barrier
+}
+
+// What this thread will read of memory in a pass, in order.
+void expect_all(const Model& m, const Pass& pass, const Workspace& w, Reader& reader) {
+  const auto projection = [&](const Projection& p) {
+    reader.expect(p.base);
+    if (!pass.adapted || !p.down.out) return;
+    reader.expect(p.down);
+    for (int64_t i = 0; i < p.parts; ++i) reader.expect(p.part[i].up);
+  };
+  const auto [first, last] = w.share();
+  for (int64_t layer = 0; layer < m.layers; ++layer) {
+    projection(m.layer[layer].qkv);
+    for (const Item* item = first; w.in_tiles && item < last; ++item) {
+      if (!reads_first(item, first)) continue;
+      const Segment& s = pass.segment[item->segment];
+      const int64_t at = cache_at(m, layer, s, *item), bytes = s.length * m.head_dim * sizeof(Half);
+      reader.expect(s.keys + at, bytes);
+      reader.expect(s.values + at, bytes);
+    }
+    projection(m.layer[layer].o);
+    projection(m.layer[layer].gate_up);
+    projection(m.layer[layer].down);
+  }
+  reader.start();
 }
 
 void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Reader& reader,
@@ -220,7 +277,7 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
   norm(layer.input_norm);
   project(layer.qkv, narrow, pass, w, {w.heads.data(), qkv, false}, reader);
   place_heads(m, layer, index, pass, w);
-  attend_all(m, index, pass, w, scores);
+  attend_all(m, index, pass, w, reader, scores);
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < pass.rows; ++i)
     quantise_row(w.attended.data() + i * attention, attention, w.packed, joined, i);
@@ -257,7 +314,8 @@ void trimode_pass(const Model* model, Pass* pass) {
 #pragma omp parallel num_threads(static_cast<int>(pass->threads))
   {
     std::vector<float> scores(4096);
-    Reader reader(workspace.products);
+    Reader reader;
+    expect_all(*model, *pass, workspace, reader);
     for (int64_t i = 0; i < model->layers; ++i) run_layer(*model, i, *pass, workspace, reader, scores);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass->rows; ++i)
@@ -276,12 +334,13 @@ void trimode_linear(const Linear* linear, const float* x, int64_t rows, float* y
   std::vector<int8_t> high(packed ? room : 0), low(packed ? room : 0);
   std::vector<float> scale(rows);
   const Quantised q{values.data(), high.data(), low.data(), scale.data(), k};
-  const std::vector<const Linear*> products{linear};
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; ++i) quantise_row(x + i * k, k, packed, q, i);
-    Reader reader(products);
+    Reader reader;
+    reader.expect(*linear);
+    reader.start();
     multiply(*linear, q, {rows, nullptr, nullptr}, {y, linear->out, false}, reader);
     if (packed) release_tiles();
   }

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-using Half = uint16_t;  // IEEE half precision: keys and values
+using Half = uint16_t;  // bf16: keys and values
 
 extern "C" {
 
