@@ -67,14 +67,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def build(name: str, seed: int = 0) -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
+def build(
+    name: str, seed: int = 0, **other_sizes: int
+) -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:
     """A random transformers model, our config of it, and its tensors by canonical name."""
     class_name, extra, fields = FAMILIES[name]
-    sizes = (
-        dict(SIZES)
-        if class_name != "Qwen2Config"
-        else {k: v for k, v in SIZES.items() if k != "head_dim"}
-    )
+    sizes = SIZES | other_sizes
+    head_dim = sizes["head_dim"]
+    if class_name == "Qwen2Config":
+        del sizes["head_dim"]
     sizes |= {"hidden_size": 96} if class_name == "Qwen2Config" else {}
     hf_config = getattr(transformers, class_name)(**sizes, **extra, attn_implementation="eager")
     torch.manual_seed(seed)
@@ -95,7 +96,7 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, ModelConfig, dict[str, T
         num_layers=hf_config.num_hidden_layers,
         num_heads=hf_config.num_attention_heads,
         num_kv_heads=hf_config.num_key_value_heads,
-        head_dim=16,
+        head_dim=head_dim,
         rms_norm_eps=hf_config.rms_norm_eps,
         max_position_embeddings=hf_config.max_position_embeddings,
         rope=RopeConfig(**{k: v for k, v in rope.items() if k in names}),
