@@ -58,11 +58,17 @@ def add_routes(app: FastAPI, service: Service) -> None:
             choices, _ = _chat_choices(service, body.as_chat())
         response = Response(body)
         requests = await service.submit(
-            http, choices, RESPONSE_NAMES, kind="chat", name=body.model, answer_id=response.id
+            http,
+            choices,
+            RESPONSE_NAMES,
+            kind="chat",
+            name=body.model,
+            answer_id=response.id,
+            stream=bool(body.stream),
         )
         timeout = service.settings.request_timeout
         if body.stream:
-            lines = response_events(response, requests[0], timeout)
+            lines = response_events(response, requests[0], timeout, service.settings.ping_interval)
             return service.streamed(http, requests, lines)
         return await service.at_once(http, requests, whole_response(response, requests[0], timeout))
 

@@ -19,7 +19,7 @@ from trimode.server.protocol import (
     refuse_unsupported,
     unknown_fields,
 )
-from trimode.server.streaming import merged
+from trimode.server.streaming import PING, following, to_the_end
 from trimode.server.worker import EngineFailedError, Request
 
 _NOT_HONOURED: dict[str, Harmless] = {
@@ -212,14 +212,16 @@ class Response:
 async def whole(response: Response, request: Request, timeout: float) -> dict[str, Any]:
     """The response as one object."""
     text, reason = "", ""
-    async for _, step in merged([request], timeout):
+    async for _, step in to_the_end([request], timeout):
         text += step.update.text
         if step.finish_reason is not None:
             reason = finish(step.finish_reason)
     return response.finished(request, text, reason)
 
 
-async def events(response: Response, request: Request, timeout: float) -> AsyncIterator[str]:
+async def events(
+    response: Response, request: Request, timeout: float, ping_interval: float
+) -> AsyncIterator[str]:
     """Typed server-sent events, numbered."""
     number = 0
     where = {"item_id": response.item_id, "output_index": 0, "content_index": 0}
@@ -238,7 +240,11 @@ async def events(response: Response, request: Request, timeout: float) -> AsyncI
     yield event("content_part.added", **where, part=response.part(""))
     text, reason = "", ""
     try:
-        async for _, step in merged([request], timeout):
+        async for found in following([request], timeout, ping_interval):
+            if found is None:
+                yield PING
+                continue
+            _, step = found
             text += step.update.text
             if step.update.text:
                 yield event("output_text.delta", **where, delta=step.update.text, logprobs=[])

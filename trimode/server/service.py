@@ -109,6 +109,7 @@ class Service:
         kind: Kind,
         name: str,
         answer_id: str,
+        stream: bool,
     ) -> list[EngineRequest]:
         """Queue the choices of an answer.
 
@@ -118,7 +119,7 @@ class Service:
             http.headers, kind=kind, name=name, answer_id=answer_id, choices=len(choices)
         )
         with fields_named(names):
-            return await self.worker.submit(choices, partial(self._finished, trace))
+            return await self.worker.submit(choices, partial(self._finished, trace), stream=stream)
 
     async def answer(
         self,
@@ -130,7 +131,13 @@ class Service:
     ) -> Any:
         """Decode the choices and answer, streaming or not."""
         requests = await self.submit(
-            http, choices, names, kind=answer.kind, name=answer.name, answer_id=answer.id
+            http,
+            choices,
+            names,
+            kind=answer.kind,
+            name=answer.name,
+            answer_id=answer.id,
+            stream=bool(body.stream),
         )
         timeout = self.settings.request_timeout
         if body.stream:
@@ -139,6 +146,7 @@ class Service:
                 continuous_usage=body.continuous_usage,
                 show_drafts=body.decoding.show_drafts,
                 draft_interval=1 / self.settings.draft_fps,
+                ping_interval=self.settings.ping_interval,
             )
             return self.streamed(http, requests, events(answer, requests, stream, timeout))
         return await self.at_once(http, requests, whole(answer, requests, timeout))
@@ -149,9 +157,7 @@ class Service:
         """Server-sent events until their end, or until the client has gone."""
         watcher = asyncio.create_task(_gone(http))
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        following = until_gone(
-            lines, watcher, lambda: self._drop(requests), self.settings.ping_interval
-        )
+        following = until_gone(lines, requests, watcher, lambda: self._drop(requests))
         return StreamingResponse(following, media_type="text/event-stream", headers=headers)
 
     async def at_once(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,8 +11,9 @@ from typing import Any
 from trimode.decoding import Committed, Drafted
 from trimode.server.errors import error_object
 from trimode.server.frames import Answer, finish, metrics, usage
+from trimode.server.steps import ClientGoneError, Step
 from trimode.server.tools import calls_in, may_be_call
-from trimode.server.worker import EngineFailedError, Request, Step
+from trimode.server.worker import EngineFailedError, Request
 
 DONE = "data: [DONE]\n\n"
 PING = ": ping\n\n"
@@ -27,40 +29,42 @@ class StreamSettings:
     show_drafts: bool
     draft_interval: float
     """Seconds between two draft frames of a choice, at least."""
+    ping_interval: float
+    """Seconds without an event until a comment is sent."""
 
 
-async def merged(requests: list[Request], timeout: float) -> AsyncIterator[tuple[int, Step]]:
-    """Steps of several requests as they come, each with its choice's number.
+async def following(
+    requests: list[Request], timeout: float, ping_interval: float
+) -> AsyncIterator[tuple[int, Step] | None]:
+    """Steps of an answer's requests as they come, each with its choice's number.
+
+    None where `ping_interval` seconds brought nothing.
 
     Raises:
         TimeoutError: they did not end in time.
         EngineFailedError: a pass failed.
+        ClientGoneError: nobody reads the answer any more.
     """
-    steps: asyncio.Queue[tuple[int, Step | BaseException]] = asyncio.Queue()
-
-    async def forward(index: int, request: Request) -> None:
+    channel, open_choices = requests[0].channel, len(requests)
+    deadline = channel.loop.time() + timeout
+    while open_choices:
+        patience = min(deadline, channel.loop.time() + ping_interval)
         try:
-            async for step in request:
-                steps.put_nowait((index, step))
-        except EngineFailedError as error:
-            steps.put_nowait((index, error))
+            index, step = await channel.get(patience)
+        except TimeoutError:
+            if patience == deadline:
+                raise
+            yield None
+            continue
+        open_choices -= step.finish_reason is not None
+        yield index, step
 
-    tasks = [asyncio.create_task(forward(i, request)) for i, request in enumerate(requests)]
-    open_choices = len(requests)
-    deadline = asyncio.get_running_loop().time() + timeout
-    try:
-        while open_choices:
-            # Around each wait, not around the loop: a consumer may take every step in a task of
-            # its own, and a timeout ends the task that it began in.
-            async with asyncio.timeout_at(deadline):
-                index, step = await steps.get()
-            if isinstance(step, BaseException):
-                raise step
-            open_choices -= step.finish_reason is not None
-            yield index, step
-    finally:
-        for task in tasks:
-            task.cancel()
+
+async def to_the_end(requests: list[Request], timeout: float) -> AsyncIterator[tuple[int, Step]]:
+    """The same for an answer that goes out as a whole."""
+    async for found in following(requests, timeout, math.inf):
+        if found is not None:
+            yield found
 
 
 async def whole(answer: Answer, requests: list[Request], timeout: float) -> dict[str, Any]:
@@ -68,7 +72,7 @@ async def whole(answer: Answer, requests: list[Request], timeout: float) -> dict
     texts = ["" for _ in requests]
     scores: list[list[dict]] = [[] for _ in requests]
     reasons: list[str] = ["" for _ in requests]
-    async for index, step in merged(requests, timeout):
+    async for index, step in to_the_end(requests, timeout):
         event = step.update.event
         texts[index] += step.update.text
         if isinstance(event, Committed) and event.logprobs:
@@ -141,22 +145,34 @@ async def _events(
             yield sent(answer.chunk(index, role=True))
     for index, echo in answer.echoes.items():
         yield sent(answer.chunk(index, echo.text, logprobs=echo.logprobs))
-    shown = [0.0 for _ in requests]
     held: list[str | None] = ["" for _ in requests]
     """Text that may yet turn out to be a call; None once an answer is known to be none."""
-    async for index, step in merged(requests, timeout):
-        if isinstance(step.update.event, Drafted):
-            # A draft is a snapshot: one that a newer step has overtaken need not be shown.
-            late = not requests[index].steps.empty()
-            if late or time.monotonic() - shown[index] < settings.draft_interval:
-                continue
-            shown[index] = time.monotonic()
+    async for found in _worth_showing(requests, settings, timeout):
+        if found is None:
+            yield PING
+            continue
+        index, step = found
         step, held[index], calls = _held_back(answer, step, held[index])
         for chunk in _chunks(answer, index, step, calls, show_drafts=settings.show_drafts):
             yield sent(chunk)
     if settings.include_usage:
         yield line(answer.usage_chunk(sequences))
     yield DONE
+
+
+async def _worth_showing(
+    requests: list[Request], settings: StreamSettings, timeout: float
+) -> AsyncIterator[tuple[int, Step] | None]:
+    """As `following`, without drafts that come too soon or that a newer step has overtaken."""
+    shown = [-math.inf for _ in requests]
+    async for found in following(requests, timeout, settings.ping_interval):
+        if found is not None and isinstance(found[1].update.event, Drafted):
+            index, now = found[0], time.monotonic()
+            late = requests[index].channel.overtaken(index)
+            if late or now - shown[index] < settings.draft_interval:
+                continue
+            shown[index] = now
+        yield found
 
 
 def _chunks(
@@ -198,40 +214,26 @@ def line(data: dict[str, Any]) -> str:
 
 async def until_gone(
     lines: AsyncIterator[str],
+    requests: list[Request],
     watcher: asyncio.Task[None],
     drop: Callable[[], None],
-    ping_interval: float,
 ) -> AsyncIterator[str]:
     """The lines until their end, or until the client has gone.
 
     Args:
-        lines: server-sent events.
+        lines: server-sent events made of the requests' steps.
+        requests: of the answer.
         watcher: ends when the client has gone.
         drop: frees the requests; it does not wait, so it works in a task that is being cancelled.
-        ping_interval: seconds without a line until a comment is sent.
     """
-    following: asyncio.Future[str] | None = None
+    if requests:
+        channel = requests[0].channel
+        watcher.add_done_callback(lambda _: channel.put(0, ClientGoneError()))
     try:
-        while True:
-            following = following or asyncio.ensure_future(anext(lines))
-            await asyncio.wait(
-                (following, watcher),
-                timeout=ping_interval,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if following.done():
-                try:
-                    found = following.result()
-                except StopAsyncIteration:
-                    return
-                following = None
-                yield found
-            elif watcher.done():
-                return
-            else:
-                yield PING
+        async for found in lines:
+            yield found
+    except ClientGoneError:
+        return
     finally:
         drop()
         watcher.cancel()
-        if following is not None:
-            following.cancel()

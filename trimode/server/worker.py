@@ -1,23 +1,25 @@
 """The thread that owns the engine, and what the event loop sees of it.
 
-Requests and cancellations go in through one queue; updates come out through each request's own
-asyncio queue. Nothing else is shared.
+Requests and cancellations go in through one queue; updates come out through each answer's channel.
+Nothing else is shared.
 """
 
 import asyncio
 import logging
+import math
 import queue
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from trimode.config import GenerationOptions
 from trimode.decoding import Drafted, Event
-from trimode.engine import Engine, FinishReason, Sequence, Update
+from trimode.engine import Engine, Sequence
 from trimode.errors import InputError, TrimodeError
+from trimode.server.steps import Channel, Step, joined
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,13 @@ T = TypeVar("T")
 
 Choice = tuple[tuple[int, ...], GenerationOptions]
 """A prompt and what is asked for."""
+
+
+_CHUNKS_A_SECOND = 400
+"""Of text, to all streaming clients together. The event loop runs on a core that the passes use
+too: a chunk holds them up for some 0.1 ms, so tokens of many clients travel several in a chunk."""
+_LONGEST_HOLD = 0.1
+"""Seconds that text may wait for the next at most, however many clients there are."""
 
 
 class QueueFullError(TrimodeError):
@@ -47,28 +56,24 @@ EndReason = Literal["stop", "length", "abort", "error"]
 """How a request ended: by itself, because its client left or its time was over, or by a fault."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """An update of a request, and how the request ended if this is its last."""
-
-    update: Update
-    finish_reason: FinishReason | None
-    nfe: int
-    """Passes made for it when it happened: the engine goes on while the step is on its way."""
-
-
 @dataclass(eq=False)
 class Request:
     """A request in the engine, as its handler sees it."""
 
     sequence: Sequence
-    loop: asyncio.AbstractEventLoop
+    channel: Channel
+    """Shared by the choices of an answer."""
     arrived: float
     """When it was submitted, on the monotonic clock."""
     index: int
     """Its place among the choices submitted with it."""
     on_finish: "OnFinish"
-    steps: asyncio.Queue[Step | EngineFailedError] = field(default_factory=asyncio.Queue)
+    stream: bool
+    """Whether its client gets text before the end."""
+    held: list[Step] = field(default_factory=list)
+    """On their way out of the engine's thread."""
+    sent_at: float = -math.inf
+    """When steps left the engine's thread last, on the monotonic clock."""
     first_draft_at: float | None = None
     accepted: Counter[int] = field(default_factory=Counter)
     """Draft tokens that were right, by their place in the draft."""
@@ -88,19 +93,16 @@ class Request:
                 self.switches[self._plan or "", event.plan] += 1
             self._plan = event.plan
 
-    async def __aiter__(self) -> AsyncIterator[Step]:
-        """Updates until the last.
+    def due(self, now: float, hold: float) -> bool:
+        """Whether what is held should go, `hold` seconds after the last."""
+        if not self.held or not self.stream:
+            return False
+        return self.sequence.options.show_drafts or now - self.sent_at >= hold
 
-        Raises:
-            EngineFailedError: a pass failed.
-        """
-        while True:
-            step = await self.steps.get()
-            if isinstance(step, EngineFailedError):
-                raise step
-            yield step
-            if step.finish_reason is not None:
-                return
+    def take(self, now: float) -> list[Step]:
+        """What is held: with drafts as it happened, otherwise as one step."""
+        held, self.held, self.sent_at = self.held, [], now
+        return held if self.sequence.options.show_drafts else [joined(held)]
 
 
 OnFinish = Callable[[Request, EndReason], None]
@@ -152,14 +154,22 @@ class EngineWorker:
         if self._running is not None:
             self._running.result()
 
-    async def submit(self, choices: list[Choice], on_finish: OnFinish) -> list[Request]:
-        """Queue one request per choice, all or none; `on_finish` is called for each that ends.
+    async def submit(
+        self, choices: list[Choice], on_finish: OnFinish, *, stream: bool
+    ) -> list[Request]:
+        """Queue one request per choice, all or none.
+
+        Args:
+            choices: what is asked for.
+            on_finish: called for each that ends.
+            stream: whether updates come as they happen, but not more of them than the event loop
+                can take (drafts: all of them); or all at the end, as one.
 
         Raises:
             InputError: the engine refuses one, or they are more than can ever be queued.
             QueueFullError: too many wait.
         """
-        loop, now = asyncio.get_running_loop(), time.monotonic()
+        channel, now = Channel(), time.monotonic()
         most = self.engine.max_sequences + self.max_waiting
         if len(choices) > most:
             raise InputError("choices", f"{len(choices)} answers", f"at most {most} at once")
@@ -172,7 +182,7 @@ class EngineWorker:
             try:
                 for index, (prompt, options) in enumerate(choices):
                     sequence = self.engine.add(prompt, options)
-                    requests.append(Request(sequence, loop, now, index, on_finish))
+                    requests.append(Request(sequence, channel, now, index, on_finish, stream))
             except Exception:
                 for request in requests:
                     self.engine.cancel(request.sequence)
@@ -242,6 +252,7 @@ class EngineWorker:
             self._fail_all(EngineFailedError("the model failed on this batch"))
             return
         last = {update.sequence: i for i, update in enumerate(updates)}
+        finished: list[Request] = []
         for i, update in enumerate(updates):
             sequence = update.sequence
             request = self._requests.get(sequence)
@@ -252,18 +263,30 @@ class EngineWorker:
             if ended is not None:  # counted before its client can ask for the figures
                 del self._requests[sequence]
                 request.on_finish(request, "abort" if ended == "cancelled" else ended)
-            self._deliver(request, Step(update, ended, sequence.stats.nfe))
+                finished.append(request)
+            request.held.append(Step(update, ended, sequence.stats.nfe))
+        now = time.monotonic()
+        hold = min(_LONGEST_HOLD, len(self._requests) / _CHUNKS_A_SECOND)
+        due = [request for request in self._requests.values() if request.due(now, hold)]
+        self._deliver([(r, step) for r in (*finished, *due) for step in r.take(now)])
 
     def _fail_all(self, error: EngineFailedError) -> None:
         failed = [*self._requests.values()]
         for request in failed:  # the engine is clean again before anyone hears of it
             self._cancel(request.sequence, "error")
-        for request in failed:
-            self._deliver(request, error)
+        now = time.monotonic()
+        self._deliver([(r, step) for r in failed if r.stream and r.held for step in r.take(now)])
+        self._deliver([(request, error) for request in failed])
 
-    def _deliver(self, request: Request, step: Step | EngineFailedError) -> None:
-        if not request.loop.is_closed():
-            request.loop.call_soon_threadsafe(request.steps.put_nowait, step)
+    def _deliver(self, steps: "list[tuple[Request, Step | EngineFailedError]]") -> None:
+        """Wake the event loop once for all of them."""
+        if steps and not (loop := steps[0][0].channel.loop).is_closed():
+            loop.call_soon_threadsafe(_put_all, steps)
+
+
+def _put_all(steps: list[tuple[Request, Step | EngineFailedError]]) -> None:
+    for request, step in steps:
+        request.channel.put(request.index, step)
 
 
 def _settle(future: asyncio.Future, value: object) -> None:
