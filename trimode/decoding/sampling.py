@@ -23,8 +23,8 @@ from trimode.decoding.draft_tree import ROOT, DraftTree
 from trimode.decoding.events import TokenLogprob
 
 _GREEDY_BELOW = 1e-5
-_MIN_EXPONENTIAL = 1e-30
-"""Keeps the logarithm of an exponential draw finite in fp32."""
+_MOST_UNIFORM = 1 - 2.0**-24
+"""The largest fp32 number below 1: keeps noise finite."""
 
 
 class Constraint(Protocol):
@@ -194,9 +194,11 @@ def gumbel_noise(seed: int, position: int, vocab: int) -> Tensor:
 
     Philox is counter-based, so any position's noise is had without drawing those before it.
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed, position]))
-    exponential = generator.standard_exponential(vocab, dtype=np.float32)
-    return -torch.from_numpy(exponential).clamp_(min=_MIN_EXPONENTIAL).log_()
+    bits = np.random.Philox(key=[seed, position]).random_raw(-(-vocab // 2)).view(np.uint32)
+    uniform = torch.from_numpy(bits[:vocab].astype(np.float32)).add_(0.5).mul_(2.0**-32)
+    uniform.clamp_(max=_MOST_UNIFORM)
+    # -log(1 - u) is exponential. The winners lie near 0, where a float u has all its digits.
+    return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def penalise_repetition(logits: Tensor, history: Sequence[int], penalty: float) -> Tensor:
