@@ -1,4 +1,4 @@
-"""int8 attention at the head sizes and lengths of real models: the same bits whatever is beside a row."""
+"""int8 attention at real head sizes and lengths: the same bits whatever is beside a row."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.draft_tree import ROOT, DraftTree
+from trimode.decoding.draft_tree import NOTHING, ROOT, DraftTree
 from trimode.decoding.drafting import draft_from, draft_snapshot, proposals_of, verify_span
 from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.lookup import Lookup
@@ -26,13 +26,13 @@ def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         yield causal_span("prefill", prompt[:-1], 0, keep=True, logits=())
     run = _Run(list(prompt), context)
     run.lookup.extend(prompt)
-    plan, own, draft = Plan("ar", 0, 0.0), False, DraftTree()
+    plan, own, draft = Plan("ar", 0, 0.0), False, NOTHING
     while True:
         if not own:  # nothing drafted by the model waits to be verified
             found, predicted = run.lookup.draft(run.remaining - 1)
             masks = min(context.draft_length(len(run.tokens)), run.remaining)
             plan = policy.choose(lookup=len(found), masks=masks)
-            draft = DraftTree.line(found[: plan.size] if plan.kind == "lookup" else ())
+            draft = DraftTree.line(found[: plan.size]) if plan.kind == "lookup" else NOTHING
             run.predicted = predicted and bool(draft)
         masks = plan.size if plan.kind == "quadratic" or (plan.kind == "linear" and not own) else 0
         masks = min(masks, context.draft_length(len(run.tokens)))
@@ -60,7 +60,7 @@ class _Run:
     tokens: list[int]
     context: DecodingContext
     lookup: Lookup = field(init=False)
-    proposed: DraftTree = field(default_factory=DraftTree)
+    proposed: DraftTree = NOTHING
     """What the last pass's masks proposed behind the newest token."""
     predicted: bool = False
     """Whether the draft that is checked comes from the request's prediction."""
@@ -105,7 +105,7 @@ class _Run:
         self.predicted = False
         self.tokens += emitted
         self.lookup.extend(emitted)
-        self.proposed = DraftTree()
+        self.proposed = NOTHING
         node = path[-1] if path else ROOT
         wanted = min(masks, self.remaining)
         if wanted > 1:

@@ -103,6 +103,10 @@ class DraftTree:
         return torch.from_numpy(seen)
 
 
+NOTHING = DraftTree()
+"""No draft."""
+
+
 def likeliest_tree(scores: Tensor, nodes: int) -> DraftTree:
     """The `nodes` likeliest beginnings of an answer whose tokens are independent of each other.
 
@@ -111,7 +115,7 @@ def likeliest_tree(scores: Tensor, nodes: int) -> DraftTree:
         nodes: of the tree.
     """
     if not len(scores) or nodes < 1:
-        return DraftTree()
+        return NOTHING
     branches = min(MAX_BRANCHES, nodes, scores.shape[-1])
     values, indices = _top(scores, branches)
     highest = values[:, :1]

@@ -26,10 +26,10 @@ def verify_span(
     needed. `start`: absolute position of the root.
     """
     nodes = 1 + len(draft)
-    needed = context.predicting(masks_of(ROOT, draft, masks)[1:] if not draft else ())
     if not masks and draft.is_line:
         tokens = (root, *draft.tokens)
         return causal_span(kind, tokens, start, keep=False, logits=range(nodes))
+    needed = context.predicting(masks_of(ROOT, draft, masks)[1:] if not draft else ())
     depths = (0, *draft.depths)
     last = context.context_length - 1  # masks may reach past it
     behind = [min(start + depth + i, last) for depth in depths for i in range(1, masks + 1)]

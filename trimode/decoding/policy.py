@@ -179,9 +179,9 @@ class Policy:
     """Of the plans asked for so far, by kind, size and load."""
     _hopes: dict[tuple[int, int], bool] = field(default_factory=dict)
     """Whether any draft could pay, by load and most masks."""
-    _own: tuple[tuple[int, int, int] | None, Plan | None] = (None, None)
-    """The best plan that drafts with the model, and what it was chosen for: masks, load, and how
-    many drafts had been judged."""
+    _known: tuple[tuple[int, int, int] | None, Plan] = (None, Plan("ar", 0, 0.0))
+    """The best plan without lookup, and what it was chosen for: masks, load, and how many drafts
+    had been judged."""
 
     def choose(self, *, lookup: int, masks: int) -> Plan:
         """The best plan.
@@ -190,20 +190,20 @@ class Policy:
             lookup: length of the draft that lookup has found; 0 for none.
             masks: most masks that fit.
         """
-        copied = expected_runs(self.lookups.chances(lookup))
-        plans = [self._plan("ar", 0, 0.0)]
-        plans += [self._plan("lookup", k, copied[k]) for k in _sizes(lookup, least=1)]
         if self.load.unexplored >= _EXPLORE_AFTER * self.load.sequences:
             self.load.unexplored = 0
-            plans += self._own_drafts(masks)
-            return self._hopeful(max(plans, key=lambda plan: plan.rate), plans)
-        known = masks, self.load.sequences, self.drafts.judgements
-        if self._own[0] != known:
-            own = max(self._own_drafts(masks), key=lambda plan: plan.rate, default=None)
-            self._own = known, own
-        if self._own[1] is not None:
-            plans.append(self._own[1])
-        return max(plans, key=lambda plan: plan.rate)
+            plans = [self._plan("ar", 0, 0.0), *self._copies(lookup), *self._own_drafts(masks)]
+            return self._hopeful(_fastest(plans), plans)
+        asked = masks, self.load.sequences, self.drafts.judgements
+        if self._known[0] != asked:
+            self._known = asked, _fastest([self._plan("ar", 0, 0.0), *self._own_drafts(masks)])
+        best = self._known[1]
+        return _fastest([best, *self._copies(lookup)]) if lookup else best
+
+    def _copies(self, most: int) -> list[Plan]:
+        """Plans that check what stood in the text before."""
+        copied = expected_runs(self.lookups.chances(most))
+        return [self._plan("lookup", k, copied[k]) for k in _sizes(most, least=1)]
 
     def _own_drafts(self, masks: int) -> list[Plan]:
         """Plans that draft with the model itself."""
@@ -298,6 +298,10 @@ class Policy:
 
     def _plan(self, kind: PlanKind, size: int, accepted: float) -> Plan:
         return Plan(kind, size, self.rate(kind, size, accepted))
+
+
+def _fastest(plans: Sequence[Plan]) -> Plan:
+    return max(plans, key=lambda plan: plan.rate)
 
 
 @lru_cache(maxsize=256)

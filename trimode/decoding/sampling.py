@@ -119,6 +119,8 @@ class Sampler:
             The tokens of the path and the one after it, each of them the verifier's own choice; and
             the nodes of the path.
         """
+        if not draft:
+            return [self.pick(logits[0], start, history)], []
         choices = _best(self.exclude_mask(logits)).tolist() if self._plain else None
         accepted: list[int] = []
         path: list[int] = []
