@@ -61,7 +61,7 @@ def test_any_machine_and_any_luck(right, speeds, block_length, max_tokens):
         pass
     found = decode(model, costs, max_tokens=max_tokens, block_length=block_length)
     assert found.tokens == reference.tokens
-    assert sum(found.stats.plans.values()) == found.stats.nfe
+    assert sum(found.stats.plans.values()) == found.stats.nfe - 1, "the first token needs no plan"
 
 
 def test_repeated_text_is_taken_from_the_context():

@@ -22,10 +22,13 @@ def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Decode by the policy's plans until the engine closes the generator."""
     policy = context.policy
     assert policy is not None
-    if len(prompt) > 1:
-        yield causal_span("prefill", prompt[:-1], 0, keep=True, logits=())
-    run = _Run(list(prompt), context)
+    logits = yield causal_span("prefill", prompt, 0, keep=True, logits=(len(prompt) - 1,))
+    assert logits is not None
+    token = context.sampler.pick(logits.rows[0], len(prompt), prompt)
+    yield Committed(tokens=(token,), logprobs=context.sampler.logprobs(logits.rows, (token,)))
+    run = _Run([*prompt, token], context)
     run.lookup.extend(prompt)
+    run.lookup.extend((token,))
     plan, own, draft = Plan("ar", 0, 0.0), False, NOTHING
     while True:
         if not own:  # nothing drafted by the model waits to be verified
@@ -82,22 +85,18 @@ class _Run:
             How many places of the draft were right, and how many are judged by that.
         """
         context, sampler = self.context, self.context.sampler
-        first = len(self.tokens) == context.prompt_length
         draft = draft.up_to(self.remaining - 1)
         start = len(self.tokens) - 1
         kind: SpanKind = "verify" if draft else "draft" if masks else "decode"
-        if first:
-            kind = "prefill"
         logits = yield verify_span(kind, self.tokens[-1], draft, start, masks, context)
         assert logits is not None
         emitted, path = sampler.follow(logits.rows[: 1 + len(draft)], start + 1, draft, self.tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
-        speculating = bool(draft or masks) and not (first and plan.kind == "quadratic")
         yield Committed(
             tokens=tuple(emitted),
             logprobs=sampler.logprobs(logits.rows, emitted, rows),
-            drafted=len(draft) if speculating else None,
+            drafted=len(draft) if draft or masks else None,
             new_cycle=not (own and plan.kind == "linear"),
             plan=plan.kind,
             predicted=len(draft) if self.predicted else 0,

@@ -46,7 +46,7 @@ class Committed:
     revisions: int = 0
     """Positions that denoising changed after it had filled them."""
     plan: PlanKind | None = None
-    """What `auto` chose for the pass; None in the other modes."""
+    """What `auto` chose for the pass; None in the other modes, and of an answer's first token."""
     predicted: int = 0
     """Draft tokens judged that came from the request's prediction."""
 

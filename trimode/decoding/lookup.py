@@ -31,7 +31,7 @@ class Lookup:
     def draft(self, most: int) -> tuple[list[int], bool]:
         """Tokens that may come next, at most so many, and whether the prediction says so.
 
-        Nothing where nothing matches; an answer that has not begun may begin as predicted.
+        Nothing where nothing matches; an answer may begin as predicted.
         """
         text = self._text
         most = min(most, MAX_DRAFT)
@@ -41,8 +41,9 @@ class Lookup:
         place = None
         if len(text) - self._first >= NGRAM:
             place = self._next.get(tuple(text[-NGRAM:]))
-        if place is None and self._first and len(text) == self._prompt_end:
-            place = 0
+        begun = len(text) - self._prompt_end
+        if place is None and begun < min(NGRAM, self._first):
+            place = begun if text[self._prompt_end :] == text[:begun] else None
         if place is None:
             return [], False
         predicted = place < self._first
