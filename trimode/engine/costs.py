@@ -73,7 +73,7 @@ def _path(model: LoadedModel) -> Path:
         model.name,
         repr(replace(model.config, block_length=1)),
         model.transformer.kernel,
-        native.ABI,
+        native.build(),
         str(model.transformer.dtype),
         model.transformer.device,
         model.adapter_scope,

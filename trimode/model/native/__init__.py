@@ -7,6 +7,7 @@ compute the same pass without it: the linears bit for bit, norms and attention t
 """
 
 import ctypes
+import hashlib
 import os
 from ctypes import c_int64
 from functools import cache
@@ -36,6 +37,12 @@ def library() -> ctypes.CDLL | None:
     found.trimode_linear.restype = None
     found.trimode_wants_packed.restype = c_int64
     return found
+
+
+@cache
+def build() -> str:
+    """A name for the library as it was built; empty where it is not used."""
+    return "" if library() is None else hashlib.sha256(LIBRARY.read_bytes()).hexdigest()[:16]
 
 
 def wants_packed() -> bool:
