@@ -6,7 +6,8 @@
 
 A round measures each engine and mode once, in an order that alternates from round to round.
 Tokens a second: completion tokens of all requests / time from the first request to the last
-answer. Medians over the rounds.
+answer. Medians over the rounds. TPOT: (last text - first text) / (tokens - 1), reading the prompt left
+out.
 
 Each measurement has a server process of its own (transformers: a worker that answers one request
 at a time), started for it and warmed up with three other prompts in the measured mode. So all
@@ -146,7 +147,7 @@ def report(
     rows = []
     table = Table(title=f"{arguments.max_tokens} tokens at most, T 0, {arguments.rounds} rounds")
     columns = ("engine", "mode", "requests", "tok/s", "least..most", "TTFT ms p50 / p95",
-               "gap ms p50 / p95", "peak MB")  # fmt: skip
+               "gap ms p50 / p95", "TPOT ms p50 / p95", "peak MB")  # fmt: skip
     for column in columns:
         table.add_column(column)
     for (name, mode, together), entry in sorted(found.items(), key=lambda item: item[0][2]):
@@ -159,6 +160,7 @@ def report(
             "most": round(max(entry.rates), 1),
             "ttft_ms": [round(percentile(entry.times.first, p), 1) for p in (0.5, 0.95)],
             "gap_ms": [round(percentile(entry.times.gaps, p), 1) for p in (0.5, 0.95)],
+            "tpot_ms": [round(percentile(entry.times.per_token, p), 2) for p in (0.5, 0.95)],
             "answer_tokens": entry.times.tokens // len(entry.rates),
             "peak_megabytes": round(entry.memory),
         }
@@ -171,6 +173,7 @@ def report(
             f"{row['least']:g}..{row['most']:g}",
             " / ".join(f"{v:g}" for v in row["ttft_ms"]),
             " / ".join(f"{v:g}" for v in row["gap_ms"]),
+            " / ".join(f"{v:g}" for v in row["tpot_ms"]),
             f"{row['peak_megabytes']}",
         )
     console.print(table)

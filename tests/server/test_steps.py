@@ -1,0 +1,113 @@
+"""Steps on their way out of the engine's thread: held, joined, never lost."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+
+import pytest
+
+from tests.server.wire import CHUNKS, read
+from trimode import generate
+from trimode.config import GenerationOptions
+from trimode.decoding import Committed, Drafted
+from trimode.decoding.events import TokenLogprob
+from trimode.engine import Engine, Update, encode_prompt
+from trimode.server.steps import Channel, ClientGoneError, Step, joined
+from trimode.server.worker import Request
+
+CHAT, _ = CHUNKS
+OPTIONS = GenerationOptions(temperature=0, max_tokens=40, ignore_eos=True)
+AT_ONCE = 12
+
+
+def step(sequence, *tokens, text="", reason=None, nfe=1):
+    scores = tuple(TokenLogprob(-float(token)) for token in tokens)
+    update = Update(sequence, Committed(tokens=tokens, logprobs=scores), text)
+    return Step(update, reason, nfe)
+
+
+def request(model, *, stream=True, **options):
+    async def make():
+        sequence = Engine(model).add((1, 2), dataclasses.replace(OPTIONS, **options))
+        return Request(sequence, Channel(), 0.0, 0, lambda *_: None, stream)
+
+    return asyncio.run(make())
+
+
+def test_joined_steps_are_one_with_all_their_tokens(model):
+    one = request(model)
+    parts = [step(one.sequence, 4, text="a"), step(one.sequence, 5, 6, text=""),
+             step(one.sequence, 7, text="bc", reason="stop", nfe=9)]  # fmt: skip
+    found = joined(parts)
+    assert found.update.event.tokens == (4, 5, 6, 7)
+    assert [score.logprob for score in found.update.event.logprobs] == [-4.0, -5.0, -6.0, -7.0]
+    assert (found.update.text, found.finish_reason, found.nfe) == ("abc", "stop", 9)
+    assert joined(parts[:1]) is parts[0]
+
+
+def test_the_first_text_goes_at_once_and_the_next_is_held(model):
+    one = request(model)
+    one.held.append(step(one.sequence, 4))
+    assert one.due(now=100.0, hold=0.05)
+    one.take(100.0)
+    assert not one.due(now=200.0, hold=0.05), "nothing is held"
+    one.held.append(step(one.sequence, 5))
+    assert not one.due(now=100.04, hold=0.05)
+    one.held.append(step(one.sequence, 6))
+    assert one.due(now=100.051, hold=0.05)
+    assert [s.update.event.tokens for s in one.take(100.051)] == [(5, 6)]
+    assert not one.held
+
+
+def test_drafts_are_not_held_and_an_answer_that_does_not_stream_is_to_its_end(model):
+    shown = request(model, show_drafts=True, mode="linear")
+    draft = Drafted(start=3, tokens=(9,), confidences=(0.5,), states=("new",))
+    shown.held += [Step(Update(shown.sequence, draft), None, 1), step(shown.sequence, 9)]
+    assert shown.due(now=0.0, hold=9.0)
+    assert len(shown.take(0.0)) == 2
+    whole = request(model, stream=False)
+    whole.held.append(step(whole.sequence, 4))
+    assert not whole.due(now=1e9, hold=0.0)
+
+
+def test_a_channel_ends_with_what_ended_the_answer(model):
+    async def follow():
+        channel, one = Channel(), request_in(model)
+        channel.put(1, step(one, 4))
+        assert channel.overtaken(1)
+        assert not channel.overtaken(0)
+        index, found = await channel.get(channel.loop.time() + 5)
+        assert (index, found.update.event.tokens) == (1, (4,))
+        assert not channel.overtaken(1)
+        with pytest.raises(TimeoutError):
+            await channel.get(channel.loop.time() + 0.01)
+        channel.put(0, ClientGoneError())
+        with pytest.raises(ClientGoneError):
+            await channel.get(channel.loop.time() + 5)
+
+    asyncio.run(follow())
+
+
+def request_in(model):
+    return Engine(model).add((1, 2), OPTIONS)
+
+
+@pytest.mark.parametrize("mode", ["ar", "linear", "auto"])
+def test_many_clients_get_few_chunks_and_every_token(model, url, mode):
+    """Each chunk's log-probabilities are those of its tokens; the text is that of the library."""
+    texts = [f"{'ab' * i}a" for i in range(AT_ONCE)]
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 40, "logprobs": True,
+            "ignore_eos": True, "decoding": {"mode": mode}}  # fmt: skip
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        found = list(pool.map(lambda m: read(url, CHAT, {**body, "messages": m})[0], messages))
+    with_tokens = 0
+    for message, chunks in zip(messages, found, strict=True):
+        choices = [chunk["choices"][0] for chunk in chunks]
+        scored = [c["logprobs"]["content"] for c in choices if c["logprobs"]]
+        with_tokens += len(scored)
+        assert sum(map(len, scored)) == 40
+        prompt = encode_prompt(model, message)
+        expected = generate(model, prompt, temperature=0, max_tokens=40, ignore_eos=True)
+        assert "".join(c["delta"].get("content", "") for c in choices) == expected.text
+    assert with_tokens < 0.7 * 40 * AT_ONCE
