@@ -6,8 +6,8 @@
 
 A round measures each engine and mode once, in an order that alternates from round to round.
 Tokens a second: completion tokens of all requests / time from the first request to the last
-answer. Medians over the rounds. TPOT: (last text - first text) / (tokens - 1), reading the prompt left
-out.
+answer. Medians over the rounds. TPOT: (last text - first text) / (tokens - 1), without the reading
+of the prompt.
 
 Each measurement has a server process of its own (transformers: a worker that answers one request
 at a time), started for it and warmed up with three other prompts in the measured mode. So all
