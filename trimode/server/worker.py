@@ -275,7 +275,7 @@ class EngineWorker:
         for request in failed:  # the engine is clean again before anyone hears of it
             self._cancel(request.sequence, "error")
         now = time.monotonic()
-        self._deliver([(r, step) for r in failed if r.stream and r.held for step in r.take(now)])
+        self._deliver([(r, step) for r in failed if r.due(now, hold=0.0) for step in r.take(now)])
         self._deliver([(request, error) for request in failed])
 
     def _deliver(self, steps: "list[tuple[Request, Step | EngineFailedError]]") -> None:

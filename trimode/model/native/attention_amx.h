@@ -19,6 +19,27 @@ inline bool attends_in_tiles(int64_t dim) { return dim % 32 == 0 && dim <= kMost
 // Tile loads do not tell the compiler that they read memory.
 inline void finish_writes() { asm volatile("" : : : "memory"); }
 
+// Adds to tiles 0 and 1, or to `all` of 0-3, what both parts of the left side give with a tile each of the right.
+TRIMODE_AMX inline void add_products(const void* high, const void* low, int64_t row,
+                                     const Half (*tiles)[kTileBytes / 2], bool all) {
+  finish_writes();
+  _tile_loadd(4, high, row);
+  _tile_loadd(5, low, row);
+  _tile_loadd(6, tiles[0], 64);
+  _tile_loadd(7, tiles[1], 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(0, 5, 6);
+  _tile_dpbf16ps(1, 5, 7);
+  if (!all) return;
+  _tile_loadd(6, tiles[2], 64);
+  _tile_loadd(7, tiles[3], 64);
+  _tile_dpbf16ps(2, 4, 6);
+  _tile_dpbf16ps(3, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
 // Two vectors of floats as 32 bf16 numbers, and what those leave out as 32 more.
 struct Split {
   __m512i high, low;
@@ -90,21 +111,7 @@ TRIMODE_AMX inline void score_keys(const Queries& queries, const Half* keys, int
         if (d == 0) ahead.read(j + 16 * g, 16);
         pack_keys([&](int64_t c) { return keys + std::min(j + 16 * g + c, last) * dim + d; }, tiles[g]);
       }
-      finish_writes();
-      _tile_loadd(4, queries.high + d * kQueries, 64);
-      _tile_loadd(5, queries.low + d * kQueries, 64);
-      _tile_loadd(6, tiles[0], 64);
-      _tile_loadd(7, tiles[1], 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(0, 5, 6);
-      _tile_dpbf16ps(1, 5, 7);
-      _tile_loadd(6, tiles[2], 64);
-      _tile_loadd(7, tiles[3], 64);
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_dpbf16ps(3, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      add_products(queries.high + d * kQueries, queries.low + d * kQueries, 64, tiles, true);
     }
     _tile_stored(0, scores + j, row);
     _tile_stored(1, scores + j + 16, row);
@@ -152,23 +159,7 @@ TRIMODE_AMX inline void add_values(const float* probabilities, int64_t room, con
       _mm512_store_si512(tiles[d / 16] + 16 * k, _mm512_unpacklo_epi16(a, b));
       _mm512_store_si512(tiles[d / 16 + 1] + 16 * k, _mm512_unpackhi_epi16(a, b));
     }
-  finish_writes();
-  const int64_t row = room * sizeof(float);
-  _tile_loadd(4, probabilities, row);
-  _tile_loadd(5, probabilities + 16, row);
-  _tile_loadd(6, tiles[0], 64);
-  _tile_loadd(7, tiles[1], 64);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(0, 5, 6);
-  _tile_dpbf16ps(1, 5, 7);
-  if (width < kPanel) return;
-  _tile_loadd(6, tiles[2], 64);
-  _tile_loadd(7, tiles[3], 64);
-  _tile_dpbf16ps(2, 4, 6);
-  _tile_dpbf16ps(3, 4, 7);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_dpbf16ps(3, 5, 7);
+  add_products(probabilities, probabilities + 16, room * sizeof(float), tiles, width == kPanel);
 }
 
 // Rows that share keys and values, each with the same number of query heads.
