@@ -11,21 +11,24 @@ from dataclasses import dataclass, field
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.draft_tree import NOTHING, ROOT, DraftTree
-from trimode.decoding.drafting import draft_from, draft_snapshot, proposals_of, verify_span
+from trimode.decoding.drafting import (
+    draft_from,
+    draft_snapshot,
+    first_token,
+    proposals_of,
+    verify_span,
+)
 from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.lookup import Lookup
 from trimode.decoding.policy import MAX_TREE_NODES, Plan
-from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind, causal_span
+from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind
 
 
 def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Decode by the policy's plans until the engine closes the generator."""
     policy = context.policy
     assert policy is not None
-    logits = yield causal_span("prefill", prompt, 0, keep=True, logits=(len(prompt) - 1,))
-    assert logits is not None
-    token = context.sampler.pick(logits.rows[0], len(prompt), prompt)
-    yield Committed(tokens=(token,), logprobs=context.sampler.logprobs(logits.rows, (token,)))
+    token = yield from first_token(prompt, context)
     run = _Run([*prompt, token], context)
     run.lookup.extend(prompt)
     run.lookup.extend((token,))

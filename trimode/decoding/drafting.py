@@ -4,7 +4,7 @@ The first masks of a draft stand behind a known token, the root. Rows of a pass:
 of the draft in order, then the masks, node by node where each has its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +13,19 @@ from torch import Tensor
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.draft_tree import ROOT, DraftTree, likeliest_tree
-from trimode.decoding.events import Drafted, TokenState
+from trimode.decoding.events import Committed, Drafted, TokenState
 from trimode.decoding.span import Logits, Span, SpanKind, causal_span
+
+
+def first_token(
+    prompt: Sequence[int], context: DecodingContext
+) -> Generator[Span | Committed, Logits | None, int]:
+    """The pass that reads the prompt, whole into the KV cache, and the token it yields."""
+    logits = yield causal_span("prefill", prompt, 0, keep=True, logits=(len(prompt) - 1,))
+    assert logits is not None
+    token = context.sampler.pick(logits.rows[0], len(prompt), prompt)
+    yield Committed(tokens=(token,), logprobs=context.sampler.logprobs(logits.rows, (token,)))
+    return token
 
 
 def verify_span(

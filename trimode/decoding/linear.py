@@ -15,9 +15,9 @@ from collections.abc import Generator, Sequence
 from trimode.decoding.block import denoise, open_block
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.draft_tree import DraftTree
-from trimode.decoding.drafting import draft_from, draft_snapshot, verify_span
+from trimode.decoding.drafting import draft_from, draft_snapshot, first_token, verify_span
 from trimode.decoding.events import Committed, Drafted
-from trimode.decoding.span import Decoder, Keep, Logits, Span, causal_span, led_visibility
+from trimode.decoding.span import Decoder, Keep, Logits, Span, led_visibility
 
 Drafting = Generator[Span | Keep | Committed | Drafted, Logits | None, tuple[int, DraftTree, int]]
 
@@ -26,10 +26,7 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
     """Draft and verify until the engine closes the generator; emits exactly AR's tokens."""
     sampler = context.sampler
     tokens = list(prompt)
-    logits = yield causal_span("prefill", tokens, 0, keep=True, logits=(len(tokens) - 1,))
-    assert logits is not None
-    seed = sampler.pick(logits.rows[0], len(tokens), tokens)
-    yield Committed(tokens=(seed,), logprobs=sampler.logprobs(logits.rows, (seed,)))
+    seed = yield from first_token(tokens, context)
     several_passes = bool(context.options.threshold)
     while True:
         # The seed is known but not yet in the KV cache; the root is the token to verify behind.
