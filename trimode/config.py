@@ -1,6 +1,7 @@
 """What a model is and what a request asks: frozen dataclasses, validated once."""
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from math import isfinite
 from typing import Literal, Self, cast, get_args
 
@@ -224,7 +225,7 @@ class GenerationOptions:
         Raises:
             InputError: a name is unknown, a type is wrong or a value is out of range.
         """
-        known = {f.name: str(f.type) for f in fields(self)}
+        known = _annotations(type(self))
         clean: dict[str, object] = {}
         for name, value in values.items():
             if name not in known:
@@ -236,6 +237,12 @@ class GenerationOptions:
             clean[name] = tuple(value) if isinstance(value, list) else value
             _check_type(name, clean[name], known[name])
         return replace(self, **clean)  # type: ignore[arg-type]
+
+
+@cache
+def _annotations(options: type[GenerationOptions]) -> dict[str, str]:
+    """Types of its fields by name."""
+    return {field.name: str(field.type) for field in fields(options)}
 
 
 def _pairs(value: object) -> object:

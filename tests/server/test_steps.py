@@ -14,7 +14,7 @@ from trimode.decoding.events import TokenLogprob
 from trimode.engine import Engine, Update, encode_prompt
 from trimode.server import worker
 from trimode.server.steps import Channel, ClientGoneError, Step, joined
-from trimode.server.worker import Request
+from trimode.server.worker import EngineWorker, Request
 
 CHAT, _ = CHUNKS
 OPTIONS = GenerationOptions(temperature=0, max_tokens=40, ignore_eos=True)
@@ -49,26 +49,42 @@ def test_joined_steps_are_one_with_all_their_tokens(model):
 def test_the_first_text_goes_at_once_and_the_next_is_held(model):
     one = request(model)
     one.held.append(step(one.sequence, 4))
-    assert one.due(now=100.0, hold=0.05)
-    one.take(100.0)
-    assert not one.due(now=200.0, hold=0.05), "nothing is held"
+    assert one.due(tick=False)
+    one.take()
+    assert not one.due(tick=True), "nothing is held"
     one.held.append(step(one.sequence, 5))
-    assert not one.due(now=100.04, hold=0.05)
+    assert not one.due(tick=False)
     one.held.append(step(one.sequence, 6))
-    assert one.due(now=100.051, hold=0.05)
-    assert [s.update.event.tokens for s in one.take(100.051)] == [(5, 6)]
+    assert one.due(tick=True)
+    assert [s.update.event.tokens for s in one.take()] == [(5, 6)]
     assert not one.held
 
 
 def test_drafts_are_not_held_and_an_answer_that_does_not_stream_is_to_its_end(model):
     shown = request(model, show_drafts=True, mode="linear")
     draft = Drafted(start=3, tokens=(9,), confidences=(0.5,), states=("new",))
-    shown.held += [Step(Update(shown.sequence, draft), None, 1), step(shown.sequence, 9)]
-    assert shown.due(now=0.0, hold=9.0)
-    assert len(shown.take(0.0)) == 2
+    for _ in range(2):
+        shown.held += [Step(Update(shown.sequence, draft), None, 1), step(shown.sequence, 9)]
+        assert shown.due(tick=False)
+        assert len(shown.take()) == 2
     whole = request(model, stream=False)
     whole.held.append(step(whole.sequence, 4))
-    assert not whole.due(now=1e9, hold=0.0)
+    assert not whole.due(tick=True)
+
+
+@pytest.mark.parametrize(("streams", "others", "hold"), [(1, 0, 0), (1, 9, 0), (3, 0, 2 / 200)])
+def test_text_of_many_streams_goes_together_now_and_then(model, monkeypatch, streams, others, hold):
+    now = [100.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    one = EngineWorker(Engine(model), max_waiting=1)
+    for stream in [True] * streams + [False] * others:
+        found = request(model, stream=stream)
+        one._requests[found.sequence] = found
+    assert one._tick()
+    now[0] += hold / 2
+    assert one._tick() == (hold == 0)
+    now[0] += hold / 2 + 1e-6
+    assert one._tick()
 
 
 def test_a_channel_ends_with_what_ended_the_answer(model):

@@ -1,5 +1,6 @@
 """`trimode serve`: an OpenAI-compatible server."""
 
+import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -123,6 +124,8 @@ def serve(
         f'-d \'{{"model": "{settings.name}", "messages": '
         '[{"role": "user", "content": "Hi"}]}\'\n'
     )
+    gc.collect()
+    gc.freeze()  # what lives as long as the server need not be looked through again and again
     server.run(sockets=[socket])
 
 

@@ -69,7 +69,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         timeout = service.settings.request_timeout
         if body.stream:
             lines = response_events(response, requests[0], timeout, service.settings.ping_interval)
-            return service.streamed(http, requests, lines)
+            return service.streamed(requests, lines)
         return await service.at_once(http, requests, whole_response(response, requests[0], timeout))
 
     @app.post("/v1/completions", dependencies=guards)
@@ -94,7 +94,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             places = [prompt for prompt in prompts for _ in options]
             answer.echoes = await _echoes(service, answer, places, body.logprobs)
         if nothing and body.stream:
-            return service.streamed(http, [], _echo_events(answer, prompts, body))
+            return service.streamed([], _echo_events(answer, prompts, body))
         if nothing:
             return _only_echoes(answer, prompts)
         choices = []

@@ -172,6 +172,7 @@ def generation_options(
     if request.top_p == 0:
         request.top_p = 1e-9  # OpenAI allows 0: only the best token stays
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    seed = secrets.randbits(32) if request.seed is None else request.seed % 2**63
     given: dict[str, object] = {
         "mode": request.decoding.mode or mode,
         "block_length": request.decoding.block_length,
@@ -191,8 +192,8 @@ def generation_options(
         "max_tokens": max_tokens,
         "stop": stop,
         "logprobs": logprobs,
+        "seed": seed,
     }
-    seed = secrets.randbits(32) if request.seed is None else request.seed % 2**63
     values = {name: value for name, value in given.items() if value is not None}
     options = defaults.updated(values)
     if grammar is not None and options.mode == "diffusion":
@@ -203,7 +204,8 @@ def generation_options(
         )
     if prediction:
         options = _predicted(options, prediction)
-    return [options.updated({"seed": (seed + i) % 2**63}) for i in range(count)]
+    others = (options.updated({"seed": (seed + i) % 2**63}) for i in range(1, count))
+    return [options, *others]
 
 
 def _predicted(options: GenerationOptions, prediction: tuple[int, ...]) -> GenerationOptions:

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
 
 from trimode.checkpoints import LoadedModel
 from trimode.config import MODE_ALIASES, MODES
@@ -22,15 +21,13 @@ from trimode.server.logs import RequestLog
 from trimode.server.metrics import ServerMetrics
 from trimode.server.protocol import GenerationRequest
 from trimode.server.settings import ServerSettings
-from trimode.server.streaming import StreamSettings, events, until_gone, whole
+from trimode.server.streaming import EventStream, StreamSettings, events, gone, whole
 from trimode.server.telemetry import Trace, Tracing
 from trimode.server.worker import Choice, EndReason, EngineWorker
 from trimode.server.worker import Request as EngineRequest
 
 logger = logging.getLogger(__name__)
 
-_DISCONNECT_POLL = 0.1
-"""Seconds between two looks whether the client is still there."""
 _MOST_UNKNOWN = 100
 """Names of unknown fields that are remembered, so that each is logged once."""
 
@@ -148,23 +145,18 @@ class Service:
                 draft_interval=1 / self.settings.draft_fps,
                 ping_interval=self.settings.ping_interval,
             )
-            return self.streamed(http, requests, events(answer, requests, stream, timeout))
+            return self.streamed(requests, events(answer, requests, stream, timeout))
         return await self.at_once(http, requests, whole(answer, requests, timeout))
 
-    def streamed(
-        self, http: Request, requests: list[EngineRequest], lines: AsyncIterator[str]
-    ) -> StreamingResponse:
+    def streamed(self, requests: list[EngineRequest], lines: AsyncIterator[str]) -> EventStream:
         """Server-sent events until their end, or until the client has gone."""
-        watcher = asyncio.create_task(_gone(http))
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        following = until_gone(lines, requests, watcher, lambda: self._drop(requests))
-        return StreamingResponse(following, media_type="text/event-stream", headers=headers)
+        return EventStream(lines, requests, lambda: self._drop(requests))
 
     async def at_once(
         self, http: Request, requests: list[EngineRequest], answer: Coroutine[Any, Any, dict]
     ) -> Any:
         """The finished answer; nothing is left running if the client goes or time runs out."""
-        watcher = asyncio.create_task(_gone(http))
+        watcher = asyncio.create_task(gone(http.receive))
         work = asyncio.create_task(answer)
         try:
             await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
@@ -195,9 +187,3 @@ class Service:
         self.log.finished(request, reason)
         if trace is not None:
             trace.finished(request, reason)
-
-
-async def _gone(http: Request) -> None:
-    """Return once the client has hung up."""
-    while not await http.is_disconnected():
-        await asyncio.sleep(_DISCONNECT_POLL)

@@ -5,8 +5,12 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from trimode.decoding import Committed, Drafted
 from trimode.server.errors import error_object
@@ -212,28 +216,43 @@ def line(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-async def until_gone(
-    lines: AsyncIterator[str],
-    requests: list[Request],
-    watcher: asyncio.Task[None],
-    drop: Callable[[], None],
-) -> AsyncIterator[str]:
-    """The lines until their end, or until the client has gone.
+class EventStream(StreamingResponse):
+    """An answer as server-sent events until their end, or until the client has gone.
 
-    Args:
-        lines: server-sent events made of the requests' steps.
-        requests: of the answer.
-        watcher: ends when the client has gone.
-        drop: frees the requests; it does not wait, so it works in a task that is being cancelled.
+    Starlette's own response listens for the client in a task group of its own; here the channel
+    that the lines read from brings that news too.
     """
-    if requests:
-        channel = requests[0].channel
-        watcher.add_done_callback(lambda _: channel.put(0, ClientGoneError()))
-    try:
-        async for found in lines:
-            yield found
-    except ClientGoneError:
-        return
-    finally:
-        drop()
-        watcher.cancel()
+
+    def __init__(
+        self, lines: AsyncIterator[str], requests: list[Request], drop: Callable[[], None]
+    ) -> None:
+        """Nothing is sent before it is called.
+
+        Args:
+            lines: server-sent events made of the requests' steps.
+            requests: of the answer.
+            drop: frees the requests; it does not wait, so it works in a task that is cancelled.
+        """
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self._requests, self._drop = requests, drop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        del scope
+        watcher = asyncio.create_task(gone(receive))
+        if self._requests:
+            channel = self._requests[0].channel
+            watcher.add_done_callback(lambda _: channel.put(0, ClientGoneError()))
+        try:
+            with suppress(ClientGoneError):
+                await self.stream_response(send)
+        finally:
+            self._drop()
+            watcher.cancel()
+
+
+async def gone(receive: Receive) -> None:
+    """Return once the client has hung up; its request must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -29,9 +29,10 @@ Choice = tuple[tuple[int, ...], GenerationOptions]
 """A prompt and what is asked for."""
 
 
-_CHUNKS_A_SECOND = 400
-"""Of text, to all streaming clients together. The event loop runs on a core that the passes use
-too: a chunk holds them up for some 0.1 ms, so tokens of many clients travel several in a chunk."""
+_CHUNKS_A_SECOND = 200
+"""Of text, to all streaming clients together. Sending runs on a core that the passes use too: a
+chunk holds them up for some 0.15 ms, so tokens of many clients travel several in a chunk, those of
+one client as they come."""
 _LONGEST_HOLD = 0.1
 """Seconds that text may wait for the next at most, however many clients there are."""
 
@@ -72,8 +73,8 @@ class Request:
     """Whether its client gets text before the end."""
     held: list[Step] = field(default_factory=list)
     """On their way out of the engine's thread."""
-    sent_at: float = -math.inf
-    """When steps left the engine's thread last, on the monotonic clock."""
+    begun: bool = False
+    """Whether any have left it."""
     first_draft_at: float | None = None
     accepted: Counter[int] = field(default_factory=Counter)
     """Draft tokens that were right, by their place in the draft."""
@@ -93,15 +94,15 @@ class Request:
                 self.switches[self._plan or "", event.plan] += 1
             self._plan = event.plan
 
-    def due(self, now: float, hold: float) -> bool:
-        """Whether what is held should go, `hold` seconds after the last."""
+    def due(self, *, tick: bool) -> bool:
+        """Whether what is held should go; what need not go at once waits for the next tick."""
         if not self.held or not self.stream:
             return False
-        return self.sequence.options.show_drafts or now - self.sent_at >= hold
+        return tick or not self.begun or self.sequence.options.show_drafts
 
-    def take(self, now: float) -> list[Step]:
+    def take(self) -> list[Step]:
         """What is held: with drafts as it happened, otherwise as one step."""
-        held, self.held, self.sent_at = self.held, [], now
+        held, self.held, self.begun = self.held, [], True
         return held if self.sequence.options.show_drafts else [joined(held)]
 
 
@@ -134,6 +135,7 @@ class EngineWorker:
         self._requests: dict[Sequence, Request] = {}
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._running: Future[None] | None = None
+        self._ticked_at = -math.inf
 
     def start(self) -> None:
         """Start the loop."""
@@ -265,17 +267,25 @@ class EngineWorker:
                 request.on_finish(request, "abort" if ended == "cancelled" else ended)
                 finished.append(request)
             request.held.append(Step(update, ended, sequence.stats.nfe))
+        tick = self._tick()
+        due = [request for request in self._requests.values() if request.due(tick=tick)]
+        self._deliver([(r, step) for r in (*finished, *due) for step in r.take()])
+
+    def _tick(self) -> bool:
+        """Whether text has been held for long enough; all clients' goes at the same moment."""
+        streams = sum(request.stream for request in self._requests.values())
+        hold = min(_LONGEST_HOLD, max(0, streams - 1) / _CHUNKS_A_SECOND)
         now = time.monotonic()
-        hold = min(_LONGEST_HOLD, len(self._requests) / _CHUNKS_A_SECOND)
-        due = [request for request in self._requests.values() if request.due(now, hold)]
-        self._deliver([(r, step) for r in (*finished, *due) for step in r.take(now)])
+        if now - self._ticked_at < hold:
+            return False
+        self._ticked_at = now
+        return True
 
     def _fail_all(self, error: EngineFailedError) -> None:
         failed = [*self._requests.values()]
         for request in failed:  # the engine is clean again before anyone hears of it
             self._cancel(request.sequence, "error")
-        now = time.monotonic()
-        self._deliver([(r, step) for r in failed if r.due(now, hold=0.0) for step in r.take(now)])
+        self._deliver([(r, step) for r in failed if r.due(tick=True) for step in r.take()])
         self._deliver([(request, error) for request in failed])
 
     def _deliver(self, steps: "list[tuple[Request, Step | EngineFailedError]]") -> None:
