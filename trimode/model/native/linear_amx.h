@@ -1,7 +1,8 @@
 // Linears by AMX: packed weights, activations as two int8 halves.
 //
 // A tile product takes 16 rows, 64 activations and 16 outputs. Weights are read once, in the order
-// they lie in, whatever the number of rows; up to 64 rows cost little more than reading them.
+// they lie in, whatever the number of rows; up to 64 rows cost little more than reading them. Activations
+// lie in tiles too: rows apart in memory would be two cache lines each, and no order that is read ahead.
 #pragma once
 
 #include <cstring>
@@ -19,6 +20,22 @@ inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 
 // Bytes of a packed column of tiles: 16 outputs.
 inline int64_t packed_bytes(const Linear& l) { return round_up(l.in, kTileIn) * kTileOut; }
+
+// Quantised rows in tiles: 16 rows of 64 activations, then the same rows' next 64, then the next 16 rows.
+struct alignas(64) TileRow {
+  int8_t value[kTileIn];
+};
+using TileRows = std::vector<TileRow>;
+
+// TileRows of `rows` rows of k activations.
+inline int64_t tile_rows(int64_t rows, int64_t k) {
+  return round_up(rows, kTileRows) * round_up(k, kTileIn) / kTileIn;
+}
+
+// Where row i of k activations begins, in bytes; what follows its first 64 lies a tile further on.
+inline int64_t tiled(int64_t i, int64_t k) {
+  return i / kTileRows * kTileRows * round_up(k, kTileIn) + i % kTileRows * kTileIn;
+}
 
 // Columns of tiles first..last of a product that this thread computes: in pairs.
 struct Share {
@@ -86,7 +103,7 @@ TRIMODE_AMX inline void shape_tiles(int64_t rows) {
 // Others in this thread (oneDNN) find the tiles as if never used.
 TRIMODE_AMX inline void release_tiles() { _tile_release(); }
 
-// The same numbers as `quantise`, in two halves: value = 64 * high + low.
+// The same numbers as `quantise`, in two halves, each a row of tiles: value = 64 * high + low.
 TRIMODE_AMX inline float quantise_halves(const float* x, int64_t k, int8_t* high, int8_t* low) {
   __m512 tops = _mm512_setzero_ps();
   for (int64_t i = 0; i < k; i += 16) tops = _mm512_max_ps(tops, _mm512_abs_ps(_mm512_loadu_ps(x + i)));
@@ -97,32 +114,34 @@ TRIMODE_AMX inline float quantise_halves(const float* x, int64_t k, int8_t* high
     const __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
     const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(v, half), 6);
     const __m512i lower = _mm512_sub_epi32(v, _mm512_slli_epi32(upper, 6));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(high + i), _mm512_cvtepi32_epi8(upper));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(low + i), _mm512_cvtepi32_epi8(lower));
+    const int64_t at = i / kTileIn * kTileBytes + i % kTileIn;
+    _mm_store_si128(reinterpret_cast<__m128i*>(high + at), _mm512_cvtepi32_epi8(upper));
+    _mm_store_si128(reinterpret_cast<__m128i*>(low + at), _mm512_cvtepi32_epi8(lower));
   }
   return top / levels(k);
 }
 
-// Where the activations of a product lie: its rows one after the other.
+// Where the tiles of a product's activations lie.
 struct Halves {
   const int8_t *high, *low;
-  int64_t stride;
 };
 
-// Rows of a product that lie apart are brought together first, by each thread for itself.
+// Rows that are not the first ones are brought together first, by each thread for itself.
 inline Halves gathered(const Linear& l, const Quantised& x, const Rows& rows) {
-  bool together = true;
-  for (int64_t i = 1; i < rows.count; ++i) together &= rows.in(i) == rows.in(0) + i;
-  if (together) return {x.high + rows.in(0) * x.stride, x.low + rows.in(0) * x.stride, x.stride};
-  thread_local std::vector<int8_t> room;
-  const int64_t half = round_up(rows.count, kTileRows) * l.in + kTileIn;
+  bool in_place = true;
+  for (int64_t i = 0; rows.from && i < rows.count; ++i) in_place &= rows.in(i) == i;
+  if (in_place) return {x.high, x.low};
+  thread_local TileRows room;
+  const int64_t half = tile_rows(rows.count, l.in);
   if (static_cast<int64_t>(room.size()) < 2 * half) room.resize(2 * half);
-  int8_t *high = room.data(), *low = high + half;
-  for (int64_t i = 0; i < rows.count; ++i) {
-    std::memcpy(high + i * l.in, x.high + rows.in(i) * x.stride, l.in);
-    std::memcpy(low + i * l.in, x.low + rows.in(i) * x.stride, l.in);
-  }
-  return {high, low, l.in};
+  int8_t *high = room.data()->value, *low = room[half].value;
+  for (int64_t i = 0; i < rows.count; ++i)
+    for (int64_t k = 0; k < l.in; k += kTileIn) {
+      const int64_t from = tiled(rows.in(i), l.in) + k * kTileRows, to = tiled(i, l.in) + k * kTileRows;
+      std::memcpy(high + to, x.high + from, kTileIn);
+      std::memcpy(low + to, x.low + from, kTileIn);
+    }
+  return {high, low};
 }
 
 // Sums to results: one column of tiles, outputs n and following.
@@ -153,15 +172,15 @@ TRIMODE_AMX inline void tile_columns(const Linear& l, const Halves& a, const Qua
   const int8_t* first = l.packed + n / kTileOut * column;
   const int8_t* second = two ? first + column : first;
   for (int64_t i = 0; i < rows.count; i += kTileRows) {
-    const int8_t *high = a.high + i * a.stride, *low = a.low + i * a.stride;
+    const int8_t *high = a.high + tiled(i, l.in), *low = a.low + tiled(i, l.in);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t k = 0; k < steps; ++k) {
       if (i == 0) reader.advance((1 + two) * kTileBytes);
-      _tile_loadd(4, high + k * kTileIn, a.stride);
-      _tile_loadd(5, low + k * kTileIn, a.stride);
+      _tile_loadd(4, high + k * kTileBytes, kTileIn);
+      _tile_loadd(5, low + k * kTileBytes, kTileIn);
       _tile_loadd(6, first + k * kTileBytes, 64);
       _tile_dpbssd(0, 4, 6);
       _tile_dpbssd(1, 5, 6);

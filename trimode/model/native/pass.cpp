@@ -26,10 +26,11 @@ struct Item {
 struct Workspace {
   std::vector<float> normed, heads, attended, wide, low, scale, low_scale;
   std::vector<int16_t> values, low_values;           // quantised rows, for plain weights
-  std::vector<int8_t> high, lower, low_high, low_low;  // and in halves, for packed ones
+  TileRows high, lower, low_high, low_low;           // and in halves, for packed ones
   std::vector<int32_t> segment_of;
   std::vector<Item> items;
-  int64_t read = 0;  // keys, by all of them
+  int64_t read = 0;      // keys, by all of them
+  int64_t low_room = 0;  // tile rows of a part's quantised rows
   std::vector<std::vector<int32_t>> others;  // of each row, where its segment has a mask
   bool packed = false, in_tiles = false;
   double spent = 0;  // on products, by the first thread
@@ -42,18 +43,17 @@ struct Workspace {
         rank = std::max(rank, j->down.out);
     const int64_t widest = std::max({m.hidden, m.intermediate, m.heads * m.head_dim});
     packed = m.layer[0].qkv.base.packed != nullptr;
-    // Tiles read whole: rows by the sixteen, and up to a tile's width past the last one.
-    const int64_t rows = round_up(p.rows, kTileRows), adapted = round_up(p.adapted, kTileRows);
     normed.resize(p.rows * m.hidden);
     heads.resize(p.rows * (m.heads + 2 * m.kv_heads) * m.head_dim);
     attended.resize(p.rows * m.heads * m.head_dim);
     wide.resize(p.rows * 2 * m.intermediate);
     low.resize(p.adapted * rank);
     scale.resize(p.rows);
-    low_scale.resize(p.adapted * 3);
+    low_scale.resize(p.adapted * kMostParts);
     if (packed) {
-      for (auto* half : {&high, &lower}) half->resize(rows * widest + kTileIn);
-      for (auto* half : {&low_high, &low_low}) half->resize(adapted * rank + kTileIn);
+      for (auto* half : {&high, &lower}) half->resize(tile_rows(p.rows, widest));
+      low_room = tile_rows(p.adapted, rank);
+      for (auto* half : {&low_high, &low_low}) half->resize(kMostParts * low_room);
     } else {
       values.resize(p.rows * widest);
       low_values.resize(p.adapted * rank);
@@ -108,17 +108,21 @@ struct Workspace {
     }
   }
 
-  // Where the quantised rows of k values lie, and the low-rank ones.
-  Quantised rows_of(int64_t k) { return {values.data(), high.data(), lower.data(), scale.data(), k}; }
-  Quantised low_rows_of(int64_t k, int64_t first, float* scales) {
-    return {low_values.data() + first, low_high.data() + first, low_low.data() + first, scales, k};
+  // Where the quantised rows of k values lie, and those of a low-rank product's part.
+  Quantised rows_of(int64_t k) {
+    return {values.data(), high.data()->value, lower.data()->value, scale.data(), k};
+  }
+  Quantised low_rows_of(const Projection& projection, int64_t p, int64_t adapted) {
+    const int64_t at = p * low_room;
+    return {low_values.data() + projection.part[p].first_rank, low_high.data()[at].value, low_low.data()[at].value,
+            low_scale.data() + p * adapted, projection.down.out};
   }
 };
 
 // Row i of a quantised matrix from k floats.
 inline void quantise_row(const float* x, int64_t k, bool packed, const Quantised& q, int64_t i) {
-  const int64_t at = i * q.stride;
-  q.scale[i] = packed ? quantise_halves(x, k, q.high + at, q.low + at) : quantise(x, k, q.values + at);
+  const int64_t at = tiled(i, k);
+  q.scale[i] = packed ? quantise_halves(x, k, q.high + at, q.low + at) : quantise(x, k, q.values + i * q.stride);
 }
 
 inline void norm_row(const float* x, const float* weight, int64_t n, float eps, bool packed, float* y) {
@@ -142,9 +146,7 @@ void project(const Projection& projection, const Quantised& x, const Pass& pass,
     const int64_t rank = projection.down.out;
     multiply(projection.down, x, {pass.adapted, pass.adapter_rows, nullptr}, {w.low.data(), rank, false},
              reader);
-    const auto part_of = [&](int64_t p) {
-      return w.low_rows_of(rank, projection.part[p].first_rank, w.low_scale.data() + p * pass.adapted);
-    };
+    const auto part_of = [&](int64_t p) { return w.low_rows_of(projection, p, pass.adapted); };
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.adapted; ++i)
@@ -328,12 +330,12 @@ void trimode_pass(const Model* model, Pass* pass) {
 
 // y [rows, out] = linear(x [rows, in]).
 void trimode_linear(const Linear* linear, const float* x, int64_t rows, float* y, int64_t threads) {
-  const int64_t k = linear->in, room = round_up(rows, kTileRows) * k + kTileIn;
+  const int64_t k = linear->in, room = tile_rows(rows, k);
   const bool packed = linear->packed != nullptr;
   std::vector<int16_t> values(packed ? 0 : rows * k);
-  std::vector<int8_t> high(packed ? room : 0), low(packed ? room : 0);
+  TileRows high(packed ? room : 0), low(packed ? room : 0);
   std::vector<float> scale(rows);
-  const Quantised q{values.data(), high.data(), low.data(), scale.data(), k};
+  const Quantised q{values.data(), high.data()->value, low.data()->value, scale.data(), k};
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
 #pragma omp for schedule(static)

@@ -6,6 +6,8 @@
 
 using Half = uint16_t;  // bf16: keys and values
 
+constexpr int64_t kMostParts = 3;  // of a projection: queries, keys and values
+
 extern "C" {
 
 // Of the two forms of the weights one is there. Both give the same integers.
@@ -26,7 +28,7 @@ struct Projection {
   Linear base;
   Linear down;     // out = 0: no delta
   int64_t parts;
-  DeltaPart part[3];
+  DeltaPart part[kMostParts];
 };
 
 struct Layer {
@@ -67,12 +69,12 @@ struct Pass {
 
 
 // Quantised rows of k activations and a scale each: 12-bit numbers in int16, or, for packed weights,
-// their halves, value = 64 * high + low.
+// their halves, value = 64 * high + low, in tiles.
 struct Quantised {
   int16_t* values;
   int8_t *high, *low;
   float* scale;
-  int64_t stride;
+  int64_t stride;  // of `values`
 };
 
 // Where rows are read and written: row i of the product comes from row from[i] and goes to row to[i].
