@@ -97,6 +97,10 @@ class HttpEngine:
 
     def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
         """Tokens of the answer, and when text came: seconds since the request was sent."""
+        return self.understood(self.heard(prompt, max_tokens, decoding))
+
+    def heard(self, prompt: str, max_tokens: int, decoding: dict) -> list[tuple[float, bytes]]:
+        """Lines of the answer, and when they came: seconds since the request was sent."""
         body = {
             "model": SERVED,
             "messages": [{"role": "user", "content": prompt}],
@@ -112,16 +116,21 @@ class HttpEngine:
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        began, times, tokens = time.perf_counter(), [], 0
+        began = time.perf_counter()
         with urllib.request.urlopen(request) as answer:
-            for line in answer:
-                if not line.startswith(b"data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if any(c["delta"].get("content") for c in chunk["choices"]):
-                    times.append(time.perf_counter() - began)
-                if chunk.get("usage"):
-                    tokens = chunk["usage"]["completion_tokens"]
+            return [(time.perf_counter() - began, line) for line in answer]
+
+    def understood(self, lines: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
+        """Tokens and times of text in what was heard."""
+        times, tokens = [], 0
+        for seconds, line in lines:
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if any(c["delta"].get("content") for c in chunk["choices"]):
+                times.append(seconds)
+            if chunk.get("usage"):
+                tokens = chunk["usage"]["completion_tokens"]
         return tokens, times
 
     def megabytes(self, field: str) -> float:
@@ -153,14 +162,18 @@ class PipeEngine(HttpEngine):
         if not self.process.stdout.readline():
             raise SystemExit(f"transformers-{dtype} did not start")
 
-    def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
-        """As for a server."""
+    def heard(self, prompt: str, max_tokens: int, decoding: dict) -> list[tuple[float, bytes]]:
+        """One line, which holds all times."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         asked = {"prompt": prompt, "max_tokens": max_tokens, **decoding}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        found = json.loads(self.process.stdout.readline())
+        return [(0.0, self.process.stdout.readline().encode())]
+
+    def understood(self, lines: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
+        """As for a server."""
+        found = json.loads(lines[0][1])
         return found["tokens"], found["times"]
 
 

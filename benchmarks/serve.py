@@ -1,11 +1,13 @@
 """The server under load, ours in every mode and llama.cpp's; its overhead; the page's first load.
 
-    python benchmarks/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 32]
-        [--max-tokens 128] [--rounds 3] [--only trimode-int8 llama-Q8_0] [--overhead-clients 16]
+    python benchmarks/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 96]
+        [--max-tokens 64] [--rounds 1] [--ramp 1.0] [--only trimode-int8 llama-Q8_0]
+        [--overhead-clients 16] [--overhead-rounds 8]
 
-Each client sends a request, reads the stream to its end and sends the next; a load is at least one
-request a client. All servers are started first and idle while another is measured; the order
-alternates from round to round.
+Each client sends a request, reads the stream to its end and sends the next; a load is at least
+eight requests a client. Every load has a server that was just started and the same prompts, so no
+prompt is in its cache but what all begin with. Clients come one after the other over `--ramp`
+seconds. The burst behind a load: one new request of each client, all at the same moment.
 
 Tokens a second: completion tokens / time from the first request to the last answer, the median of
 the rounds. TTFT: from sending a request to its first text, queue included. Gap: between a text and
@@ -13,9 +15,9 @@ the next, which may be several tokens. TPOT: (last text - first text) / (tokens 
 over the requests of all rounds.
 
 Overhead: the engine alone in this process, the same prompts, mode and number at once, against the
-server: 1 - server's rate / engine's rate, medians of turns after a first one that fills the prefix
-caches of both. Clients run on the cores of the server; what they take is listed. The loads before
-it begin with what earlier loads left in the servers' caches.
+server: 1 - server's rate / engine's rate of the same turn, the median of the turns after a first
+one that fills the prefix caches of both. Clients run on the cores of the server; what they take is
+listed.
 """
 
 import argparse
@@ -30,10 +32,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from conversion import read_prompts
+from lossless import read_prompts
 from machine import header, save
 from peers import HttpEngine, start
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from servers import Load, measure, percentile
 
@@ -49,6 +52,8 @@ MODES: dict[str, dict[str, Any]] = {
     "auto": {"mode": "auto"},
 }
 SHARES = (0.5, 0.95, 0.99)
+REQUESTS_A_CLIENT = 8
+OVERHEAD_TOKENS = 128
 
 
 def modes_of(name: str, chosen: list[str]) -> dict[str, dict[str, Any]]:
@@ -58,28 +63,35 @@ def modes_of(name: str, chosen: list[str]) -> dict[str, dict[str, Any]]:
     return {"ar": {}}
 
 
-def under_load(
-    servers: dict[str, HttpEngine], prompts: list[str], arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
+def loads(prompts: list[str], folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each server, mode and number of clients."""
     work = [
         (name, mode, decoding, clients)
         for clients in arguments.clients
-        for name in servers
+        for name in arguments.only
         for mode, decoding in modes_of(name, arguments.modes).items()
     ]
     pooled: dict[tuple[str, str, int], Load] = {}
+    bursts: dict[tuple[str, str, int], list[float]] = {}
     rates: dict[tuple[str, str, int], list[float]] = {}
-    for number in range(arguments.rounds):
-        for name, mode, decoding, clients in work[:: 1 if number % 2 == 0 else -1]:
-            asked = prompts[: max(arguments.requests, clients)]
-            found = measure(servers[name], asked, arguments.max_tokens, decoding, clients)
-            key = (name, mode, clients)
-            rates.setdefault(key, []).append(found.rate)
-            pooled[key] = pooled.get(key, Load()).pooled(found)
+    turns = [w for r in range(arguments.rounds) for w in work[:: 1 if r % 2 == 0 else -1]]
+    for name, mode, decoding, clients in track(turns, "loads", transient=True):
+        count = max(arguments.requests, REQUESTS_A_CLIENT * clients)
+        asked, fresh = prompts[:count], prompts[count : count + clients]
+        server = start(name, max(clients, 16), folder)
+        try:
+            server.ask("Say hello.", 4, decoding)
+            found = measure(server, asked, arguments.max_tokens, decoding, clients, arguments.ramp)
+            burst = measure(server, fresh, 8, decoding, clients)
+        finally:
+            server.close()
+        key = (name, mode, clients)
+        rates.setdefault(key, []).append(found.rate)
+        pooled[key] = pooled.get(key, Load()).pooled(found)
+        bursts.setdefault(key, []).extend(burst.first)
     rows = []
     for name, mode, _, clients in work:
-        times = pooled[name, mode, clients]
+        times, burst = pooled[name, mode, clients], bursts[name, mode, clients]
         rows.append(
             {
                 "server": name,
@@ -92,6 +104,7 @@ def under_load(
                         ("ttft", times.first),
                         ("gap", times.gaps),
                         ("tpot", times.per_token),
+                        ("burst_ttft", burst),
                     )
                 },
             }
@@ -114,26 +127,27 @@ def overhead(
 ) -> list[dict[str, Any]]:
     """What the server costs beside the engine alone, in each mode."""
     model = load(dtype=dtype, progress=False)
-    together, most = arguments.overhead_clients, arguments.max_tokens
+    together, most = arguments.overhead_clients, OVERHEAD_TOKENS
     engine = Engine(model, max_sequences=together)
-    asked = prompts[: max(arguments.requests, together)]
+    asked = prompts[: 2 * together]
     encoded = [encode_prompt(model, prompt) for prompt in asked]
     rows = []
     for mode, decoding in modes_of("trimode", arguments.modes).items():
         alone, served, busy = [], [], []
-        for _ in range(1 + arguments.rounds):  # the first fills both prefix caches
+        for _ in range(1 + arguments.overhead_rounds):  # the first fills both prefix caches
             alone.append(engine_rate(engine, encoded, decoding, most))
             cpu, began = time.process_time(), time.perf_counter()
             served.append(measure(server, asked, most, decoding, together).rate)
             busy.append((time.process_time() - cpu) / (time.perf_counter() - began))
-        bare, through = statistics.median(alone[1:]), statistics.median(served[1:])
+        turns = [1 - s / a for a, s in zip(alone[1:], served[1:], strict=True)]
         rows.append(
             {
                 "mode": mode,
                 "clients": together,
-                "engine_tokens_per_second": round(bare, 1),
-                "server_tokens_per_second": round(through, 1),
-                "overhead": round(1 - through / bare, 4),
+                "engine_tokens_per_second": round(statistics.median(alone[1:]), 1),
+                "server_tokens_per_second": round(statistics.median(served[1:]), 1),
+                "overhead": round(statistics.median(turns), 4),
+                "overhead_of_turns": [round(turn, 4) for turn in turns],
                 "client_cores": round(statistics.median(busy[1:]), 3),
             }
         )
@@ -162,10 +176,11 @@ def first_load(url: str) -> dict[str, Any]:
 def show(console: Console, result: dict[str, Any]) -> None:
     """The tables."""
     table = Table(title="clients in a closed loop; times in ms, p50 / p95 / p99")
-    for column in ("server", "mode", "clients", "tok/s", "TTFT", "gap", "TPOT"):
+    for column in ("server", "mode", "clients", "tok/s", "TTFT", "TTFT in a burst", "gap", "TPOT"):
         table.add_column(column)
+    kinds = ("ttft", "burst_ttft", "gap", "tpot")
     for row in result["load"]:
-        times = [" / ".join(f"{v:g}" for v in row[f"{k}_ms"]) for k in ("ttft", "gap", "tpot")]
+        times = [" / ".join(f"{v:.3g}" for v in row[f"{kind}_ms"]) for kind in kinds]
         rate = f"{row['tokens_per_second']:g}"
         table.add_row(row["server"], row["mode"], str(row["clients"]), rate, *times)
     console.print(table)
@@ -175,9 +190,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
     for column in ("mode", "clients", "engine tok/s", "server tok/s", "overhead", "client's cores"):
         table.add_column(column)
     for row in result["overhead"]:
-        mode, clients, engine, server, share, cores = row.values()
-        rates = f"{engine:g}", f"{server:g}"
-        table.add_row(mode, str(clients), *rates, f"{share:.1%}", f"{cores:.2f}")
+        rates = [f"{row[f'{side}_tokens_per_second']:g}" for side in ("engine", "server")]
+        share, cores = f"{row['overhead']:.1%}", f"{row['client_cores']:.2f}"
+        table.add_row(row["mode"], str(row["clients"]), *rates, share, cores)
     console.print(table)
     page = result["page"]
     console.print(f"page: {page['files']} files, {page['bytes']} bytes, {page['milliseconds']} ms")
@@ -186,42 +201,39 @@ def show(console: Console, result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 16, 64])
+    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--ramp", type=float, default=1.0)
     parser.add_argument("--only", nargs="+", default=["trimode-int8", "llama-Q8_0"])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--overhead-clients", type=int, default=16)
+    parser.add_argument("--overhead-rounds", type=int, default=8)
     parser.add_argument("--name", default="serve")
     arguments = parser.parse_args()
     if "GOMP_SPINCOUNT" not in os.environ:  # read when torch is loaded; the command sets it too
         os.environ["GOMP_SPINCOUNT"] = "20000"
         os.execv(sys.executable, [sys.executable, *sys.argv])
     ours = next((name for name in arguments.only if name.startswith("trimode")), None)
-    slots = max(*arguments.clients, arguments.overhead_clients)
-    count = max(arguments.requests, slots)
-    sets = read_prompts(arguments.data, -(-count // 3))
-    prompts = [text for group in zip(*sets.values(), strict=True) for text in group]
+    most = max([arguments.overhead_clients, *arguments.clients])
+    prompts = read_prompts(arguments.data, max(arguments.requests, REQUESTS_A_CLIENT * most) + most)
     result: dict[str, Any] = {"overhead": [], "page": {}}
-    servers: dict[str, HttpEngine] = {}
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            for name in arguments.only:
-                servers[name] = start(name, slots, Path(folder))
-                for decoding in modes_of(name, arguments.modes).values():
-                    servers[name].ask("Say hello.", 4, decoding)
-            result["load"] = under_load(servers, prompts, arguments)
-            if ours:
-                result["page"] = first_load(servers[ours].url)
+        result["load"] = loads(prompts, Path(folder), arguments)
+        if ours and arguments.overhead_rounds:
+            server = start(ours, most, Path(folder))
+            try:
+                server.ask("Say hello.", 4, {})
+                result["page"] = first_load(server.url)
                 dtype = ours.removeprefix("trimode-")
-                result["overhead"] = overhead(servers[ours], prompts, arguments, dtype)
-        finally:
-            for server in servers.values():
+                result["overhead"] = overhead(server, prompts, arguments, dtype)
+            finally:
                 server.close()
     show(Console(), result)
-    asked = {"max_tokens": arguments.max_tokens, "rounds": arguments.rounds,
-             "requests": arguments.requests}  # fmt: skip
+    asked = {
+        name: getattr(arguments, name) for name in ("max_tokens", "rounds", "requests", "ramp")
+    }
     save(arguments.name, {**header(), **asked, **result})
 
 

@@ -34,13 +34,29 @@ class Load:
 
 
 def measure(
-    engine: HttpEngine, prompts: list[str], max_tokens: int, decoding: dict, together: int
+    engine: HttpEngine,
+    prompts: list[str],
+    max_tokens: int,
+    decoding: dict,
+    together: int,
+    ramp: float = 0.0,
 ) -> Load:
-    """Ask all prompts, `together` at a time."""
+    """Ask all prompts, `together` at a time; the first of them begin over `ramp` seconds.
+
+    Answers are parsed when all have come: clients run on the cores of what is measured.
+    """
+
+    def ask(numbered: tuple[int, str]) -> list[tuple[float, bytes]]:
+        number, prompt = numbered
+        if number < together:
+            time.sleep(ramp * number / together)
+        return engine.heard(prompt, max_tokens, decoding)
+
     began = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(together) as pool:
-        found = list(pool.map(lambda p: engine.ask(p, max_tokens, decoding), prompts))
+        heard = list(pool.map(ask, enumerate(prompts)))
     seconds = time.perf_counter() - began
+    found = [engine.understood(lines) for lines in heard]
     tokens = sum(n for n, _ in found)
     return Load(
         rate=tokens / seconds,

@@ -12,6 +12,11 @@ from trimode.engine.sequence import Sequence
 from trimode.model import Segment, Transformer
 from trimode.model.adapter import AdapterRows
 
+_BESIDE_NEW = 32
+"""Rows that run beside sequences without text, at most."""
+_WORTH_A_PASS = 64
+"""But with fewer rows than this a pass costs more a row than it need."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -25,29 +30,37 @@ class Slice:
 def plan(sequences: Seq[Sequence], max_rows: int) -> list[Slice]:
     """Choose what runs in the next pass, at most `max_rows` rows where that is possible.
 
-    Spans that cannot be split go first, longest waiting first; prefills fill what is left, so
-    that a long prompt delays its neighbours by one chunk at most. A span larger than a pass runs
-    alone, when no prefill has waited longer.
+    While sequences without text are there, a pass has few rows of those that have some: a
+    newcomer's first text does not wait for large passes of others, and a long prompt, in pieces,
+    does not stop them. Among newcomers those that have read their prompt go first, then who came
+    first; among others who has waited longest.
+
+    A span that cannot be split and has waited longest always runs, however large it is.
     """
-    waiting = sorted(sequences, key=lambda s: s.last_step)
-    whole = [s for s in waiting if not s.splittable]
-    prefills = [s for s in waiting if s.splittable]
-    reserve = max(1, max_rows // 4) if prefills else 0
+    longest = min(sequences, key=lambda s: s.last_step, default=None)
+    new = sorted((s for s in sequences if s.splittable or not s.tokens), key=_reads_prompt)
+    running = sorted((s for s in sequences if s not in new), key=lambda s: s.last_step)
+    wanted = sum(s.rows_left for s in new)
+    beside = min(max_rows // 2, max(_BESIDE_NEW, _WORTH_A_PASS - wanted)) if new else max_rows
+    most = [(s, beside) for s in running] + [(s, max_rows) for s in new]
+    most.sort(key=lambda share: share[0] is not longest or share[0].splittable)
     slices: list[Slice] = []
-    free = max_rows
-    for sequence in whole:
-        rows = sequence.rows_left
-        its_turn = not prefills or sequence.last_step <= prefills[0].last_step
-        if rows <= free - reserve or (not slices and its_turn):
-            slices.append(Slice(sequence, 0, rows))
-            free -= rows
-    for sequence in prefills:
-        rows = min(sequence.rows_left, free)
+    taken = 0
+    for sequence, limit in most:
+        rows, free = sequence.rows_left, limit - taken
+        if sequence.splittable:
+            rows = min(rows, free)
+        elif rows > free and sequence is not longest:
+            continue
         if rows > 0:
             done = sequence.rows_done
             slices.append(Slice(sequence, done, done + rows))
-            free -= rows
+            taken += rows
     return slices
+
+
+def _reads_prompt(sequence: Sequence) -> bool:
+    return sequence.splittable
 
 
 def run(model: Transformer, slices: Seq[Slice]) -> list[Logits | None]:
