@@ -295,3 +295,74 @@ def test_text_of_the_updates_is_the_text_of_the_result():
 
 def test_an_engine_without_work_steps_to_nothing():
     assert tiny("llama", 0).engine().step() == []
+
+
+def waiting_in(engine):
+    """Live sequences without text."""
+    return [sequence for sequence in engine.live if not sequence.tokens]
+
+
+def test_a_newcomers_prompt_shares_its_pass_with_few_rows_of_others():
+    model = scripted(speculative(lambda _: False))
+    engine = Engine(model)
+    for _ in range(12):
+        asked = GenerationOptions(mode="diffusion", block_length=16, max_tokens=64)
+        engine.add([9, 9], asked)
+    while engine.waiting or waiting_in(engine):
+        engine.step()
+    engine.step()
+    assert len(model.transformer.rows_run[-1]) == 12 * 16
+    late = engine.add([9] * 40, GenerationOptions(max_tokens=4))
+    engine.step()
+    assert len(model.transformer.rows_run[-1]) == 40 + 32, "two blocks of others beside it"
+    assert late.tokens
+
+
+def test_small_prompts_leave_a_pass_room_for_others():
+    model = scripted(speculative(lambda _: False))
+    engine = Engine(model)
+    for _ in range(80):
+        engine.add([9, 9], GenerationOptions(max_tokens=64))
+    engine.max_sequences = 100
+    while engine.waiting or waiting_in(engine):
+        engine.step()
+    engine.add([9] * 10, GenerationOptions(max_tokens=4))
+    engine.step()
+    assert len(model.transformer.rows_run[-1]) == 64
+
+
+@given(
+    max_rows=st.sampled_from([1, 2, 5, 16, 64, 512]),
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from(["ar", "linear", "quadratic", "diffusion"]),
+            st.integers(1, 6),
+            st.integers(1, 40),
+            st.integers(0, 30),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_everyone_advances_whoever_else_comes(max_rows, asked):
+    """Between two of its passes are no more steps than run all others twice, prompts in pieces."""
+    engine = Engine(scripted(speculative(lambda p: p % 2 == 0)), max_rows=max_rows)
+    coming = sorted(asked, key=lambda one: one[3])
+    ran: dict[str, int] = {}
+    for now in range(10_000):
+        while coming and coming[0][3] <= now:
+            mode, block_length, length, _ = coming.pop(0)
+            options = GenerationOptions(mode=mode, block_length=block_length, max_tokens=20)
+            engine.add([9] * length, options)
+        if not coming and not engine.busy:
+            break
+        engine.step()
+        for sequence in engine.live:
+            ran.setdefault(sequence.id, now)
+            if sequence.last_step == engine._steps:
+                ran[sequence.id] = now
+            pieces = sum(1 + len(other.prompt) // max(1, max_rows // 2) for other in engine.live)
+            assert now - ran[sequence.id] <= 2 * pieces + 12, sequence.id
+    else:
+        raise AssertionError("not finished")
