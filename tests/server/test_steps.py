@@ -112,8 +112,7 @@ def request_in(model):
 @pytest.mark.parametrize("mode", ["ar", "linear", "auto"])
 def test_however_long_text_is_held_every_token_comes(model, url, mode, monkeypatch):
     """Held to the end here: the first text at once, then one chunk with all the rest."""
-    monkeypatch.setattr(worker, "_CHUNKS_A_SECOND", 1e-6)
-    monkeypatch.setattr(worker, "_LONGEST_HOLD", 1e6)
+    monkeypatch.setattr(EngineWorker, "_tick", lambda _: False)
     texts = [f"{'ab' * i}a" for i in range(AT_ONCE)]
     body = {"model": "tiny", "temperature": 0, "max_tokens": 40, "logprobs": True,
             "ignore_eos": True, "decoding": {"mode": mode}}  # fmt: skip
