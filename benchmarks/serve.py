@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -78,13 +79,10 @@ def loads(prompts: list[str], folder: Path, arguments: argparse.Namespace) -> li
     for name, mode, decoding, clients in track(turns, "loads", transient=True):
         count = max(arguments.requests, REQUESTS_A_CLIENT * clients)
         asked, fresh = prompts[:count], prompts[count : count + clients]
-        server = start(name, max(clients, 16), folder)
-        try:
+        with closing(start(name, max(clients, 16), folder)) as server:
             server.ask("Say hello.", 4, decoding)
             found = measure(server, asked, arguments.max_tokens, decoding, clients, arguments.ramp)
             burst = measure(server, fresh, 8, decoding, clients)
-        finally:
-            server.close()
         key = (name, mode, clients)
         rates.setdefault(key, []).append(found.rate)
         pooled[key] = pooled.get(key, Load()).pooled(found)
@@ -222,14 +220,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result["load"] = loads(prompts, Path(folder), arguments)
         if ours and arguments.overhead_rounds:
-            server = start(ours, most, Path(folder))
-            try:
+            with closing(start(ours, most, Path(folder))) as server:
                 server.ask("Say hello.", 4, {})
                 result["page"] = first_load(server.url)
                 dtype = ours.removeprefix("trimode-")
                 result["overhead"] = overhead(server, prompts, arguments, dtype)
-            finally:
-                server.close()
     show(Console(), result)
     asked = {
         name: getattr(arguments, name) for name in ("max_tokens", "rounds", "requests", "ramp")

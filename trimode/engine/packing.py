@@ -38,16 +38,15 @@ def plan(sequences: Seq[Sequence], max_rows: int) -> list[Slice]:
     A span that cannot be split and has waited longest always runs, however large it is.
     """
     longest = min(sequences, key=lambda s: s.last_step, default=None)
-    new = sorted((s for s in sequences if s.splittable or not s.tokens), key=_reads_prompt)
-    running = sorted((s for s in sequences if s not in new), key=lambda s: s.last_step)
+    new = sorted((s for s in sequences if _is_new(s)), key=lambda s: s.splittable)
+    running = sorted((s for s in sequences if not _is_new(s)), key=lambda s: s.last_step)
     wanted = sum(s.rows_left for s in new)
     beside = min(max_rows // 2, max(_BESIDE_NEW, _WORTH_A_PASS - wanted)) if new else max_rows
-    most = [(s, beside) for s in running] + [(s, max_rows) for s in new]
-    most.sort(key=lambda share: share[0] is not longest or share[0].splittable)
     slices: list[Slice] = []
     taken = 0
-    for sequence, limit in most:
-        rows, free = sequence.rows_left, limit - taken
+    for sequence in sorted(running + new, key=lambda s: s is not longest or s.splittable):
+        free = (max_rows if _is_new(sequence) else beside) - taken
+        rows = sequence.rows_left
         if sequence.splittable:
             rows = min(rows, free)
         elif rows > free and sequence is not longest:
@@ -59,8 +58,9 @@ def plan(sequences: Seq[Sequence], max_rows: int) -> list[Slice]:
     return slices
 
 
-def _reads_prompt(sequence: Sequence) -> bool:
-    return sequence.splittable
+def _is_new(sequence: Sequence) -> bool:
+    """Whether it reads its prompt (perhaps again) or has no text yet."""
+    return sequence.splittable or not sequence.tokens
 
 
 def run(model: Transformer, slices: Seq[Slice]) -> list[Logits | None]:

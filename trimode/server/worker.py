@@ -274,7 +274,7 @@ class EngineWorker:
     def _tick(self) -> bool:
         """Whether text has been held for long enough; all clients' goes at the same moment."""
         streams = sum(request.stream for request in self._requests.values())
-        hold = min(_LONGEST_HOLD, max(0, streams - 1) / _CHUNKS_A_SECOND)
+        hold = min(_LONGEST_HOLD, (streams - 1) / _CHUNKS_A_SECOND)
         now = time.monotonic()
         if now - self._ticked_at < hold:
             return False
