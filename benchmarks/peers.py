@@ -75,25 +75,11 @@ _NGRAM, _DRAFT = 3, 8
 defaults of 12 and 48 are for much longer answers."""
 
 
-class HttpEngine:
-    """A server that speaks OpenAI's protocol."""
+class HttpClient:
+    """A client of a server that speaks OpenAI's protocol."""
 
-    def __init__(self, command: list[str], marker: str) -> None:
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self.process.stdout is not None
-        seen = []
-        for line in self.process.stdout:
-            seen.append(line)
-            address = next((word for word in line.split() if word.startswith("http")), None)
-            if marker in line and address:
-                self.url = address.rstrip(",").removesuffix("/v1")
-                break
-        else:
-            raise SystemExit("".join(seen[-20:]))
-        drain = concurrent.futures.ThreadPoolExecutor(1)
-        drain.submit(lambda: [None for _ in self.process.stdout or ()])
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
         """Tokens of the answer, and when text came: seconds since the request was sent."""
@@ -132,6 +118,27 @@ class HttpEngine:
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
         return tokens, times
+
+
+class HttpEngine(HttpClient):
+    """Such a server in a process of its own."""
+
+    def __init__(self, command: list[str], marker: str) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            address = next((word for word in line.split() if word.startswith("http")), None)
+            if marker in line and address:
+                super().__init__(address.rstrip(",").removesuffix("/v1"))
+                break
+        else:
+            raise SystemExit("".join(seen[-20:]))
+        drain = concurrent.futures.ThreadPoolExecutor(1)
+        drain.submit(lambda: [None for _ in self.process.stdout or ()])
 
     def megabytes(self, field: str) -> float:
         """See `machine.megabytes`."""

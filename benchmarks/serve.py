@@ -14,28 +14,36 @@ the rounds. TTFT: from sending a request to its first text, queue included. Gap:
 the next, which may be several tokens. TPOT: (last text - first text) / (tokens - 1). Percentiles
 over the requests of all rounds.
 
-Overhead: the engine alone in this process, the same prompts, mode and number at once, against the
-server: 1 - server's rate / engine's rate of the same turn, the median of the turns after a first
-one that fills the prefix caches of both. Clients run on the cores of the server; what they take is
-listed.
+Overhead: 1 - the rate of a load on the server / the mean rate of its engine alone before and after
+it, the median of the turns. Both are one engine in one thread of one process (two processes with
+the same engine differ by more than the overhead), with the same prompts from its cache and as many
+at once. Clients are a process of their own on the cores of the server; what they take is listed.
 """
 
 import argparse
+import asyncio
+import gc
+import multiprocessing
 import os
 import re
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 from lossless import read_prompts
 from machine import header, save
-from peers import HttpEngine, start
+from peers import SERVED, HttpClient, start
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -44,6 +52,9 @@ from servers import Load, measure, percentile
 from trimode import load
 from trimode.config import GenerationOptions
 from trimode.engine import Engine, drain, encode_prompt
+from trimode.engine.costs import cost_curve
+from trimode.server import HttpServer, ServerSettings, create_app
+from trimode.server.worker import EngineWorker
 
 MODES: dict[str, dict[str, Any]] = {
     "ar": {"mode": "ar"},
@@ -120,36 +131,75 @@ def engine_rate(engine: Engine, prompts: list[list[int]], decoding: dict, max_to
     return sum(len(s.tokens) for s in sequences) / (time.perf_counter() - began)
 
 
+def served_rate(url: str, prompts: list[str], decoding: dict, clients: int) -> tuple[float, float]:
+    """Tokens a second that clients in this process get, and the share of a core they take."""
+    cpu, began = time.process_time(), time.perf_counter()
+    rate = measure(HttpClient(url), prompts, OVERHEAD_TOKENS, decoding, clients).rate
+    return rate, (time.process_time() - cpu) / (time.perf_counter() - began)
+
+
+@contextmanager
+def serving_here(dtype: str, max_sequences: int) -> Iterator[tuple[str, EngineWorker]]:
+    """As `trimode serve`, in threads of this process: its address and its engine's thread."""
+    thread = ThreadPoolExecutor(1)
+    model = thread.submit(load, dtype=dtype, progress=False).result()
+    thread.submit(cost_curve, model).result()
+    settings = ServerSettings(
+        name=SERVED, defaults=GenerationOptions(), max_sequences=max_sequences
+    )
+    app = create_app(model, settings, thread=thread)
+    server = HttpServer(app)
+    socket = server.config.bind_socket()
+    gc.collect()
+    gc.freeze()
+    running = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    running.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{socket.getsockname()[1]}", app.state.service.worker
+    finally:
+        server.should_exit = True
+        running.join()
+
+
 def overhead(
-    server: HttpEngine, prompts: list[str], arguments: argparse.Namespace, dtype: str
-) -> list[dict[str, Any]]:
-    """What the server costs beside the engine alone, in each mode."""
-    model = load(dtype=dtype, progress=False)
-    together, most = arguments.overhead_clients, OVERHEAD_TOKENS
-    engine = Engine(model, max_sequences=together)
+    url: str,
+    worker: EngineWorker,
+    clients: ProcessPoolExecutor,
+    prompts: list[str],
+    mode: str,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """What the server costs beside its engine alone in one mode."""
+    decoding, together = MODES[mode], arguments.overhead_clients
     asked = prompts[: 2 * together]
-    encoded = [encode_prompt(model, prompt) for prompt in asked]
-    rows = []
-    for mode, decoding in modes_of("trimode", arguments.modes).items():
-        alone, served, busy = [], [], []
-        for _ in range(1 + arguments.overhead_rounds):  # the first fills both prefix caches
-            alone.append(engine_rate(engine, encoded, decoding, most))
-            cpu, began = time.process_time(), time.perf_counter()
-            served.append(measure(server, asked, most, decoding, together).rate)
-            busy.append((time.process_time() - cpu) / (time.perf_counter() - began))
-        turns = [1 - s / a for a, s in zip(alone[1:], served[1:], strict=True)]
-        rows.append(
-            {
-                "mode": mode,
-                "clients": together,
-                "engine_tokens_per_second": round(statistics.median(alone[1:]), 1),
-                "server_tokens_per_second": round(statistics.median(served[1:]), 1),
-                "overhead": round(statistics.median(turns), 4),
-                "overhead_of_turns": [round(turn, 4) for turn in turns],
-                "client_cores": round(statistics.median(busy[1:]), 3),
-            }
-        )
-    return rows
+    encoded = [encode_prompt(worker.engine.model, prompt) for prompt in asked]
+
+    def alone() -> float:
+        bare = partial(engine_rate, worker.engine, encoded, decoding, OVERHEAD_TOKENS)
+        return asyncio.run(worker.call(bare))
+
+    def served() -> tuple[float, float]:
+        return clients.submit(served_rate, url, asked, decoding, together).result()
+
+    served()  # fills the prefix cache
+    bare, found = [alone()], []
+    for _ in track(range(arguments.overhead_rounds), f"overhead, {mode}", transient=True):
+        found.append(served())
+        bare.append(alone())
+    rates, cores = zip(*found, strict=True)
+    around = [statistics.mean(pair) for pair in pairwise(bare)]
+    turns = [1 - rate / engine for rate, engine in zip(rates, around, strict=True)]
+    return {
+        "mode": mode,
+        "clients": together,
+        "engine_tokens_per_second": round(statistics.median(bare), 1),
+        "server_tokens_per_second": round(statistics.median(rates), 1),
+        "overhead": round(statistics.median(turns), 4),
+        "overhead_of_turns": [round(turn, 4) for turn in turns],
+        "client_cores": round(statistics.median(cores), 3),
+    }
 
 
 def first_load(url: str) -> dict[str, Any]:
@@ -220,11 +270,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result["load"] = loads(prompts, Path(folder), arguments)
         if ours and arguments.overhead_rounds:
-            with closing(start(ours, most, Path(folder))) as server:
-                server.ask("Say hello.", 4, {})
-                result["page"] = first_load(server.url)
-                dtype = ours.removeprefix("trimode-")
-                result["overhead"] = overhead(server, prompts, arguments, dtype)
+            dtype = ours.removeprefix("trimode-")
+            with (
+                serving_here(dtype, arguments.overhead_clients) as (url, worker),
+                ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as clients,
+            ):
+                result["page"] = first_load(url)
+                result["overhead"] = [
+                    overhead(url, worker, clients, prompts, mode, arguments)
+                    for mode in arguments.modes
+                ]
     show(Console(), result)
     asked = {
         name: getattr(arguments, name) for name in ("max_tokens", "rounds", "requests", "ramp")

@@ -5,7 +5,7 @@ import itertools
 import time
 from dataclasses import dataclass, field
 
-from peers import HttpEngine
+from peers import HttpClient
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Load:
 
 
 def measure(
-    engine: HttpEngine,
+    engine: HttpClient,
     prompts: list[str],
     max_tokens: int,
     decoding: dict,
