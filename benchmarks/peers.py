@@ -86,7 +86,7 @@ class HttpClient:
         return self.understood(self.heard(prompt, max_tokens, decoding))
 
     def heard(self, prompt: str, max_tokens: int, decoding: dict) -> list[tuple[float, bytes]]:
-        """Lines of the answer, and when they came: seconds since the request was sent."""
+        """Pieces of the answer, and when they came: seconds since the request was sent."""
         body = {
             "model": SERVED,
             "messages": [{"role": "user", "content": prompt}],
@@ -104,19 +104,22 @@ class HttpClient:
         )
         began = time.perf_counter()
         with urllib.request.urlopen(request) as answer:
-            return [(time.perf_counter() - began, line) for line in answer]
+            pieces = iter(answer.read1, b"")
+            return [(time.perf_counter() - began, piece) for piece in pieces]
 
-    def understood(self, lines: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
+    def understood(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
         """Tokens and times of text in what was heard."""
-        times, tokens = [], 0
-        for seconds, line in lines:
-            if not line.startswith(b"data: {"):
-                continue
-            chunk = json.loads(line[6:])
-            if any(c["delta"].get("content") for c in chunk["choices"]):
-                times.append(seconds)
-            if chunk.get("usage"):
-                tokens = chunk["usage"]["completion_tokens"]
+        times, tokens, rest = [], 0, b""
+        for seconds, piece in pieces:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if not line.startswith(b"data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                if any(c["delta"].get("content") for c in chunk["choices"]):
+                    times.append(seconds)
+                if chunk.get("usage"):
+                    tokens = chunk["usage"]["completion_tokens"]
         return tokens, times
 
 
@@ -170,7 +173,7 @@ class PipeEngine(HttpEngine):
             raise SystemExit(f"transformers-{dtype} did not start")
 
     def heard(self, prompt: str, max_tokens: int, decoding: dict) -> list[tuple[float, bytes]]:
-        """One line, which holds all times."""
+        """One piece, which holds all times."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         asked = {"prompt": prompt, "max_tokens": max_tokens, **decoding}
@@ -178,9 +181,9 @@ class PipeEngine(HttpEngine):
         self.process.stdin.flush()
         return [(0.0, self.process.stdout.readline().encode())]
 
-    def understood(self, lines: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
+    def understood(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
         """As for a server."""
-        found = json.loads(lines[0][1])
+        found = json.loads(pieces[0][1])
         return found["tokens"], found["times"]
 
 

@@ -56,7 +56,7 @@ def measure(
     with concurrent.futures.ThreadPoolExecutor(together) as pool:
         heard = list(pool.map(ask, enumerate(prompts)))
     seconds = time.perf_counter() - began
-    found = [engine.understood(lines) for lines in heard]
+    found = [engine.understood(pieces) for pieces in heard]
     tokens = sum(n for n, _ in found)
     return Load(
         rate=tokens / seconds,
