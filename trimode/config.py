@@ -213,6 +213,10 @@ class GenerationOptions:
             raise InputError(
                 "stop", "an empty string", "each stop string needs at least one character"
             )
+        for name, annotation in _annotations(type(self)).items():
+            value = getattr(self, name)
+            if "float" in annotation and type(value) is int:  # a tensor takes no large one
+                object.__setattr__(self, name, float(value))
 
     @classmethod
     def from_mapping(cls, values: dict[str, object]) -> Self:
@@ -250,7 +254,7 @@ def _pairs(value: object) -> object:
     items = value.items() if isinstance(value, dict) else value
     try:
         return tuple((int(token), float(bias)) for token, bias in items)  # type: ignore[union-attr]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         allowed = "must map token ids to numbers"
         raise InputError("logit_bias", repr(value), allowed) from None
 

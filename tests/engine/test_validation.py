@@ -197,3 +197,8 @@ def test_token_ids_are_taken_as_they_are():
     result = generate(model.model, PROMPT, max_tokens=6)
     assert list(result.token_ids) == model.generate(PROMPT, max_tokens=6).tokens
     assert result.prompt_tokens == 3
+
+
+def test_a_whole_number_beyond_those_of_tensors_counts_as_a_float():
+    options = {"max_tokens": 3, "repetition_penalty": 2**70, "temperature": 2**70}
+    assert tiny(eos=()).generate(PROMPT, **options).tokens

@@ -6,6 +6,7 @@ import pytest
 from trimode import generate
 
 MESSAGES = [{"role": "user", "content": "Say something."}]
+PREDICTION = {"type": "content", "content": "something"}
 
 
 def ask(client, **fields):
@@ -59,6 +60,26 @@ def test_the_model_name_may_carry_a_mode(client):
     answer = ask(client, model="tiny:linear")
     assert answer.model_extra["metrics"]["decoding"]["mode"] == "linear"
     assert answer.choices[0].message.content == ask(client).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("fields", "mode", "reason"),
+    [
+        ({}, "ar", "server_default"),
+        ({"model": "tiny:linear_spec"}, "linear", "model_suffix"),
+        ({"extra_body": {"decoding": {"mode": "dlm"}}}, "diffusion", "request"),
+        ({"model": "tiny:linear", "extra_body": {"decoding": {"mode": "ar"}}}, "ar", "request"),
+        ({"model": "tiny:linear", "prediction": PREDICTION}, "auto", "prediction"),
+        ({"model": "tiny:auto", "prediction": PREDICTION}, "auto", "model_suffix"),
+    ],
+)
+def test_an_answer_says_which_mode_made_it_and_why(client, fields, mode, reason):
+    whole = ask(client, **fields)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *_, last = ask(client, **fields, **options)
+    for answer in (whole, last):
+        decoding = answer.model_extra["metrics"]["decoding"]
+        assert (decoding["mode"], decoding["mode_reason"]) == (mode, reason)
 
 
 def test_one_seed_is_one_text_and_choices_differ(client):

@@ -77,6 +77,10 @@ def install(app: FastAPI) -> None:
         given = "" if first["type"] == "missing" else f" {_short(first['input'])};"
         return _answer(http, 400, f"{field or 'body'}:{given} {first['msg']}", field)
 
+    @app.exception_handler(RecursionError)
+    async def too_deep(http: Request, _: RecursionError) -> JSONResponse:
+        return _answer(http, 400, "body: nested too deeply")
+
     @app.exception_handler(QueueFullError)
     async def full(http: Request, error: QueueFullError) -> JSONResponse:
         message = f"the server is busy: {error}; try again"

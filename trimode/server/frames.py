@@ -18,6 +18,8 @@ from trimode.server.worker import Step
 from trimode.text import Detokenizer
 
 Kind = Literal["chat", "text"]
+ModeReason = Literal["request", "model_suffix", "server_default", "prediction"]
+"""What chose the mode: the field `decoding.mode`, the model's name, nothing, or a prediction."""
 _OBJECTS = {
     ("chat", True): "chat.completion.chunk",
     ("chat", False): "chat.completion",
@@ -66,6 +68,7 @@ class Answer:
     """Draft and commit frames so far."""
     places: "defaultdict[int, Place]" = field(init=False)
     """Where each choice stands."""
+    mode_reason: ModeReason = "request"
     may_call: bool = False
     """Whether an answer may turn out to be calls of tools."""
     echoes: dict[int, "Echo"] = field(default_factory=dict)
@@ -106,7 +109,8 @@ class Answer:
 
     def usage_chunk(self, sequences: list[Sequence]) -> dict[str, Any]:
         """The last chunk: what all choices took, and what their decoding did."""
-        counted = {"choices": [], "usage": usage(sequences), "metrics": metrics(sequences)}
+        done = metrics(sequences, self.mode_reason)
+        counted = {"choices": [], "usage": usage(sequences), "metrics": done}
         return {**self.shell(stream=True), **counted}
 
     def call_chunks(self, index: int, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -265,7 +269,7 @@ def usage(sequences: list[Sequence], sent: int | None = None) -> dict[str, Any]:
     return found
 
 
-def metrics(sequences: list[Sequence]) -> dict[str, Any] | None:
+def metrics(sequences: list[Sequence], mode_reason: ModeReason) -> dict[str, Any] | None:
     """What the decoding did, for `metrics` of an answer; None for several choices."""
     if len(sequences) != 1:
         return None
@@ -273,6 +277,7 @@ def metrics(sequences: list[Sequence]) -> dict[str, Any] | None:
     found: dict[str, Any] = {
         "decoding": {
             "mode": sequences[0].options.mode,
+            "mode_reason": mode_reason,
             "nfe": stats.nfe,
             "tokens_per_forward": round(stats.tokens_per_forward, 4),
             "revisions": stats.revisions,

@@ -47,7 +47,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         service.note_unknown(body.unknown)
         with fields_named(_CHAT_NAMES):
             choices, form = _chat_choices(service, body)
-        answer = service.new_answer("chat", body.model, may_call=bool(form.tools))
+        reason = service.mode_reason(body, choices[0][1])
+        answer = service.new_answer("chat", body.model, reason, may_call=bool(form.tools))
         names = {**_CHAT_NAMES, "grammar": form.field}
         return await service.answer(http, answer, body, choices, names)
 
@@ -56,7 +57,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         service.note_unknown(body.unknown)
         with fields_named(RESPONSE_NAMES):
             choices, _ = _chat_choices(service, body.as_chat())
-        response = Response(body)
+        response = Response(body, service.mode_reason(body, choices[0][1]))
         requests = await service.submit(
             http,
             choices,
@@ -89,7 +90,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         prompts = [tuple(encode_prompt(model, p, raw=True)) for p in _prompts(body.prompt)]
         for prompt in prompts:
             check_prompt(model.config, prompt, room=0 if nothing else 1)
-        answer = service.new_answer("text", body.model)
+        answer = service.new_answer("text", body.model, service.mode_reason(body, options[0]))
         if body.echo:
             places = [prompt for prompt in prompts for _ in options]
             answer.echoes = await _echoes(service, answer, places, body.logprobs)

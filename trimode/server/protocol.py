@@ -5,11 +5,21 @@ honour is refused by name where it asks for anything: an answer must not quietly
 request.
 """
 
+import json
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
@@ -72,16 +82,34 @@ class ModeChange(BaseModel):
     mode: StrictStr
 
 
-class GenerationRequest(BaseModel):
-    """What chat and plain completions share."""
+class Body(BaseModel):
+    """What all requests for an answer share."""
 
     model_config = ConfigDict(extra="allow")
     model: StrictStr
     stream: StrictBool | None = False
-    stream_options: StreamOptions | None = None
-    n: StrictInt | None = Field(None, ge=1)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, ge=0, le=1)
+    decoding: DecodingFields = Field(default_factory=DecodingFields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_repeated(cls, body: Any) -> Any:
+        """Python reads NaN, which is no JSON, and half of a surrogate pair, which is no text."""
+        if not isinstance(body, dict):
+            return body
+        try:
+            json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half of a surrogate pair") from None
+        return body
+
+
+class GenerationRequest(Body):
+    """What chat and plain completions share."""
+
+    stream_options: StreamOptions | None = None
+    n: StrictInt | None = Field(None, ge=1)
     top_k: StrictInt | None = None
     min_p: Number | None = None
     repetition_penalty: Number | None = None
@@ -91,7 +119,6 @@ class GenerationRequest(BaseModel):
     seed: StrictInt | None = None
     stop: StrictStr | list[StrictStr] | None = None
     ignore_eos: StrictBool | None = None
-    decoding: DecodingFields = Field(default_factory=DecodingFields)
 
     @property
     def unknown(self) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictInt, StrictStr
 
 from trimode.errors import InputError
-from trimode.server.frames import finish, metrics, usage
+from trimode.server.frames import ModeReason, finish, metrics, usage
 from trimode.server.protocol import (
+    Body,
     ChatRequest,
-    DecodingFields,
     Harmless,
-    Number,
     refuse_unsupported,
     unknown_fields,
 )
@@ -62,19 +61,13 @@ NAMES = {
 _ROLES = ("user", "assistant", "system", "developer")
 
 
-class ResponseRequest(BaseModel):
+class ResponseRequest(Body):
     """Body of /v1/responses."""
 
-    model_config = ConfigDict(extra="allow")
-    model: StrictStr
     input: StrictStr | list[dict[str, Any]]
     instructions: StrictStr | None = None
-    stream: StrictBool | None = False
     max_output_tokens: StrictInt | None = Field(None, ge=1)
-    temperature: Number | None = Field(None, ge=0, le=2)
-    top_p: Number | None = Field(None, ge=0, le=1)
     text: dict[str, Any] | None = None
-    decoding: DecodingFields = Field(default_factory=DecodingFields)
 
     @property
     def unknown(self) -> dict[str, Any]:
@@ -101,6 +94,8 @@ class ResponseRequest(BaseModel):
         if not messages:
             raise InputError("input", "empty", "must hold at least one message")
         form = (self.text or {}).get("format")
+        if form is not None and not isinstance(form, dict):
+            raise InputError("text.format", repr(form), "must be an object")
         if form and form.get("type") == "json_schema":  # flat here, nested in chat
             form = {"type": "json_schema", "json_schema": form}
         fields = {
@@ -112,7 +107,7 @@ class ResponseRequest(BaseModel):
             "top_p": self.top_p,
             "response_format": form,
         }
-        return ChatRequest.model_validate({**fields, "decoding": self.decoding})
+        return ChatRequest.model_validate({**fields, "decoding": self.decoding.model_dump()})
 
 
 def _message(item: dict[str, Any], index: int) -> dict[str, Any]:
@@ -141,6 +136,7 @@ class Response:
     """One answer on its way."""
 
     asked: ResponseRequest
+    mode_reason: ModeReason
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
     item_id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -202,7 +198,7 @@ class Response:
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": counted["total_tokens"],
             },
-            "metrics": metrics([request.sequence]),
+            "metrics": metrics([request.sequence], self.mode_reason),
         }
         if status == "incomplete":
             more["incomplete_details"] = {"reason": "max_output_tokens"}

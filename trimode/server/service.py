@@ -10,16 +10,17 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 
 from trimode.checkpoints import LoadedModel
-from trimode.config import MODE_ALIASES, MODES
+from trimode.config import MODE_ALIASES, MODES, GenerationOptions
 from trimode.engine import Engine
 from trimode.server.errors import ApiError, fields_named
 from trimode.server.fingerprint import fingerprint
-from trimode.server.frames import Answer, Kind
+from trimode.server.frames import Answer, Kind, ModeReason
 from trimode.server.logs import RequestLog
 from trimode.server.metrics import ServerMetrics
-from trimode.server.protocol import GenerationRequest
+from trimode.server.protocol import Body, GenerationRequest
 from trimode.server.settings import ServerSettings
 from trimode.server.streaming import EventStream, StreamSettings, events, gone, whole
 from trimode.server.telemetry import Trace, Tracing
@@ -90,6 +91,16 @@ class Service:
             code="model_not_found",
         )
 
+    def mode_reason(self, body: Body, options: GenerationOptions) -> ModeReason:
+        """What chose the mode that a request's options say."""
+        suffix = self.mode_of(body.model)
+        asked = body.decoding.mode or suffix or self.defaults.mode
+        if MODE_ALIASES.get(asked, asked) != options.mode:
+            return "prediction"
+        if body.decoding.mode:
+            return "request"
+        return "model_suffix" if suffix else "server_default"
+
     def note_unknown(self, names: Mapping[str, Any]) -> None:
         """Log fields that are ignored, each once: clients cannot tell, whoever runs this can."""
         for name in names:
@@ -154,7 +165,7 @@ class Service:
 
     async def at_once(
         self, http: Request, requests: list[EngineRequest], answer: Coroutine[Any, Any, dict]
-    ) -> Any:
+    ) -> Response:
         """The finished answer; nothing is left running if the client goes or time runs out."""
         watcher = asyncio.create_task(gone(http.receive))
         work = asyncio.create_task(answer)
@@ -162,7 +173,7 @@ class Service:
             await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 return Response(status_code=499)
-            return work.result()
+            return JSONResponse(work.result())
         except TimeoutError:
             timeout = self.settings.request_timeout
             raise ApiError(408, f"not finished within {timeout:g} seconds") from None
@@ -171,11 +182,11 @@ class Service:
             work.cancel()
             self._drop(requests)
 
-    def new_answer(self, kind: Kind, name: str, **more: Any) -> Answer:
+    def new_answer(self, kind: Kind, name: str, mode_reason: ModeReason, **more: Any) -> Answer:
         """An answer with an id of its own."""
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         answer_id = f"{prefix}-{secrets.token_hex(12)}"
-        more = {"fingerprint": self.fingerprint, **more}
+        more |= {"fingerprint": self.fingerprint, "mode_reason": mode_reason}
         return Answer(id=answer_id, kind=kind, model=self.model, name=name, **more)
 
     def _drop(self, requests: list[EngineRequest]) -> None:

@@ -104,7 +104,7 @@ async def whole(answer: Answer, requests: list[Request], timeout: float) -> dict
         **answer.shell(stream=False),
         "choices": choices,
         "usage": usage(sequences),
-        "metrics": metrics(sequences),
+        "metrics": metrics(sequences, answer.mode_reason),
     }
 
 

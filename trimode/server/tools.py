@@ -70,7 +70,8 @@ def _schema(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
     if kind != "json_schema":
         allowed = "allowed: text, json_object, json_schema"
         raise InputError("response_format.type", repr(kind), allowed)
-    schema = (response_format.get("json_schema") or {}).get("schema")
+    named = response_format.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else None
     if not isinstance(schema, dict):
         raise InputError("response_format.json_schema.schema", repr(schema), "must be an object")
     return schema
@@ -91,7 +92,8 @@ def _choice(
 ) -> tuple[tuple[dict[str, Any], ...], bool]:
     """The tools that may be called, and whether one must be."""
     if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
         named = tuple(tool for tool in tools if tool["function"]["name"] == name)
         if not named:
             raise InputError("tool_choice", repr(name), "must name one of the tools")

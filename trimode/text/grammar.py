@@ -24,13 +24,14 @@ def json_grammar(schema: dict[str, Any] | None = None) -> str:
     """The grammar of JSON that fits a schema; any JSON object by default.
 
     Raises:
-        InputError: llguidance is not installed.
+        InputError: llguidance is not installed, or reads the schema as no JSON.
     """
     matcher = _llguidance().LLMatcher
-    return matcher.grammar_from_json_schema(
-        json.dumps(schema or {"type": "object"}),
-        overrides=JSON_STYLE,
-    )
+    source = json.dumps(schema or {"type": "object"})
+    try:
+        return matcher.grammar_from_json_schema(source, overrides=JSON_STYLE)
+    except ValueError as error:  # a number that Python's JSON has and others' has not
+        raise _no_grammar(str(error)) from None
 
 
 def lark_grammar(source: str) -> str:
@@ -41,6 +42,10 @@ def lark_grammar(source: str) -> str:
 def regex_grammar(pattern: str) -> str:
     """The grammar of texts that match a regular expression from end to end."""
     return _llguidance().LLMatcher.grammar_from_regex(pattern)
+
+
+def _no_grammar(reason: str) -> InputError:
+    return InputError("grammar", reason, "must be a grammar that llguidance takes")
 
 
 def _llguidance() -> Any:
@@ -73,7 +78,7 @@ class GrammarMatcher:
         self._matcher = _llguidance().LLMatcher(backend, grammar, log_level=0)
         if self._matcher.is_error():
             reason = self._matcher.get_error().strip().splitlines()[0]
-            raise InputError("grammar", reason, "must be a grammar that llguidance takes")
+            raise _no_grammar(reason)
         self._vocab_size = vocab_size
         self._stops = list(stop_token_ids)
         self._consumed: list[int] = []
