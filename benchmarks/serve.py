@@ -143,11 +143,11 @@ def serving_here(dtype: str, max_sequences: int) -> Iterator[tuple[str, EngineWo
     """As `trimode serve`, in threads of this process: its address and its engine's thread."""
     thread = ThreadPoolExecutor(1)
     model = thread.submit(load, dtype=dtype, progress=False).result()
-    thread.submit(cost_curve, model).result()
+    costs = thread.submit(cost_curve, model).result()
     settings = ServerSettings(
         name=SERVED, defaults=GenerationOptions(), max_sequences=max_sequences
     )
-    app = create_app(model, settings, thread=thread)
+    app = create_app(model, settings, thread=thread, costs=costs)
     server = HttpServer(app)
     socket = server.config.bind_socket()
     gc.collect()

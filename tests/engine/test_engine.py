@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.reference.scripted import scripted, speculative, word
 from tests.reference.tiny import run_alone, tiny
 from trimode.config import GenerationOptions
+from trimode.decoding import CostCurve
 from trimode.engine import Engine, drain
 from trimode.engine.kv_pool import KVPool
 from trimode.errors import InputError
@@ -316,6 +317,20 @@ def test_a_newcomers_prompt_shares_its_pass_with_few_rows_of_others():
     engine.step()
     assert len(model.transformer.rows_run[-1]) == 40 + 32, "two blocks of others beside it"
     assert late.tokens
+
+
+def test_where_rows_have_their_price_fewer_of_others_share_a_newcomers_pass():
+    model = scripted(speculative(lambda _: False))
+    costs = CostCurve((1, 8, 128), (5.0, 18.0, 240.0), (5.0, 18.0, 240.0))
+    assert costs.efficient_rows == 8
+    engine = Engine(model, costs=costs)
+    for _ in range(12):
+        engine.add([9, 9], GenerationOptions(max_tokens=64))
+    while engine.waiting or waiting_in(engine):
+        engine.step()
+    engine.add([9] * 40, GenerationOptions(max_tokens=4))
+    engine.step()
+    assert len(model.transformer.rows_run[-1]) == 40 + 4
 
 
 def test_small_prompts_leave_a_pass_room_for_others():

@@ -96,9 +96,8 @@ def serve(
     from trimode.engine.costs import cost_curve
     from trimode.server import HttpServer, ServerSettings, create_app, log_to
 
-    if defaults.mode == "auto":
-        with spinner("timing passes", enabled=not no_progress):
-            thread.submit(cost_curve, loaded).result()
+    with spinner("timing passes", enabled=not no_progress):
+        costs = thread.submit(cost_curve, loaded).result()
 
     settings = ServerSettings(
         name=served_model_name or loaded.name,
@@ -113,7 +112,7 @@ def serve(
         otlp_traces_endpoint=otlp_traces_endpoint,
     )
     log_to(sys.stderr, requests=log != "warnings")
-    app = create_app(loaded, settings, thread=thread)
+    app = create_app(loaded, settings, thread=thread, costs=costs)
     server = HttpServer(app, host=host, port=port, shutdown_timeout=shutdown_timeout)
     socket = server.config.bind_socket()  # taken now: a port in use is an error before "ready"
     socket.listen()  # whoever reads the line below may connect at once

@@ -50,6 +50,13 @@ class CostCurve:
     sequence: float = 0.0
     """Seconds that each further sequence adds to a pass, whose rows see another KV cache."""
 
+    @property
+    def efficient_rows(self) -> int:
+        """From how many rows on a larger pass hardly costs less a row: a quarter at most."""
+        bar = 1.25 * self.plain[-1] / self.rows[-1]
+        costs = zip(self.rows, self.plain, strict=True)
+        return next(rows for rows, seconds in costs if seconds / rows <= bar)
+
     def seconds(self, rows: int, *, sequences: int = 1, drafting: bool = False) -> float:
         """Time of a pass: linear between measured points, and beyond the last two."""
         return self._alone(rows, self.adapted if drafting else self.plain) + self.sequence * (

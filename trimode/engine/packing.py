@@ -12,11 +12,6 @@ from trimode.engine.sequence import Sequence
 from trimode.model import Segment, Transformer
 from trimode.model.adapter import AdapterRows
 
-_BESIDE_NEW = 32
-"""Rows that run beside sequences without text, at most."""
-_WORTH_A_PASS = 64
-"""But with fewer rows than this a pass costs more a row than it need."""
-
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -27,11 +22,12 @@ class Slice:
     stop: int
 
 
-def plan(sequences: Seq[Sequence], max_rows: int) -> list[Slice]:
+def plan(sequences: Seq[Sequence], max_rows: int, efficient_rows: int) -> list[Slice]:
     """Choose what runs in the next pass, at most `max_rows` rows where that is possible.
 
-    While sequences without text are there, a pass has few rows of those that have some: a
-    newcomer's first text does not wait for large passes of others, and a long prompt, in pieces,
+    While sequences without text are there, a pass has few rows of those that have some: half of
+    `efficient_rows`, or what fills it up to them (with fewer a pass costs more a row than it need).
+    A newcomer's first text does not wait for large passes of others, and a long prompt, in pieces,
     does not stop them. Among newcomers those that have read their prompt go first, then who came
     first; among others who has waited longest.
 
@@ -41,7 +37,8 @@ def plan(sequences: Seq[Sequence], max_rows: int) -> list[Slice]:
     new = sorted((s for s in sequences if _is_new(s)), key=lambda s: s.splittable)
     running = sorted((s for s in sequences if not _is_new(s)), key=lambda s: s.last_step)
     wanted = sum(s.rows_left for s in new)
-    beside = min(max_rows // 2, max(_BESIDE_NEW, _WORTH_A_PASS - wanted)) if new else max_rows
+    few = max(efficient_rows // 2, efficient_rows - wanted)
+    beside = min(max_rows // 2, few) if new else max_rows
     slices: list[Slice] = []
     taken = 0
     for sequence in sorted(running + new, key=lambda s: s is not longest or s.splittable):

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from trimode import __version__
 from trimode.checkpoints import LoadedModel
+from trimode.decoding import CostCurve
 from trimode.server import errors, generation, operations, pages
 from trimode.server.body_limit import BodyLimit
 from trimode.server.service import Service
@@ -17,13 +18,21 @@ from trimode.server.settings import ServerSettings
 
 
 def create_app(
-    model: LoadedModel, settings: ServerSettings, *, thread: Executor | None = None
+    model: LoadedModel,
+    settings: ServerSettings,
+    *,
+    thread: Executor | None = None,
+    costs: CostCurve | None = None,
 ) -> FastAPI:
     """The ASGI application; its lifespan starts and stops the engine.
 
-    `thread`: where the engine runs, best the one thread that loaded the model (see `EngineWorker`).
+    Args:
+        model: what to serve.
+        settings: how.
+        thread: where the engine runs, best the one that loaded the model (see `EngineWorker`).
+        costs: of a pass; measured for the first request in mode `auto` by default.
     """
-    service = Service(model, settings, thread)
+    service = Service(model, settings, thread=thread, costs=costs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 
 from trimode.checkpoints import LoadedModel
 from trimode.config import MODE_ALIASES, MODES, GenerationOptions
+from trimode.decoding import CostCurve
 from trimode.engine import Engine
 from trimode.server.errors import ApiError, fields_named
 from trimode.server.fingerprint import fingerprint
@@ -37,14 +38,19 @@ class Service:
     """One model and its engine, as the routes see them."""
 
     def __init__(
-        self, model: LoadedModel, settings: ServerSettings, thread: Executor | None = None
+        self,
+        model: LoadedModel,
+        settings: ServerSettings,
+        *,
+        thread: Executor | None = None,
+        costs: CostCurve | None = None,
     ) -> None:
         self.model, self.settings = model, settings
         self.defaults = settings.defaults
         """Of requests; the mode may be changed at run time."""
         self.metrics = ServerMetrics(settings.name)
         self.log = RequestLog(model.tokenizer, prompts=settings.log_prompts)
-        engine = Engine(model, max_sequences=settings.max_sequences)
+        engine = Engine(model, max_sequences=settings.max_sequences, costs=costs)
         self.metrics.watch(engine)
         self.worker = EngineWorker(engine, max_waiting=settings.max_waiting, thread=thread)
         endpoint = settings.otlp_traces_endpoint
