@@ -20,7 +20,7 @@ const oneLine = (text) => text.replaceAll('\n', '⏎');
 
 function tokenSpan([text, sure, state], more = {}) {
   const title = state === 'mask' ? 'undecided' : `${state}, confidence ${sure.toFixed(2)}`;
-  const span = element('span', { class: `token ${state}`, title, ...more }, state === 'mask' ? '·' : text);
+  const span = element('span', { class: `token ${state}`, title, ...more }, text || '·');  // a mask, or part of a character
   span.style.setProperty('--sure', sure);
   return span;
 }
