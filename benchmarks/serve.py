@@ -29,7 +29,6 @@ import re
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -55,6 +54,7 @@ from trimode.engine import Engine, drain, encode_prompt
 from trimode.engine.costs import cost_curve
 from trimode.server import HttpServer, ServerSettings, create_app
 from trimode.server.worker import EngineWorker
+from trimode.testing.serving import in_thread
 
 MODES: dict[str, dict[str, Any]] = {
     "ar": {"mode": "ar"},
@@ -148,19 +148,10 @@ def serving_here(dtype: str, max_sequences: int) -> Iterator[tuple[str, EngineWo
         name=SERVED, defaults=GenerationOptions(), max_sequences=max_sequences
     )
     app = create_app(model, settings, thread=thread, costs=costs)
-    server = HttpServer(app)
-    socket = server.config.bind_socket()
     gc.collect()
     gc.freeze()
-    running = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-    running.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}", app.state.service.worker
-    finally:
-        server.should_exit = True
-        running.join()
+    with in_thread(HttpServer(app)) as url:
+        yield url, app.state.service.worker
 
 
 def overhead(

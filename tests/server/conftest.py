@@ -1,8 +1,6 @@
 """A real server on a loopback port, with a tiny model."""
 
 import contextlib
-import threading
-import time
 
 import openai
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from trimode.config import GenerationOptions
 from trimode.server import HttpServer, ServerSettings, create_app
 from trimode.testing import tiny_model
+from trimode.testing.serving import in_thread
 
 
 @contextlib.contextmanager
@@ -19,16 +18,8 @@ def serving(model, *, shutdown_timeout=0.0, **settings):
     app = create_app(model, ServerSettings(**{**fields, **settings}))
     server = HttpServer(app, shutdown_timeout=shutdown_timeout)
     app.state.service.http_server = server  # for tests that stop it
-    socket = server.config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}", app.state.service
-    finally:
-        server.should_exit = True
-        thread.join()
+    with in_thread(server) as url:
+        yield url, app.state.service
 
 
 @pytest.fixture(scope="session")

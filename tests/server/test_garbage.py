@@ -1,15 +1,12 @@
 """Valid bodies with any one value replaced or left out: an answer or a 4xx, never a fault."""
 
-import http.client
-import json
 import math
-from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.server.wire import ErrorBody
+from tests.server.wire import ErrorBody, post
 
 WORDS = {"type": "object", "properties": {"word": {"type": "string", "maxLength": 3}}}
 TOOL = {
@@ -87,21 +84,21 @@ RESPONSE = {
     "decoding": {"mode": "ar"},
 }
 BODIES = {
-    "chat": ("chat/completions", CHAT),
+    "chat": ("/v1/chat/completions", CHAT),
     "drafts": (
-        "chat/completions",
+        "/v1/chat/completions",
         {**CHAT, **STREAM, "decoding": {**DIFFUSION, "show_drafts": True}},
     ),
-    "quadratic": ("chat/completions", {**CHAT, "decoding": {"mode": "quadratic"}}),
-    "auto": ("chat/completions", {**CHAT, **STREAM, "decoding": {"mode": "auto"}}),
-    "tools": ("chat/completions", TOOLS),
-    "schema": ("chat/completions", SCHEMA),
-    "prediction": ("chat/completions", PREDICTION),
-    "echo": ("completions", ECHO),
-    "token ids": ("completions", {"model": "tiny", "prompt": [[1, 2], [3]], "max_tokens": 3}),
-    "only echo": ("completions", {**ECHO, **STREAM, "max_tokens": 0}),
-    "response": ("responses", RESPONSE),
-    "response stream": ("responses", {**RESPONSE, "stream": True}),
+    "quadratic": ("/v1/chat/completions", {**CHAT, "decoding": {"mode": "quadratic"}}),
+    "auto": ("/v1/chat/completions", {**CHAT, **STREAM, "decoding": {"mode": "auto"}}),
+    "tools": ("/v1/chat/completions", TOOLS),
+    "schema": ("/v1/chat/completions", SCHEMA),
+    "prediction": ("/v1/chat/completions", PREDICTION),
+    "echo": ("/v1/completions", ECHO),
+    "token ids": ("/v1/completions", {"model": "tiny", "prompt": [[1, 2], [3]], "max_tokens": 3}),
+    "only echo": ("/v1/completions", {**ECHO, **STREAM, "max_tokens": 0}),
+    "response": ("/v1/responses", RESPONSE),
+    "response stream": ("/v1/responses", {**RESPONSE, "stream": True}),
 }
 DEEP: list = []
 for _ in range(500):
@@ -136,27 +133,18 @@ def changed(value, path, new):
     return copy
 
 
-def post(url, path, body):
-    """The status and the text of the answer."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-    headers = {"Content-Type": "application/json"}
-    connection.request("POST", f"/v1/{path}", json.dumps(body).encode(), headers)
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode()
-
-
 @pytest.mark.parametrize("name", BODIES)
 def test_the_bodies_themselves_are_answered(url, name):
-    status, text = post(url, *BODIES[name])
-    assert status == 200, text
+    answer, text = post(url, *BODIES[name])
+    assert answer.status == 200, text
 
 
 def check(url, name, place, new):
     path, body = BODIES[name]
-    status, text = post(url, path, changed(body, place, new))
-    assert status in (200, 400, 404), (name, place, new, text)
+    answer, text = post(url, path, changed(body, place, new))
+    assert answer.status in (200, 400, 404), (name, place, new, text)
     assert "server_error" not in text, (name, place, new, text)
-    if status != 200:
+    if answer.status != 200:
         ErrorBody.model_validate_json(text)
 
 

@@ -157,13 +157,18 @@ class ErrorBody(Strict):
 CHUNKS = {"/v1/chat/completions": ChatChunk, "/v1/completions": TextChunk}
 
 
-def raw_events(url: str, path: str, body: dict[str, Any]) -> list[str]:
-    """The events of a stream as they are on the wire, comments included."""
+def post(url: str, path: str, body: dict[str, Any]) -> tuple[http.client.HTTPResponse, str]:
+    """The answer to a body, and its text."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     headers = {"Content-Type": "application/json"}
-    connection.request("POST", path, json.dumps({"stream": True, **body}).encode(), headers)
+    connection.request("POST", path, json.dumps(body).encode(), headers)
     answer = connection.getresponse()
-    text = answer.read().decode()  # the whole stream must be UTF-8
+    return answer, answer.read().decode()  # the whole stream must be UTF-8
+
+
+def raw_events(url: str, path: str, body: dict[str, Any]) -> list[str]:
+    """The events of a stream as they are on the wire, comments included."""
+    answer, text = post(url, path, {"stream": True, **body})
     assert answer.status == 200, text
     assert answer.getheader("content-type") == "text/event-stream; charset=utf-8"
     assert text.endswith("\n\n")

@@ -101,7 +101,7 @@ class Service:
         """What chose the mode that a request's options say."""
         suffix = self.mode_of(body.model)
         asked = body.decoding.mode or suffix or self.defaults.mode
-        if MODE_ALIASES.get(asked, asked) != options.mode:
+        if options.prediction and asked != "auto":
             return "prediction"
         if body.decoding.mode:
             return "request"
@@ -192,8 +192,15 @@ class Service:
         """An answer with an id of its own."""
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         answer_id = f"{prefix}-{secrets.token_hex(12)}"
-        more |= {"fingerprint": self.fingerprint, "mode_reason": mode_reason}
-        return Answer(id=answer_id, kind=kind, model=self.model, name=name, **more)
+        return Answer(
+            id=answer_id,
+            kind=kind,
+            model=self.model,
+            name=name,
+            fingerprint=self.fingerprint,
+            mode_reason=mode_reason,
+            **more,
+        )
 
     def _drop(self, requests: list[EngineRequest]) -> None:
         for request in requests:
