@@ -1,8 +1,7 @@
-"""The server under load, ours in every mode and llama.cpp's; its overhead; the page's first load.
+"""The server under load, ours in every mode and llama.cpp's; the page's first load.
 
     python benchmarks/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 96]
         [--max-tokens 64] [--rounds 1] [--ramp 1.0] [--only trimode-int8 llama-Q8_0]
-        [--overhead-clients 16] [--overhead-rounds 8]
 
 Each client sends a request, reads the stream to its end and sends the next; a load is at least
 eight requests a client. Every load has a server that was just started and the same prompts, so no
@@ -14,47 +13,27 @@ the rounds. TTFT: from sending a request to its first text, queue included. Gap:
 the next, which may be several tokens. TPOT: (last text - first text) / (tokens - 1). Percentiles
 over the requests of all rounds.
 
-Overhead: 1 - the rate of a load on the server / the mean rate of its engine alone before and after
-it, the median of the turns. Both are one engine in one thread of one process (two processes with
-the same engine differ by more than the overhead), with the same prompts from its cache and as many
-at once. Clients are a process of their own on the cores of the server; what they take is listed.
+What the server costs beside its engine alone: `overhead.py`.
 """
 
 import argparse
-import asyncio
-import gc
-import multiprocessing
-import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from functools import partial
-from itertools import pairwise
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 from lossless import read_prompts
 from machine import header, save
-from peers import SERVED, HttpClient, start
+from peers import start
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from servers import Load, measure, percentile
-
-from trimode import load
-from trimode.config import GenerationOptions
-from trimode.engine import Engine, drain, encode_prompt
-from trimode.engine.costs import cost_curve
-from trimode.server import HttpServer, ServerSettings, create_app
-from trimode.server.worker import EngineWorker
-from trimode.testing.serving import in_thread
 
 MODES: dict[str, dict[str, Any]] = {
     "ar": {"mode": "ar"},
@@ -65,7 +44,6 @@ MODES: dict[str, dict[str, Any]] = {
 }
 SHARES = (0.5, 0.95, 0.99)
 REQUESTS_A_CLIENT = 8
-OVERHEAD_TOKENS = 128
 
 
 def modes_of(name: str, chosen: list[str]) -> dict[str, dict[str, Any]]:
@@ -121,78 +99,6 @@ def loads(prompts: list[str], folder: Path, arguments: argparse.Namespace) -> li
     return rows
 
 
-def engine_rate(engine: Engine, prompts: list[list[int]], decoding: dict, max_tokens: int) -> float:
-    """Tokens a second of the engine without a server."""
-    options = GenerationOptions.from_mapping({**decoding, "max_tokens": max_tokens})
-    began = time.perf_counter()
-    sequences = [engine.add(prompt, options) for prompt in prompts]
-    for _ in drain(engine):
-        pass
-    return sum(len(s.tokens) for s in sequences) / (time.perf_counter() - began)
-
-
-def served_rate(url: str, prompts: list[str], decoding: dict, clients: int) -> tuple[float, float]:
-    """Tokens a second that clients in this process get, and the share of a core they take."""
-    cpu, began = time.process_time(), time.perf_counter()
-    rate = measure(HttpClient(url), prompts, OVERHEAD_TOKENS, decoding, clients).rate
-    return rate, (time.process_time() - cpu) / (time.perf_counter() - began)
-
-
-@contextmanager
-def serving_here(dtype: str, max_sequences: int) -> Iterator[tuple[str, EngineWorker]]:
-    """As `trimode serve`, in threads of this process: its address and its engine's thread."""
-    thread = ThreadPoolExecutor(1)
-    model = thread.submit(load, dtype=dtype, progress=False).result()
-    costs = thread.submit(cost_curve, model).result()
-    settings = ServerSettings(
-        name=SERVED, defaults=GenerationOptions(), max_sequences=max_sequences
-    )
-    app = create_app(model, settings, thread=thread, costs=costs)
-    gc.collect()
-    gc.freeze()
-    with in_thread(HttpServer(app)) as url:
-        yield url, app.state.service.worker
-
-
-def overhead(
-    url: str,
-    worker: EngineWorker,
-    clients: ProcessPoolExecutor,
-    prompts: list[str],
-    mode: str,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """What the server costs beside its engine alone in one mode."""
-    decoding, together = MODES[mode], arguments.overhead_clients
-    asked = prompts[: 2 * together]
-    encoded = [encode_prompt(worker.engine.model, prompt) for prompt in asked]
-
-    def alone() -> float:
-        bare = partial(engine_rate, worker.engine, encoded, decoding, OVERHEAD_TOKENS)
-        return asyncio.run(worker.call(bare))
-
-    def served() -> tuple[float, float]:
-        return clients.submit(served_rate, url, asked, decoding, together).result()
-
-    served()  # fills the prefix cache
-    bare, found = [alone()], []
-    for _ in track(range(arguments.overhead_rounds), f"overhead, {mode}", transient=True):
-        found.append(served())
-        bare.append(alone())
-    rates, cores = zip(*found, strict=True)
-    around = [statistics.mean(pair) for pair in pairwise(bare)]
-    turns = [1 - rate / engine for rate, engine in zip(rates, around, strict=True)]
-    return {
-        "mode": mode,
-        "clients": together,
-        "engine_tokens_per_second": round(statistics.median(bare), 1),
-        "server_tokens_per_second": round(statistics.median(rates), 1),
-        "overhead": round(statistics.median(turns), 4),
-        "overhead_of_turns": [round(turn, 4) for turn in turns],
-        "client_cores": round(statistics.median(cores), 3),
-    }
-
-
 def first_load(url: str) -> dict[str, Any]:
     """The page and everything it loads before a first question, one after the other."""
     waiting, seen, total = [url + "/", urljoin(url, "/props")], set[str](), 0
@@ -225,14 +131,6 @@ def show(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     if not result["page"]:
         return
-    table = Table(title="overhead of the server")
-    for column in ("mode", "clients", "engine tok/s", "server tok/s", "overhead", "client's cores"):
-        table.add_column(column)
-    for row in result["overhead"]:
-        rates = [f"{row[f'{side}_tokens_per_second']:g}" for side in ("engine", "server")]
-        share, cores = f"{row['overhead']:.1%}", f"{row['client_cores']:.2f}"
-        table.add_row(row["mode"], str(row["clients"]), *rates, share, cores)
-    console.print(table)
     page = result["page"]
     console.print(f"page: {page['files']} files, {page['bytes']} bytes, {page['milliseconds']} ms")
 
@@ -247,30 +145,17 @@ def main() -> None:
     parser.add_argument("--ramp", type=float, default=1.0)
     parser.add_argument("--only", nargs="+", default=["trimode-int8", "llama-Q8_0"])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--overhead-clients", type=int, default=16)
-    parser.add_argument("--overhead-rounds", type=int, default=8)
     parser.add_argument("--name", default="serve")
     arguments = parser.parse_args()
-    if "GOMP_SPINCOUNT" not in os.environ:  # read when torch is loaded; the command sets it too
-        os.environ["GOMP_SPINCOUNT"] = "20000"
-        os.execv(sys.executable, [sys.executable, *sys.argv])
     ours = next((name for name in arguments.only if name.startswith("trimode")), None)
-    most = max([arguments.overhead_clients, *arguments.clients])
+    most = max(arguments.clients, default=0)
     prompts = read_prompts(arguments.data, max(arguments.requests, REQUESTS_A_CLIENT * most) + most)
-    result: dict[str, Any] = {"overhead": [], "page": {}}
+    result: dict[str, Any] = {"page": {}}
     with tempfile.TemporaryDirectory() as folder:
         result["load"] = loads(prompts, Path(folder), arguments)
-        if ours and arguments.overhead_rounds:
-            dtype = ours.removeprefix("trimode-")
-            with (
-                serving_here(dtype, arguments.overhead_clients) as (url, worker),
-                ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as clients,
-            ):
-                result["page"] = first_load(url)
-                result["overhead"] = [
-                    overhead(url, worker, clients, prompts, mode, arguments)
-                    for mode in arguments.modes
-                ]
+        if ours:
+            with closing(start(ours, 16, Path(folder))) as server:
+                result["page"] = first_load(server.url)
     show(Console(), result)
     asked = {
         name: getattr(arguments, name) for name in ("max_tokens", "rounds", "requests", "ramp")

@@ -1,0 +1,285 @@
+"""What the server costs beside its engine alone, at many clients.
+
+    python benchmarks/overhead.py --data ../shared/data [--clients 16] [--rounds 6] [--seconds 10]
+
+One engine in one thread of one process: clients in a closed loop keep the server busy, and once a
+second the engine puts their requests aside and works for as long on the same requests of its own,
+without a server. A machine whose speed changes by a tenth from one second to the next, as shared
+ones do, so changes for both. In each round both have `--seconds` seconds.
+
+Tokens a second: tokens committed / time. Overhead: 1 - the server's / the engine's, over all
+rounds; beside it that of each round. Prompts are in the cache on both sides, and answers begin one
+after the other, as they do in a load that has gone on for a while. Clients are a process of their
+own on the cores of the server; what they take is listed.
+"""
+
+import argparse
+import asyncio
+import gc
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lossless import read_prompts
+from machine import header, save
+from peers import SERVED, HttpClient
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from serve import MODES
+
+from trimode import load
+from trimode.config import GenerationOptions
+from trimode.decoding import Committed
+from trimode.engine import Engine, Sequence, Update, encode_prompt
+from trimode.engine.costs import cost_curve
+from trimode.server import HttpServer, ServerSettings, create_app
+from trimode.server.worker import EngineWorker
+from trimode.testing.serving import in_thread
+
+TOKENS = 128
+TURN = 1.0
+"""Seconds of the server, then of the engine alone."""
+SETTLING = 0.05
+"""Of the engine's turn, in which the server still sends what it has: not counted for either."""
+
+
+@dataclass
+class Rate:
+    """Tokens and the seconds they took."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: "Rate") -> None:
+        """Both together."""
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+
+    @property
+    def per_second(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+@dataclass
+class Counted:
+    """An engine whose tokens are counted, whoever they are for."""
+
+    engine: Engine
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        step = self.engine.step
+
+        def counted() -> list[Update]:
+            updates = step()
+            events = (update.event for update in updates)
+            self.tokens += sum(len(e.tokens) for e in events if isinstance(e, Committed))
+            return updates
+
+        self.engine.step = counted  # type: ignore[method-assign]
+
+
+@dataclass
+class Alone:
+    """Requests of the engine's own, which wait while the server's run."""
+
+    counted: Counted
+    add: Callable[[int], Sequence]
+    """Queue one with that many tokens at most."""
+    live: list[Sequence] = field(default_factory=list)
+    waiting: deque[Sequence] = field(default_factory=deque)
+    begun: int = 0
+
+    def turn(self, seconds: float) -> Rate:
+        """Work on them for a while, in the engine's thread."""
+        self._swap()
+        self._run(SETTLING)
+        found = self._run(seconds)
+        self._swap()
+        return found
+
+    def _run(self, seconds: float) -> Rate:
+        engine, before, began = self.counted.engine, self.counted.tokens, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            while len(engine.live) + len(engine.waiting) < engine.max_sequences:
+                self.begun += 1
+                self.add(first_length(self.begun, engine.max_sequences))
+            engine.step()
+        return Rate(self.counted.tokens - before, time.perf_counter() - began)
+
+    def _swap(self) -> None:
+        engine = self.counted.engine
+        engine.live, self.live = self.live, engine.live
+        engine.waiting, self.waiting = self.waiting, engine.waiting
+
+
+def since(counted: Counted, tokens: int, began: float) -> Rate:
+    """What has been committed since then."""
+    return Rate(counted.tokens - tokens, time.perf_counter() - began)
+
+
+def both(end_of_server: Callable[[], Rate], alone: Alone) -> tuple[Rate, Rate]:
+    """End the server's turn and work through the engine's own, in the engine's thread."""
+    return end_of_server(), alone.turn(TURN)
+
+
+def first_length(number: int, together: int) -> int:
+    """Tokens of a request: the first ones end one after the other."""
+    return TOKENS * min(number, together) // together
+
+
+def clients_of(url: str, prompts: list[str], decoding: dict, together: int, stop: Any) -> float:
+    """Keep that many requests open until an event; returns the share of a core that this takes."""
+    cpu, began = time.process_time(), time.time()
+    client, numbers = HttpClient(url), itertools.count(1)
+
+    def ask() -> None:
+        while not stop.is_set():
+            number = next(numbers)
+            length = first_length(number, together)
+            client.heard(prompts[number % len(prompts)], length, decoding)
+
+    with ThreadPoolExecutor(together) as pool:
+        for asking in [pool.submit(ask) for _ in range(together)]:
+            asking.result()
+    return (time.process_time() - cpu) / (time.time() - began)
+
+
+@contextmanager
+def serving_here(dtype: str, max_sequences: int) -> Iterator[tuple[str, EngineWorker]]:
+    """As `trimode serve`, in threads of this process: its address and its engine's thread."""
+    thread = ThreadPoolExecutor(1)
+    model = thread.submit(load, dtype=dtype, progress=False).result()
+    costs = thread.submit(cost_curve, model).result()
+    settings = ServerSettings(
+        name=SERVED, defaults=GenerationOptions(), max_sequences=max_sequences
+    )
+    app = create_app(model, settings, thread=thread, costs=costs)
+    gc.collect()
+    gc.freeze()
+    with in_thread(HttpServer(app)) as url:
+        yield url, app.state.service.worker
+
+
+def overhead(
+    url: str,
+    worker: EngineWorker,
+    counted: Counted,
+    pool: ProcessPoolExecutor,
+    stop: Any,
+    prompts: list[str],
+    mode: str,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """A row of the table."""
+    decoding, together = MODES[mode], arguments.clients
+    engine = worker.engine
+    encoded = itertools.cycle([encode_prompt(engine.model, prompt) for prompt in prompts])
+
+    def add(max_tokens: int) -> Sequence:
+        asked = {**decoding, "max_tokens": max_tokens}
+        return engine.add(next(encoded), GenerationOptions.from_mapping(asked))
+
+    alone = Alone(counted, add)
+
+    def turn(seconds: float) -> Rate:
+        return asyncio.run(worker.call(partial(alone.turn, seconds)))
+
+    turns = round(arguments.seconds / TURN)
+    asking = pool.submit(clients_of, url, prompts, decoding, together, stop)
+    time.sleep(arguments.warm_up)
+    turn(arguments.warm_up)
+    rounds = []
+    for _ in track(range(arguments.rounds), f"overhead, {mode}", transient=True):
+        served, bare = Rate(), Rate()
+        for _ in range(turns):
+            before, began = counted.tokens, time.perf_counter()
+            time.sleep(TURN)
+
+            turn_of_server = partial(since, counted, before, began)
+            there, alone_then = asyncio.run(worker.call(partial(both, turn_of_server, alone)))
+            served.add(there)
+            bare.add(alone_then)
+        rounds.append((served, bare))
+    stop.set()
+    cores = asking.result()
+    all_served, all_bare = Rate(), Rate()
+    for served, bare in rounds:
+        all_served.add(served)
+        all_bare.add(bare)
+    return {
+        "mode": mode,
+        "clients": together,
+        "engine_tokens_per_second": round(all_bare.per_second, 1),
+        "server_tokens_per_second": round(all_served.per_second, 1),
+        "overhead": round(1 - all_served.per_second / all_bare.per_second, 4),
+        "overhead_of_rounds": [round(1 - s.per_second / b.per_second, 4) for s, b in rounds],
+        "client_cores": round(cores, 3),
+    }
+
+
+def show(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The table."""
+    table = Table(title="overhead of the server")
+    columns = ("mode", "clients", "engine tok/s", "server tok/s", "overhead", "rounds", "clients")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        rates = [f"{row[f'{side}_tokens_per_second']:g}" for side in ("engine", "server")]
+        each = sorted(row["overhead_of_rounds"])
+        table.add_row(
+            row["mode"],
+            str(row["clients"]),
+            *rates,
+            f"{row['overhead']:.1%}",
+            f"{each[0]:.1%} to {each[-1]:.1%}",
+            f"{row['client_cores']:.2f} cores",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--warm-up", type=float, default=5.0)
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--name", default="overhead")
+    arguments = parser.parse_args()
+    if "GOMP_SPINCOUNT" not in os.environ:  # read when torch is loaded; the command sets it too
+        os.environ["GOMP_SPINCOUNT"] = "20000"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    prompts = read_prompts(arguments.data, 2 * arguments.clients)
+    context = multiprocessing.get_context("spawn")
+    with (
+        serving_here(arguments.dtype, arguments.clients) as (url, worker),
+        ProcessPoolExecutor(1, context) as pool,
+        context.Manager() as shared,
+    ):
+        counted = Counted(worker.engine)
+        rows = [
+            overhead(url, worker, counted, pool, shared.Event(), prompts, mode, arguments)
+            for mode in arguments.modes
+        ]
+    show(Console(), rows)
+    asked = {name: getattr(arguments, name) for name in ("rounds", "seconds")}
+    save(arguments.name, {**header(), **asked, "overhead": rows})
+
+
+if __name__ == "__main__":
+    main()
