@@ -61,10 +61,8 @@ class Rate:
     tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, other: "Rate") -> None:
-        """Both together."""
-        self.tokens += other.tokens
-        self.seconds += other.seconds
+    def __add__(self, other: "Rate") -> "Rate":
+        return Rate(self.tokens + other.tokens, self.seconds + other.seconds)
 
     @property
     def per_second(self) -> float:
@@ -101,14 +99,21 @@ class Alone:
     live: list[Sequence] = field(default_factory=list)
     waiting: deque[Sequence] = field(default_factory=deque)
     begun: int = 0
+    ended: tuple[int, float] = (0, 0.0)
+    """Tokens and time at the end of the last turn, when the server's began."""
 
-    def turn(self, seconds: float) -> Rate:
-        """Work on them for a while, in the engine's thread."""
+    def turn(self, seconds: float) -> tuple[Rate, Rate]:
+        """Work on them for a while, in the engine's thread.
+
+        Returns the rate of the server's turn, which this ends, and of this one.
+        """
+        served = self._since(*self.ended)
         self._swap()
         self._run(SETTLING)
-        found = self._run(seconds)
+        own = self._run(seconds)
         self._swap()
-        return found
+        self.ended = self.counted.tokens, time.perf_counter()
+        return served, own
 
     def _run(self, seconds: float) -> Rate:
         engine, before, began = self.counted.engine, self.counted.tokens, time.perf_counter()
@@ -117,22 +122,15 @@ class Alone:
                 self.begun += 1
                 self.add(first_length(self.begun, engine.max_sequences))
             engine.step()
-        return Rate(self.counted.tokens - before, time.perf_counter() - began)
+        return self._since(before, began)
+
+    def _since(self, tokens: int, began: float) -> Rate:
+        return Rate(self.counted.tokens - tokens, time.perf_counter() - began)
 
     def _swap(self) -> None:
         engine = self.counted.engine
         engine.live, self.live = self.live, engine.live
         engine.waiting, self.waiting = self.waiting, engine.waiting
-
-
-def since(counted: Counted, tokens: int, began: float) -> Rate:
-    """What has been committed since then."""
-    return Rate(counted.tokens - tokens, time.perf_counter() - began)
-
-
-def both(end_of_server: Callable[[], Rate], alone: Alone) -> tuple[Rate, Rate]:
-    """End the server's turn and work through the engine's own, in the engine's thread."""
-    return end_of_server(), alone.turn(TURN)
 
 
 def first_length(number: int, together: int) -> int:
@@ -142,7 +140,7 @@ def first_length(number: int, together: int) -> int:
 
 def clients_of(url: str, prompts: list[str], decoding: dict, together: int, stop: Any) -> float:
     """Keep that many requests open until an event; returns the share of a core that this takes."""
-    cpu, began = time.process_time(), time.time()
+    cpu, began = time.process_time(), time.perf_counter()
     client, numbers = HttpClient(url), itertools.count(1)
 
     def ask() -> None:
@@ -154,7 +152,7 @@ def clients_of(url: str, prompts: list[str], decoding: dict, together: int, stop
     with ThreadPoolExecutor(together) as pool:
         for asking in [pool.submit(ask) for _ in range(together)]:
             asking.result()
-    return (time.process_time() - cpu) / (time.time() - began)
+    return (time.process_time() - cpu) / (time.perf_counter() - began)
 
 
 @contextmanager
@@ -194,31 +192,23 @@ def overhead(
 
     alone = Alone(counted, add)
 
-    def turn(seconds: float) -> Rate:
+    def turn(seconds: float) -> tuple[Rate, Rate]:
         return asyncio.run(worker.call(partial(alone.turn, seconds)))
 
-    turns = round(arguments.seconds / TURN)
     asking = pool.submit(clients_of, url, prompts, decoding, together, stop)
     time.sleep(arguments.warm_up)
     turn(arguments.warm_up)
     rounds = []
     for _ in track(range(arguments.rounds), f"overhead, {mode}", transient=True):
         served, bare = Rate(), Rate()
-        for _ in range(turns):
-            before, began = counted.tokens, time.perf_counter()
+        for _ in range(round(arguments.seconds / TURN)):
             time.sleep(TURN)
-
-            turn_of_server = partial(since, counted, before, began)
-            there, alone_then = asyncio.run(worker.call(partial(both, turn_of_server, alone)))
-            served.add(there)
-            bare.add(alone_then)
+            there, here = turn(TURN)
+            served, bare = served + there, bare + here
         rounds.append((served, bare))
     stop.set()
     cores = asking.result()
-    all_served, all_bare = Rate(), Rate()
-    for served, bare in rounds:
-        all_served.add(served)
-        all_bare.add(bare)
+    all_served, all_bare = (sum(side, Rate()) for side in zip(*rounds, strict=True))
     return {
         "mode": mode,
         "clients": together,
