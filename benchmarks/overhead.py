@@ -196,6 +196,8 @@ def overhead(
         return asyncio.run(worker.call(partial(alone.turn, seconds)))
 
     asking = pool.submit(clients_of, url, prompts, decoding, together, stop)
+    while len(engine.live) < together:  # the first clients' process takes seconds to start
+        time.sleep(0.1)
     time.sleep(arguments.warm_up)
     turn(arguments.warm_up)
     rounds = []
