@@ -321,7 +321,7 @@ def test_a_newcomers_prompt_shares_its_pass_with_few_rows_of_others():
 
 def test_where_rows_have_their_price_fewer_of_others_share_a_newcomers_pass():
     model = scripted(speculative(lambda _: False))
-    costs = CostCurve((1, 8, 128), (5.0, 18.0, 240.0), (5.0, 18.0, 240.0))
+    costs = CostCurve((1, 8, 128), (0.005, 0.018, 0.24), (0.005, 0.018, 0.24))
     assert costs.efficient_rows == 8
     engine = Engine(model, costs=costs)
     for _ in range(12):
@@ -331,6 +331,25 @@ def test_where_rows_have_their_price_fewer_of_others_share_a_newcomers_pass():
     engine.add([9] * 40, GenerationOptions(max_tokens=4))
     engine.step()
     assert len(model.transformer.rows_run[-1]) == 40 + 4
+
+
+def test_a_long_prompt_holds_others_up_for_no_longer_than_a_pass_may_take():
+    model = scripted(speculative(lambda _: False))
+    costs = CostCurve((1, 32, 64), (0.005, 0.096, 0.192), (0.005, 0.096, 0.192))
+    assert costs.rows_within(0.12, 512) == 40
+    assert costs.rows_within(0.001, 512) == 1
+    assert costs.rows_within(9.0, 512) == 512
+    engine = Engine(model, costs=costs)
+    long = engine.add([9] * 100, GenerationOptions(max_tokens=8))
+    engine.step()
+    assert long.tokens, "alone: the whole prompt at once"
+    late = engine.add([8] * 100, GenerationOptions(max_tokens=8))
+    for pieces in range(1, 4):
+        assert not late.tokens
+        engine.step()
+        assert len(long.tokens) == 1 + pieces, "it goes on beside each piece"
+        assert len(model.transformer.rows_run[-1]) <= 40 + 1
+    assert late.tokens
 
 
 def test_small_prompts_leave_a_pass_room_for_others():

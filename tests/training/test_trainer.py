@@ -68,7 +68,7 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path,
         step={
             "blocks": {
                 "block_length": 16,
-                "copies": 4,
+                "copies": 8,
                 "random_offset": True,
                 "token_shift": shift,
             },

@@ -16,7 +16,7 @@ observed. Diffusion does not emit AR's tokens, and is never chosen.
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -56,6 +56,10 @@ class CostCurve:
         bar = 1.25 * self.plain[-1] / self.rows[-1]
         costs = zip(self.rows, self.plain, strict=True)
         return next(rows for rows, seconds in costs if seconds / rows <= bar)
+
+    def rows_within(self, seconds: float, most: int) -> int:
+        """Rows of the largest pass that takes no longer; at least 1, at most `most`."""
+        return max(1, bisect_right(range(1, most + 1), seconds, key=self.seconds))
 
     def seconds(self, rows: int, *, sequences: int = 1, drafting: bool = False) -> float:
         """Time of a pass: linear between measured points, and beyond the last two."""

@@ -45,6 +45,8 @@ DEFAULT_MAX_ROWS = 512
 """Rows of one pass; a longer prompt is prefilled in chunks of this size."""
 _EFFICIENT_ROWS = 64
 """Where nobody has measured what a pass costs."""
+_NEWCOMERS_SHARE = 0.12
+"""Seconds of a pass that prompts may take while others wait for it, where its cost is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,7 @@ class Engine:
         self._admit()
         self._make_room()
         self._load.sequences = max(1, len(self.live))
-        efficient_rows = self._costs.efficient_rows if self._costs else _EFFICIENT_ROWS
-        slices = plan(self.live, self.max_rows, efficient_rows)
+        slices = plan(self.live, self.max_rows, *self._sharing())
         if not slices:
             return []
         results = run(self.model.transformer, slices)
@@ -168,6 +169,14 @@ class Engine:
                 part.sequence.stats.count_pass(part.sequence.span.kind)
                 updates.extend(self._advance(part.sequence, logits))
         return updates
+
+    def _sharing(self) -> tuple[int, int]:
+        """How a pass is shared: rows from which on it is efficient, most rows of newcomers."""
+        if self._costs is None:
+            return _EFFICIENT_ROWS, self.max_rows
+        alone = len(self.live) == 1
+        most = self.max_rows if alone else self._costs.rows_within(_NEWCOMERS_SHARE, self.max_rows)
+        return self._costs.efficient_rows, most
 
     def _context(self, prompt: tuple[int, ...], options: GenerationOptions) -> DecodingContext:
         """Check a request against the model and resolve its defaults."""

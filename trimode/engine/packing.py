@@ -22,27 +22,32 @@ class Slice:
     stop: int
 
 
-def plan(sequences: Seq[Sequence], max_rows: int, efficient_rows: int) -> list[Slice]:
+def plan(
+    sequences: Seq[Sequence], max_rows: int, efficient_rows: int, newcomer_rows: int
+) -> list[Slice]:
     """Choose what runs in the next pass, at most `max_rows` rows where that is possible.
 
     While sequences without text are there, a pass has few rows of those that have some: half of
     `efficient_rows`, or what fills it up to them (with fewer a pass costs more a row than it need).
-    A newcomer's first text does not wait for large passes of others, and a long prompt, in pieces,
-    does not stop them. Among newcomers those that have read their prompt go first, then who came
-    first; among others who has waited longest.
+    A newcomer's first text does not wait for large passes of others. A long prompt, in pieces of
+    `newcomer_rows` for all newcomers together, stops neither those who have text nor who has nearly
+    read a prompt. Among newcomers those that have read their prompt go first, then who came first;
+    among others who has waited longest.
 
     A span that cannot be split and has waited longest always runs, however large it is.
     """
     longest = min(sequences, key=lambda s: s.last_step, default=None)
     new = sorted((s for s in sequences if _is_new(s)), key=lambda s: s.splittable)
     running = sorted((s for s in sequences if not _is_new(s)), key=lambda s: s.last_step)
-    wanted = sum(s.rows_left for s in new)
+    wanted = min(newcomer_rows, sum(s.rows_left for s in new))
     few = max(efficient_rows // 2, efficient_rows - wanted)
     beside = min(max_rows // 2, few) if new else max_rows
+    budgets = {True: newcomer_rows, False: beside}
     slices: list[Slice] = []
     taken = 0
     for sequence in sorted(running + new, key=lambda s: s is not longest or s.splittable):
-        free = (max_rows if _is_new(sequence) else beside) - taken
+        newcomer = _is_new(sequence)
+        free = min(budgets[newcomer], max_rows - taken)
         rows = sequence.rows_left
         if sequence.splittable:
             rows = min(rows, free)
@@ -52,6 +57,7 @@ def plan(sequences: Seq[Sequence], max_rows: int, efficient_rows: int) -> list[S
             done = sequence.rows_done
             slices.append(Slice(sequence, done, done + rows))
             taken += rows
+            budgets[newcomer] -= rows
     return slices
 
 

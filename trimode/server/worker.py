@@ -227,11 +227,17 @@ class EngineWorker:
                 self.cancel(request)
 
     def _cancel(self, sequence: Sequence, reason: EndReason = "abort") -> None:
-        request = self._requests.pop(sequence, None)
         if sequence.finish_reason is None:
             self.engine.cancel(sequence)
-        if request is not None:
+        if (request := self._requests.get(sequence)) is not None:
+            self._end(request, reason)
+
+    def _end(self, request: Request, reason: EndReason) -> None:
+        """Forget a request, last of all: who sees the worker idle finds it freed and counted."""
+        try:
             request.on_finish(request, reason)
+        finally:
+            del self._requests[request.sequence]
 
     def _run(self) -> None:
         while True:
@@ -263,8 +269,7 @@ class EngineWorker:
             request.count(update.event)
             ended = sequence.finish_reason if last[sequence] == i else None
             if ended is not None:  # counted before its client can ask for the figures
-                del self._requests[sequence]
-                request.on_finish(request, "abort" if ended == "cancelled" else ended)
+                self._end(request, "abort" if ended == "cancelled" else ended)
                 finished.append(request)
             request.held.append(Step(update, ended, sequence.stats.nfe))
         tick = self._tick()
