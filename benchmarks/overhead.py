@@ -8,9 +8,10 @@ without a server. A machine whose speed changes by a tenth from one second to th
 ones do, so changes for both. In each round both have `--seconds` seconds.
 
 Tokens a second: tokens committed / time. Overhead: 1 - the server's / the engine's, over all
-rounds; beside it that of each round. Prompts are in the cache on both sides, and answers begin one
-after the other, as they do in a load that has gone on for a while. Clients are a process of their
-own on the cores of the server; what they take is listed.
+rounds; beside it that of each round. Each side has prompts of its own, alike but for one character,
+all in the cache before it begins (a prompt that only a request of the other side held would be read
+again), and answers begin one after the other, as they do in a load that has gone on for a while.
+Clients are a process of their own on the cores of the server; what they take is listed.
 """
 
 import argparse
@@ -133,6 +134,14 @@ class Alone:
         engine.waiting, self.waiting = self.waiting, engine.waiting
 
 
+def cache_all(engine: Engine, prompts: list[str]) -> None:
+    """Read prompts, in the engine's thread, so that its cache holds them."""
+    for prompt in prompts:
+        engine.add(encode_prompt(engine.model, prompt), GenerationOptions(max_tokens=1))
+    while engine.busy:
+        engine.step()
+
+
 def first_length(number: int, together: int) -> int:
     """Tokens of a request: the first ones end one after the other."""
     return TOKENS * min(number, together) // together
@@ -177,14 +186,14 @@ def overhead(
     counted: Counted,
     pool: ProcessPoolExecutor,
     stop: Any,
-    prompts: list[str],
+    prompts: tuple[list[str], list[str]],
     mode: str,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """A row of the table."""
+    """A row of the table. `prompts`: the server's and the engine's own."""
     decoding, together = MODES[mode], arguments.clients
     engine = worker.engine
-    encoded = itertools.cycle([encode_prompt(engine.model, prompt) for prompt in prompts])
+    encoded = itertools.cycle([encode_prompt(engine.model, prompt) for prompt in prompts[1]])
 
     def add(max_tokens: int) -> Sequence:
         asked = {**decoding, "max_tokens": max_tokens}
@@ -195,7 +204,7 @@ def overhead(
     def turn(seconds: float) -> tuple[Rate, Rate]:
         return asyncio.run(worker.call(partial(alone.turn, seconds)))
 
-    asking = pool.submit(clients_of, url, prompts, decoding, together, stop)
+    asking = pool.submit(clients_of, url, prompts[0], decoding, together, stop)
     while len(engine.live) < together:  # the first clients' process takes seconds to start
         time.sleep(0.1)
     time.sleep(arguments.warm_up)
@@ -256,13 +265,15 @@ def main() -> None:
     if "GOMP_SPINCOUNT" not in os.environ:  # read when torch is loaded; the command sets it too
         os.environ["GOMP_SPINCOUNT"] = "20000"
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    prompts = read_prompts(arguments.data, 2 * arguments.clients)
+    texts = read_prompts(arguments.data, 2 * arguments.clients)
+    prompts = [f"1. {text}" for text in texts], [f"2. {text}" for text in texts]
     context = multiprocessing.get_context("spawn")
     with (
         serving_here(arguments.dtype, arguments.clients) as (url, worker),
         ProcessPoolExecutor(1, context) as pool,
         context.Manager() as shared,
     ):
+        asyncio.run(worker.call(partial(cache_all, worker.engine, [*prompts[0], *prompts[1]])))
         counted = Counted(worker.engine)
         rows = [
             overhead(url, worker, counted, pool, shared.Event(), prompts, mode, arguments)

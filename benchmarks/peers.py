@@ -7,15 +7,17 @@ Run as a program it is one of the others' servers:
 """
 
 import concurrent.futures
+import http.client
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from machine import megabytes
 
@@ -76,10 +78,27 @@ defaults of 12 and 48 are for much longer answers."""
 
 
 class HttpClient:
-    """A client of a server that speaks OpenAI's protocol."""
+    """A client of a server that speaks OpenAI's protocol; a connection for each thread.
+
+    Connections are kept open between requests, as OpenAI's own client does.
+    """
+
+    _LONGEST_IDLE = 2.0
+    """Seconds; servers close what is idle for longer."""
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._own = threading.local()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        """This thread's."""
+        own, now = self._own, time.perf_counter()
+        if not hasattr(own, "connection"):
+            own.connection = http.client.HTTPConnection(urlsplit(self.url).netloc)
+            own.used = now
+        if now - own.used > self._LONGEST_IDLE:
+            own.connection.close()  # the next request opens it again
+        return own.connection
 
     def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
         """Tokens of the answer, and when text came: seconds since the request was sent."""
@@ -97,15 +116,18 @@ class HttpClient:
         }
         if decoding:
             body["decoding"] = decoding
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
+        connection, text = self._connection(), json.dumps(body).encode()
         began = time.perf_counter()
-        with urllib.request.urlopen(request) as answer:
+        connection.request(
+            "POST", "/v1/chat/completions", text, {"Content-Type": "application/json"}
+        )
+        with connection.getresponse() as answer:
+            if answer.status != 200:
+                raise RuntimeError(f"{answer.status}: {answer.read(1000)!r}")
             pieces = iter(answer.read1, b"")
-            return [(time.perf_counter() - began, piece) for piece in pieces]
+            heard = [(time.perf_counter() - began, piece) for piece in pieces]
+        self._own.used = time.perf_counter()
+        return heard
 
     def understood(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
         """Tokens and times of text in what was heard."""

@@ -1,12 +1,15 @@
 """The server under load, ours in every mode and llama.cpp's; the page's first load.
 
     python benchmarks/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 96]
-        [--max-tokens 64] [--rounds 1] [--ramp 1.0] [--only trimode-int8 llama-Q8_0]
+        [--max-tokens 64] [--rounds 1] [--only trimode-int8 llama-Q8_0]
 
 Each client sends a request, reads the stream to its end and sends the next; a load is at least
 eight requests a client. Every load has a server that was just started and the same prompts, so no
-prompt is in its cache but what all begin with. Clients come one after the other over `--ramp`
-seconds. The burst behind a load: one new request of each client, all at the same moment.
+prompt is in its cache but what all begin with. Before it comes a burst, whose TTFT is listed beside
+the load's: one other request of each client, all at the same moment. The load's clients begin one
+after the other over as many seconds as the burst took: answers are of one length, so clients that
+begin together stay together, and each load would be a row of bursts on a machine that needs longer
+for an answer than they take to begin.
 
 Tokens a second: completion tokens / time from the first request to the last answer, the median of
 the rounds. TTFT: from sending a request to its first text, queue included. Gap: between a text and
@@ -70,8 +73,8 @@ def loads(prompts: list[str], folder: Path, arguments: argparse.Namespace) -> li
         asked, fresh = prompts[:count], prompts[count : count + clients]
         with closing(start(name, max(clients, 16), folder)) as server:
             server.ask("Say hello.", 4, decoding)
-            found = measure(server, asked, arguments.max_tokens, decoding, clients, arguments.ramp)
-            burst = measure(server, fresh, 8, decoding, clients)
+            burst = measure(server, fresh, arguments.max_tokens, decoding, clients)
+            found = measure(server, asked, arguments.max_tokens, decoding, clients, burst.seconds)
         key = (name, mode, clients)
         rates.setdefault(key, []).append(found.rate)
         pooled[key] = pooled.get(key, Load()).pooled(found)
@@ -125,7 +128,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
         table.add_column(column)
     kinds = ("ttft", "burst_ttft", "gap", "tpot")
     for row in result["load"]:
-        times = [" / ".join(f"{v:.3g}" for v in row[f"{kind}_ms"]) for kind in kinds]
+        times = [" / ".join(f"{v:.0f}" for v in row[f"{kind}_ms"]) for kind in kinds]
         rate = f"{row['tokens_per_second']:g}"
         table.add_row(row["server"], row["mode"], str(row["clients"]), rate, *times)
     console.print(table)
@@ -142,7 +145,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--ramp", type=float, default=1.0)
     parser.add_argument("--only", nargs="+", default=["trimode-int8", "llama-Q8_0"])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--name", default="serve")
@@ -157,9 +159,7 @@ def main() -> None:
             with closing(start(ours, 16, Path(folder))) as server:
                 result["page"] = first_load(server.url)
     show(Console(), result)
-    asked = {
-        name: getattr(arguments, name) for name in ("max_tokens", "rounds", "requests", "ramp")
-    }
+    asked = {name: getattr(arguments, name) for name in ("max_tokens", "rounds", "requests")}
     save(arguments.name, {**header(), **asked, **result})
 
 

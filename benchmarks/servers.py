@@ -12,8 +12,8 @@ from peers import HttpClient
 class Load:
     """What the clients of one load saw; times in seconds."""
 
-    rate: float = 0.0
-    """Completion tokens of all requests / time from the first request to the last answer."""
+    seconds: float = 0.0
+    """From the first request to the last answer."""
     tokens: int = 0
     """Of all answers."""
     first: list[float] = field(default_factory=list)
@@ -23,9 +23,15 @@ class Load:
     per_token: list[float] = field(default_factory=list)
     """(last text - first text) / (tokens - 1), a request each."""
 
+    @property
+    def rate(self) -> float:
+        """Completion tokens of all requests a second."""
+        return self.tokens / self.seconds
+
     def pooled(self, other: "Load") -> "Load":
-        """Tokens and times of both; no rate."""
+        """Both, one after the other."""
         return Load(
+            seconds=self.seconds + other.seconds,
             tokens=self.tokens + other.tokens,
             first=self.first + other.first,
             gaps=self.gaps + other.gaps,
@@ -57,10 +63,9 @@ def measure(
         heard = list(pool.map(ask, enumerate(prompts)))
     seconds = time.perf_counter() - began
     found = [engine.understood(pieces) for pieces in heard]
-    tokens = sum(n for n, _ in found)
     return Load(
-        rate=tokens / seconds,
-        tokens=tokens,
+        seconds=seconds,
+        tokens=sum(n for n, _ in found),
         first=[times[0] for _, times in found if times],
         gaps=[b - a for _, times in found for a, b in itertools.pairwise(times)],
         per_token=[(t[-1] - t[0]) / (n - 1) for n, t in found if t and n > 1],

@@ -29,11 +29,11 @@ Choice = tuple[tuple[int, ...], GenerationOptions]
 """A prompt and what is asked for."""
 
 
-_CHUNKS_A_SECOND = 200
+_CHUNKS_A_SECOND = 100
 """Of text, to all streaming clients together. Sending runs on a core that the passes use too: a
 chunk holds them up for some 0.15 ms, so tokens of many clients travel several in a chunk, those of
 one client as they come."""
-_LONGEST_HOLD = 0.1
+_LONGEST_HOLD = 0.15
 """Seconds that text may wait for the next at most, however many clients there are."""
 
 
