@@ -72,7 +72,9 @@ def test_drafts_are_not_held_and_an_answer_that_does_not_stream_is_to_its_end(mo
     assert not whole.due(tick=True)
 
 
-@pytest.mark.parametrize(("streams", "others", "hold"), [(1, 0, 0), (1, 9, 0), (3, 0, 2 / 200)])
+@pytest.mark.parametrize(
+    ("streams", "others", "hold"), [(1, 0, 0), (1, 9, 0), (3, 0, 2 / 100), (64, 0, 0.15)]
+)
 def test_text_of_many_streams_goes_together_now_and_then(model, monkeypatch, streams, others, hold):
     now = [100.0]
     monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
@@ -93,16 +95,52 @@ def test_a_channel_ends_with_what_ended_the_answer(model):
         channel.put(1, step(one, 4))
         assert channel.overtaken(1)
         assert not channel.overtaken(0)
-        index, found = await channel.get(channel.loop.time() + 5)
+        index, found = await channel.get()
         assert (index, found.update.event.tokens) == (1, (4,))
         assert not channel.overtaken(1)
-        with pytest.raises(TimeoutError):
-            await channel.get(channel.loop.time() + 0.01)
         channel.put(0, ClientGoneError())
         with pytest.raises(ClientGoneError):
-            await channel.get(channel.loop.time() + 5)
+            await channel.get()
 
     asyncio.run(follow())
+
+
+def test_a_channel_tells_of_silence_and_of_the_deadline(model):
+    async def follow():
+        channel, one = Channel(), request_in(model)
+        with channel.watched(0.5, 0.1):
+            for _ in range(4):
+                await asyncio.sleep(0.05)
+                channel.put(0, step(one, 4))
+                assert await channel.get() is not None, "a step in time: no ping"
+            assert await channel.get() is None
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(_last(channel), 5)
+        await asyncio.sleep(0.2)
+        channel.put(0, step(one, 5))
+        assert await channel.get() is not None, "nothing more once it is not watched"
+
+    asyncio.run(asyncio.wait_for(follow(), 5))
+
+
+async def _last(channel):
+    """Read pings until something else comes."""
+    while await channel.get() is None:
+        pass
+    raise AssertionError("a step")
+
+
+def test_a_reader_that_was_cancelled_loses_no_step(model):
+    async def follow():
+        channel, one = Channel(), request_in(model)
+        reader = asyncio.create_task(channel.get())
+        await asyncio.sleep(0)
+        reader.cancel()
+        channel.put(0, step(one, 4))
+        await asyncio.gather(reader, return_exceptions=True)
+        assert (await channel.get())[1].update.event.tokens == (4,)
+
+    asyncio.run(asyncio.wait_for(follow(), 5))
 
 
 def request_in(model):

@@ -163,7 +163,7 @@ def _only_echoes(answer: Answer, prompts: list[tuple[int, ...]]) -> dict[str, An
 
 async def _echo_events(
     answer: Answer, prompts: list[tuple[int, ...]], body: CompletionRequest
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """The same as a stream."""
     whole = _only_echoes(answer, prompts)
     shell = answer.shell(stream=True)

@@ -1,6 +1,5 @@
 """/v1/responses for text: the request as a chat request, the answer as items and typed events."""
 
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from trimode.server.protocol import (
     refuse_unsupported,
     unknown_fields,
 )
-from trimode.server.streaming import PING, following, to_the_end
+from trimode.server.streaming import PING, following, line, to_the_end
 from trimode.server.worker import EngineFailedError, Request
 
 _NOT_HONOURED: dict[str, Harmless] = {
@@ -217,16 +216,16 @@ async def whole(response: Response, request: Request, timeout: float) -> dict[st
 
 async def events(
     response: Response, request: Request, timeout: float, ping_interval: float
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Typed server-sent events, numbered."""
     number = 0
     where = {"item_id": response.item_id, "output_index": 0, "content_index": 0}
 
-    def event(kind: str, **body: Any) -> str:
+    def event(kind: str, **body: Any) -> bytes:
         nonlocal number
         data = {"type": f"response.{kind}", "sequence_number": number, **body}
         number += 1
-        return f"event: response.{kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+        return f"event: response.{kind}\n".encode() + line(data)
 
     started = response.whole("in_progress", [])
     yield event("created", response=started)

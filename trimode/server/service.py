@@ -165,7 +165,7 @@ class Service:
             return self.streamed(requests, events(answer, requests, stream, timeout))
         return await self.at_once(http, requests, whole(answer, requests, timeout))
 
-    def streamed(self, requests: list[EngineRequest], lines: AsyncIterator[str]) -> EventStream:
+    def streamed(self, requests: list[EngineRequest], lines: AsyncIterator[bytes]) -> EventStream:
         """Server-sent events until their end, or until the client has gone."""
         return EventStream(lines, requests, lambda: self._drop(requests))
 

@@ -1,7 +1,9 @@
 """Steps of an answer's requests, on their way from the engine's thread to who writes the answer."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -39,37 +41,71 @@ def joined(steps: list[Step]) -> Step:
 
 
 class Channel:
-    """Steps of all choices of one answer, in the order in which they happened."""
+    """Steps of all choices of one answer, in the order in which they happened, for one reader."""
 
     def __init__(self) -> None:
         """Belongs to the event loop that runs."""
         self.loop = asyncio.get_running_loop()
-        self._steps: asyncio.Queue[tuple[int, Step | TrimodeError]] = asyncio.Queue()
+        self._steps: deque[tuple[int, Step | Exception] | None] = deque()
         self._waiting: Counter[int] = Counter()
+        self._reader: asyncio.Future[None] | None = None
+        self._heard = self.loop.time()
 
-    def put(self, index: int, step: Step | TrimodeError) -> None:
+    def put(self, index: int, step: Step | Exception) -> None:
         """Append a step of choice `index`, or what ends the answer."""
-        self._steps.put_nowait((index, step))
         self._waiting[index] += 1
+        self._append((index, step))
 
-    async def get(self, deadline: float) -> tuple[int, Step]:
-        """The next step and its choice's number.
+    async def get(self) -> tuple[int, Step] | None:
+        """The next step and its choice's number; None: a ping of `watched` is due.
 
         Raises:
-            TimeoutError: none came before the deadline, on the loop's clock.
+            TimeoutError: the deadline of `watched` is over.
             EngineFailedError: a pass failed.
             ClientGoneError: as it says.
         """
-        if self._steps.empty():
-            async with asyncio.timeout_at(deadline):
-                index, step = await self._steps.get()
-        else:
-            index, step = self._steps.get_nowait()
+        if not self._steps:
+            self._reader = self.loop.create_future()
+            await self._reader
+        found = self._steps.popleft()
+        if found is None:
+            return None
+        index, step = found
         self._waiting[index] -= 1
-        if isinstance(step, TrimodeError):
+        if isinstance(step, Exception):
             raise step
         return index, step
 
     def overtaken(self, index: int) -> bool:
         """Whether newer steps of a choice wait."""
         return self._waiting[index] > 0
+
+    @contextmanager
+    def watched(self, timeout: float, ping_interval: float) -> Iterator[None]:
+        """Have `get` end after `timeout` seconds, and return after `ping_interval` without a step.
+
+        One timer for the answer: one for each `get` costs as much as the rest of it.
+        """
+        deadline = self.loop.time() + timeout
+
+        def look() -> None:
+            nonlocal timer
+            now = self.loop.time()
+            if now >= deadline:
+                self.put(0, TimeoutError())
+                return
+            if now >= self._heard + ping_interval:
+                self._append(None)
+            timer = self.loop.call_at(min(deadline, self._heard + ping_interval), look)
+
+        timer = self.loop.call_at(min(deadline, self.loop.time() + ping_interval), look)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _append(self, found: tuple[int, Step | Exception] | None) -> None:
+        self._steps.append(found)
+        self._heard = self.loop.time()
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

@@ -1,7 +1,6 @@
 """From requests in the engine to server-sent events, or to one whole answer."""
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from trimode.decoding import Committed, Drafted
@@ -19,8 +19,8 @@ from trimode.server.steps import ClientGoneError, Step
 from trimode.server.tools import calls_in, may_be_call
 from trimode.server.worker import EngineFailedError, Request
 
-DONE = "data: [DONE]\n\n"
-PING = ": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
 """A comment: readers of server-sent events pass over it."""
 
 
@@ -50,18 +50,12 @@ async def following(
         ClientGoneError: nobody reads the answer any more.
     """
     channel, open_choices = requests[0].channel, len(requests)
-    deadline = channel.loop.time() + timeout
-    while open_choices:
-        patience = min(deadline, channel.loop.time() + ping_interval)
-        try:
-            index, step = await channel.get(patience)
-        except TimeoutError:
-            if patience == deadline:
-                raise
-            yield None
-            continue
-        open_choices -= step.finish_reason is not None
-        yield index, step
+    with channel.watched(timeout, ping_interval):
+        while open_choices:
+            found = await channel.get()
+            if found is not None:
+                open_choices -= found[1].finish_reason is not None
+            yield found
 
 
 async def to_the_end(requests: list[Request], timeout: float) -> AsyncIterator[tuple[int, Step]]:
@@ -120,7 +114,7 @@ def _joined(parts: list[dict]) -> dict[str, Any]:
 
 async def events(
     answer: Answer, requests: list[Request], settings: StreamSettings, timeout: float
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     """Server-sent events; a failure in the middle is an error object as the last of them."""
     try:
         async for event in _events(answer, requests, settings, timeout):
@@ -133,10 +127,10 @@ async def events(
 
 async def _events(
     answer: Answer, requests: list[Request], settings: StreamSettings, timeout: float
-) -> AsyncIterator[str]:
+) -> AsyncIterator[bytes]:
     sequences = [request.sequence for request in requests]
 
-    def sent(chunk: dict[str, Any]) -> str:
+    def sent(chunk: dict[str, Any]) -> bytes:
         if settings.continuous_usage:
             tokens = sum(place.tokens for place in answer.places.values())
             chunk["usage"] = usage(sequences, tokens)
@@ -211,9 +205,9 @@ def _held_back(
     return replace(step, update=replace(step.update, text=text)), None, []
 
 
-def line(data: dict[str, Any]) -> str:
+def line(data: dict[str, Any]) -> bytes:
     """A server-sent event without a name."""
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return b"data: %b\n\n" % to_json(data)
 
 
 class EventStream(StreamingResponse):
@@ -224,7 +218,7 @@ class EventStream(StreamingResponse):
     """
 
     def __init__(
-        self, lines: AsyncIterator[str], requests: list[Request], drop: Callable[[], None]
+        self, lines: AsyncIterator[bytes], requests: list[Request], drop: Callable[[], None]
     ) -> None:
         """Nothing is sent before it is called.
 
