@@ -8,10 +8,10 @@ without a server. A machine whose speed changes by a tenth from one second to th
 ones do, so changes for both. In each round both have `--seconds` seconds.
 
 Tokens a second: tokens committed / time. Overhead: 1 - the server's / the engine's, over all
-rounds; beside it that of each round. Each side has prompts of its own, alike but for one character,
-all in the cache before it begins (a prompt that only a request of the other side held would be read
-again), and answers begin one after the other, as they do in a load that has gone on for a while.
-Clients are a process of their own on the cores of the server; what they take is listed.
+rounds; beside it that of each round. Both sides ask the same few prompts, so that drafts are as
+good for the one as for the other and the cache always holds the prompt, and answers begin one after
+the other, as they do in a load that has gone on for a while. Clients are a process of their own on
+the cores of the server; what they take is listed.
 """
 
 import argparse
@@ -49,6 +49,7 @@ from trimode.server.worker import EngineWorker
 from trimode.testing.serving import in_thread
 
 TOKENS = 128
+PROMPTS = 4
 TURN = 1.0
 """Seconds of the server, then of the engine alone."""
 SETTLING = 0.05
@@ -134,14 +135,6 @@ class Alone:
         engine.waiting, self.waiting = self.waiting, engine.waiting
 
 
-def cache_all(engine: Engine, prompts: list[str]) -> None:
-    """Read prompts, in the engine's thread, so that its cache holds them."""
-    for prompt in prompts:
-        engine.add(encode_prompt(engine.model, prompt), GenerationOptions(max_tokens=1))
-    while engine.busy:
-        engine.step()
-
-
 def first_length(number: int, together: int) -> int:
     """Tokens of a request: the first ones end one after the other."""
     return TOKENS * min(number, together) // together
@@ -186,14 +179,14 @@ def overhead(
     counted: Counted,
     pool: ProcessPoolExecutor,
     stop: Any,
-    prompts: tuple[list[str], list[str]],
+    prompts: list[str],
     mode: str,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """A row of the table. `prompts`: the server's and the engine's own."""
+    """A row of the table."""
     decoding, together = MODES[mode], arguments.clients
     engine = worker.engine
-    encoded = itertools.cycle([encode_prompt(engine.model, prompt) for prompt in prompts[1]])
+    encoded = itertools.cycle([encode_prompt(engine.model, prompt) for prompt in prompts])
 
     def add(max_tokens: int) -> Sequence:
         asked = {**decoding, "max_tokens": max_tokens}
@@ -204,7 +197,7 @@ def overhead(
     def turn(seconds: float) -> tuple[Rate, Rate]:
         return asyncio.run(worker.call(partial(alone.turn, seconds)))
 
-    asking = pool.submit(clients_of, url, prompts[0], decoding, together, stop)
+    asking = pool.submit(clients_of, url, prompts, decoding, together, stop)
     while len(engine.live) < together:  # the first clients' process takes seconds to start
         time.sleep(0.1)
     time.sleep(arguments.warm_up)
@@ -265,15 +258,13 @@ def main() -> None:
     if "GOMP_SPINCOUNT" not in os.environ:  # read when torch is loaded; the command sets it too
         os.environ["GOMP_SPINCOUNT"] = "20000"
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    texts = read_prompts(arguments.data, 2 * arguments.clients)
-    prompts = [f"1. {text}" for text in texts], [f"2. {text}" for text in texts]
+    prompts = read_prompts(arguments.data, PROMPTS)
     context = multiprocessing.get_context("spawn")
     with (
         serving_here(arguments.dtype, arguments.clients) as (url, worker),
         ProcessPoolExecutor(1, context) as pool,
         context.Manager() as shared,
     ):
-        asyncio.run(worker.call(partial(cache_all, worker.engine, [*prompts[0], *prompts[1]])))
         counted = Counted(worker.engine)
         rows = [
             overhead(url, worker, counted, pool, shared.Event(), prompts, mode, arguments)
