@@ -75,6 +75,7 @@ def test_greedy_tokens_equal_those_of_transformers(ours, theirs, prompts):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_speculation_emits_exactly_the_ar_tokens(ours, prompts, temperature):
+    prompts = prompts[: PROMPTS // 2]
     options = {"max_tokens": 16, "temperature": temperature, "top_p": 0.95, "seed": 11}
     reference = generate_batch(ours, prompts, **options)
     for mode, block_length in (("linear", 8), ("linear", 32), ("quadratic", 4)):
