@@ -85,7 +85,7 @@ class Engine:
         )
         self.waiting: deque[Sequence] = deque()
         self.live: list[Sequence] = []
-        self._costs = costs
+        self._know(costs)
         self._load = Load()
         self._drafts, self._lookups = Acceptance(keep=0.99), Acceptance(keep=0.99)
         self._steps = 0
@@ -153,7 +153,8 @@ class Engine:
         self._admit()
         self._make_room()
         self._load.sequences = max(1, len(self.live))
-        slices = plan(self.live, self.max_rows, *self._sharing())
+        newcomer_rows = self._newcomer_rows if len(self.live) > 1 else self.max_rows
+        slices = plan(self.live, self.max_rows, self._efficient_rows, newcomer_rows)
         if not slices:
             return []
         results = run(self.model.transformer, slices)
@@ -170,13 +171,13 @@ class Engine:
                 updates.extend(self._advance(part.sequence, logits))
         return updates
 
-    def _sharing(self) -> tuple[int, int]:
-        """How a pass is shared: rows from which on it is efficient, most rows of newcomers."""
-        if self._costs is None:
-            return _EFFICIENT_ROWS, self.max_rows
-        alone = len(self.live) == 1
-        most = self.max_rows if alone else self._costs.rows_within(_NEWCOMERS_SHARE, self.max_rows)
-        return self._costs.efficient_rows, most
+    def _know(self, costs: CostCurve | None) -> None:
+        """Take what a pass costs, and from it once for all passes how they are shared."""
+        self._costs = costs
+        self._efficient_rows = costs.efficient_rows if costs else _EFFICIENT_ROWS
+        self._newcomer_rows = (
+            costs.rows_within(_NEWCOMERS_SHARE, self.max_rows) if costs else self.max_rows
+        )
 
     def _context(self, prompt: tuple[int, ...], options: GenerationOptions) -> DecodingContext:
         """Check a request against the model and resolve its defaults."""
@@ -252,10 +253,12 @@ class Engine:
 
     def _policy(self) -> Policy:
         """How one `auto` request decides; it learns from all of them."""
-        if self._costs is None:
-            self._costs = cost_curve(self.model)
+        costs = self._costs
+        if costs is None:
+            costs = cost_curve(self.model)
+            self._know(costs)
         return Policy(
-            costs=self._costs,
+            costs=costs,
             drafts=Acceptance(prior=self._drafts),
             lookups=Acceptance(prior=self._lookups),
             load=self._load,

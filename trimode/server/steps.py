@@ -86,7 +86,11 @@ class Channel:
 
         One timer for the answer: one for each `get` costs as much as the rest of it.
         """
-        deadline = self.loop.time() + timeout
+        self._heard = self.loop.time()
+        deadline = self._heard + timeout
+
+        def next_look() -> asyncio.TimerHandle:
+            return self.loop.call_at(min(deadline, self._heard + ping_interval), look)
 
         def look() -> None:
             nonlocal timer
@@ -96,9 +100,9 @@ class Channel:
                 return
             if now >= self._heard + ping_interval:
                 self._append(None)
-            timer = self.loop.call_at(min(deadline, self._heard + ping_interval), look)
+            timer = next_look()
 
-        timer = self.loop.call_at(min(deadline, self.loop.time() + ping_interval), look)
+        timer = next_look()
         try:
             yield
         finally:
