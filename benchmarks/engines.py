@@ -60,7 +60,7 @@ def measure_warm(
     measure(engine, warm_up, min(WARM_UP_TOKENS, max_tokens), mode.request, together)
     found = measure(engine, asked, max_tokens, mode.request, together)
     entry.rates.append(found.rate)
-    entry.times = entry.times.pooled(found)
+    entry.times += found
     entry.memory = max(entry.memory, engine.megabytes("VmHWM"))
     return found.rate
 

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from serve import MODES
+from servers import Load
 
 from trimode import load
 from trimode.config import GenerationOptions
@@ -54,22 +55,6 @@ TURN = 1.0
 """Seconds of the server, then of the engine alone."""
 SETTLING = 0.05
 """Of the engine's turn, in which the server still sends what it has: not counted for either."""
-
-
-@dataclass
-class Rate:
-    """Tokens and the seconds they took."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: "Rate") -> "Rate":
-        return Rate(self.tokens + other.tokens, self.seconds + other.seconds)
-
-    @property
-    def per_second(self) -> float:
-        """Tokens a second."""
-        return self.tokens / self.seconds
 
 
 @dataclass
@@ -104,10 +89,10 @@ class Alone:
     ended: tuple[int, float] = (0, 0.0)
     """Tokens and time at the end of the last turn, when the server's began."""
 
-    def turn(self, seconds: float) -> tuple[Rate, Rate]:
+    def turn(self, seconds: float) -> tuple[Load, Load]:
         """Work on them for a while, in the engine's thread.
 
-        Returns the rate of the server's turn, which this ends, and of this one.
+        Returns tokens and time of the server's turn, which this ends, and of this one.
         """
         served = self._since(*self.ended)
         self._swap()
@@ -117,7 +102,7 @@ class Alone:
         self.ended = self.counted.tokens, time.perf_counter()
         return served, own
 
-    def _run(self, seconds: float) -> Rate:
+    def _run(self, seconds: float) -> Load:
         engine, before, began = self.counted.engine, self.counted.tokens, time.perf_counter()
         while time.perf_counter() - began < seconds:
             while len(engine.live) + len(engine.waiting) < engine.max_sequences:
@@ -126,8 +111,8 @@ class Alone:
             engine.step()
         return self._since(before, began)
 
-    def _since(self, tokens: int, began: float) -> Rate:
-        return Rate(self.counted.tokens - tokens, time.perf_counter() - began)
+    def _since(self, tokens: int, began: float) -> Load:
+        return Load(time.perf_counter() - began, self.counted.tokens - tokens)
 
     def _swap(self) -> None:
         engine = self.counted.engine
@@ -194,7 +179,7 @@ def overhead(
 
     alone = Alone(counted, add)
 
-    def turn(seconds: float) -> tuple[Rate, Rate]:
+    def turn(seconds: float) -> tuple[Load, Load]:
         return asyncio.run(worker.call(partial(alone.turn, seconds)))
 
     asking = pool.submit(clients_of, url, prompts, decoding, together, stop)
@@ -204,7 +189,7 @@ def overhead(
     turn(arguments.warm_up)
     rounds = []
     for _ in track(range(arguments.rounds), f"overhead, {mode}", transient=True):
-        served, bare = Rate(), Rate()
+        served, bare = Load(), Load()
         for _ in range(round(arguments.seconds / TURN)):
             time.sleep(TURN)
             there, here = turn(TURN)
@@ -212,14 +197,14 @@ def overhead(
         rounds.append((served, bare))
     stop.set()
     cores = asking.result()
-    all_served, all_bare = (sum(side, Rate()) for side in zip(*rounds, strict=True))
+    all_served, all_bare = (sum(side, Load()) for side in zip(*rounds, strict=True))
     return {
         "mode": mode,
         "clients": together,
-        "engine_tokens_per_second": round(all_bare.per_second, 1),
-        "server_tokens_per_second": round(all_served.per_second, 1),
-        "overhead": round(1 - all_served.per_second / all_bare.per_second, 4),
-        "overhead_of_rounds": [round(1 - s.per_second / b.per_second, 4) for s, b in rounds],
+        "engine_tokens_per_second": round(all_bare.rate, 1),
+        "server_tokens_per_second": round(all_served.rate, 1),
+        "overhead": round(1 - all_served.rate / all_bare.rate, 4),
+        "overhead_of_rounds": [round(1 - s.rate / b.rate, 4) for s, b in rounds],
         "client_cores": round(cores, 3),
     }
 

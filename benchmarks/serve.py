@@ -77,7 +77,7 @@ def loads(prompts: list[str], folder: Path, arguments: argparse.Namespace) -> li
             found = measure(server, asked, arguments.max_tokens, decoding, clients, burst.seconds)
         key = (name, mode, clients)
         rates.setdefault(key, []).append(found.rate)
-        pooled[key] = pooled.get(key, Load()).pooled(found)
+        pooled[key] = pooled.get(key, Load()) + found
         bursts.setdefault(key, []).extend(burst.first)
     rows = []
     for name, mode, _, clients in work:

@@ -28,7 +28,7 @@ class Load:
         """Completion tokens of all requests a second."""
         return self.tokens / self.seconds
 
-    def pooled(self, other: "Load") -> "Load":
+    def __add__(self, other: "Load") -> "Load":
         """Both, one after the other."""
         return Load(
             seconds=self.seconds + other.seconds,
