@@ -22,6 +22,14 @@ CommitRuleName = Literal[
 ]
 COMMIT_RULES: tuple[CommitRuleName, ...] = get_args(CommitRuleName)
 
+DraftForm = Literal["seeded", "led"]
+"""How a checkpoint was trained to draft (docs/design/0006).
+
+`seeded`: the newest token is the first token of the block and is seen both ways (NLD). `led`: the
+newest token is a causal row before the block, the lead, and the block is all masks.
+"""
+DRAFT_FORMS: tuple[DraftForm, ...] = get_args(DraftForm)
+
 RopeType = Literal["default", "linear", "yarn", "llama3"]
 
 DEFAULT_BLOCK_LENGTH = 32
@@ -29,7 +37,32 @@ DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""
 ROLLING_THRESHOLD = 0.15
 ROLLING_REVISION_THRESHOLD = 0.05
-"""Defaults of a rolling block, whose revisions are AR's: bold filling pays (docs/lab.md)."""
+"""Defaults of a rolling block. AR revises what it fills, so bold filling pays (docs/lab.md)."""
+
+DECODING_FIELDS: dict[str, str] = {
+    "mode": "ar, diffusion, linear, quadratic or auto.",
+    "block_length": "Tokens of a draft or of a diffusion block [the model's own].",
+    "commit_rule": f"What decides which tokens of a pass are final: {', '.join(COMMIT_RULES)} "
+    "[threshold].",
+    "threshold": "Bar of the commit rule, in the rule's unit [the rule's own; for the rule "
+    f"threshold {DEFAULT_THRESHOLD} in a fixed block, {ROLLING_THRESHOLD} in a rolling one, and "
+    "in linear none: one pass fills the draft].",
+    "max_denoising_steps": "Passes that a block may take [the block length].",
+    "revision_threshold": "Reopen a filled token if its probability falls below this; 0 is never "
+    f"[0 in a fixed block, {ROLLING_REVISION_THRESHOLD} in a rolling one].",
+    "seed_block": "Begin a block with the AR prediction of its first token, or with masks only "
+    "[linear: the model's own draft form; a fixed diffusion block: yes].",
+    "draft_tree": "Verify a tree of the likeliest beginnings, or the one line of likeliest tokens "
+    "[a tree for models that draft in the led form].",
+    "rolling_block": "Diffusion: move the block on after every pass, or keep it until it is full "
+    "[rolling for models that draft in the led form].",
+    "show_drafts": "Report the open block after every pass.",
+}
+"""The decoding options as users meet them: name and help, defaults in brackets.
+
+The command line, the `decoding` object of a request, its error names and docs/decoding.md are made
+from this table. A mode's `ModeSpec` says which of them it reads.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +186,8 @@ class GenerationOptions:
     threshold: float | None = None
     """Commit bar of a denoising pass. Diffusion: 0.9, in a rolling block 0.15. Linear drafts: 0
     (one pass fills all)."""
-    commit_rule: CommitRuleName = "threshold"
+    commit_rule: CommitRuleName | None = None
+    """What decides which tokens of a denoising pass are final. None: `threshold`."""
     max_denoising_steps: int | None = None
     """Passes a block may take; default the block length. Also the quota rule's schedule."""
     revision_threshold: float | None = None
@@ -187,7 +221,7 @@ class GenerationOptions:
         if mode not in MODES:
             raise InputError("mode", repr(self.mode), f"allowed: {', '.join(MODES)}")
         object.__setattr__(self, "mode", cast(Mode, mode))
-        if self.commit_rule not in COMMIT_RULES:
+        if self.commit_rule is not None and self.commit_rule not in COMMIT_RULES:
             raise InputError(
                 "commit_rule", repr(self.commit_rule), f"allowed: {', '.join(COMMIT_RULES)}"
             )

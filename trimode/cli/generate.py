@@ -34,7 +34,7 @@ def generate(
     seed: opt.Seed = 0,
     block_length: opt.BlockLength = None,
     threshold: opt.Threshold = None,
-    commit_rule: opt.CommitRule = "threshold",
+    commit_rule: opt.CommitRule = None,
     max_denoising_steps: opt.MaxDenoisingSteps = None,
     revision_threshold: opt.RevisionThreshold = None,
     stop: opt.Stop = None,

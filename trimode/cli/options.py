@@ -48,7 +48,7 @@ Threshold = Annotated[
             hidden=("--confidence-threshold",)),
 ]  # fmt: skip
 CommitRule = Annotated[
-    str,
+    str | None,
     _option(
         "--commit-rule",
         help="threshold, quota, factor, margin, entropy, cumulative_error, learned.",

@@ -209,6 +209,7 @@ class Engine:
         stop = set(options.stop_token_ids)
         if not options.ignore_eos:
             stop.update(config.eos_token_ids)
+        options = replace(options, commit_rule=options.commit_rule or "threshold")
         return DecodingContext(
             options=options,
             sampler=Sampler(options, mask, len(prompt), end_think, self._constraint(options)),
