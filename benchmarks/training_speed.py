@@ -27,7 +27,7 @@ from torch import Tensor
 from trimode import GenerationOptions, load
 from trimode.checkpoints import open_checkpoint
 from trimode.engine import Engine, drain, encode_prompt
-from trimode.model.linear import cpu_multiplies_bf16, describe_kernel
+from trimode.model.linear import cpu_multiplies_bf16, describe
 from trimode.training import step as step_module
 from trimode.training.adapter import AdapterConfig, new_adapter, train_adapter
 from trimode.training.data import Batch
@@ -199,7 +199,7 @@ def self_generation() -> tuple[str, float]:
     for _ in drain(engine):
         pass
     rate = CONVERSATIONS * ANSWER_TOKENS / (time.perf_counter() - start)
-    return describe_kernel("auto", model.transformer.device), rate
+    return describe("auto", model.transformer.device), rate
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def test_logits_equal_those_of_transformers(ours, theirs, prompts):
     transformer = ours.transformer
     for prompt in prompts:
         cache = KVCache(ours.config, len(prompt))
-        attend = CachedAttention([Segment(0, len(prompt), cache, "causal")], transformer.embedding)
+        attend = CachedAttention(
+            [Segment(0, len(prompt), cache, "causal")], transformer.dtype, "cpu"
+        )
         hidden = transformer(torch.tensor(prompt), torch.arange(len(prompt)), attend)
         logits = transformer.logits(hidden)
         oracle = theirs(torch.tensor([prompt])).logits[0]

@@ -4,16 +4,15 @@
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from trimode.version import __version__
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel, load
     from trimode.config import GenerationOptions, ModelConfig
     from trimode.engine import Engine, GenerationResult, generate, generate_batch, stream
     from trimode.errors import InputError, TrimodeError
-
-__version__ = version("trimode")
 
 _HOMES = {
     "LoadedModel": "trimode.checkpoints",

@@ -134,6 +134,8 @@ class ModelConfig:
     """Whether the base weights fill masks without an adapter (NLD checkpoints)."""
     token_shift: bool = False
     """Whether the row before a token predicts it in denoising passes too (docs/design/0011)."""
+    draft_form: DraftForm = "seeded"
+    """How it was trained to draft (docs/design/0006)."""
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",

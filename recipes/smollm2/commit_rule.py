@@ -46,7 +46,7 @@ def main() -> None:
             block_length=arguments.block_length,
             advance=lambda: progress.advance(task),
         )
-    network, result = fit(examples, model.transformer.embedding_matrix(), ScorerConfig())
+    network, result = fit(examples, model.transformer.embedding.matrix(), ScorerConfig())
     size = sum(parameter.numel() for parameter in network.parameters())
     print(
         f"{len(examples)} blocks, {size / 1e6:.2f} M parameters, {result.epochs} epochs: "

@@ -34,7 +34,7 @@ def adapter(config, *, targets=TARGETS, scope="denoise", rank=4, embedding=False
 def logits(model, tokens, rows):
     transformer = model.transformer
     cache = KVCache(model.config, len(tokens))
-    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.embedding)
+    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.dtype, "cpu")
     return transformer.logits(transformer(tokens, torch.arange(len(tokens)), attend, rows))
 
 

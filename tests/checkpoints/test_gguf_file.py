@@ -9,7 +9,7 @@ from tests.reference.families import build
 from trimode import generate, load
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.errors import CheckpointError
-from trimode.model import CachedAttention, KVCache, Segment, Transformer
+from trimode.model import KVCache, Segment, build_runner
 
 Q = gguf.GGMLQuantizationType
 NAMES = {
@@ -84,10 +84,9 @@ def write(path, config, tensors, *, architecture="llama", edit=None, quantise=No
 
 @torch.inference_mode()
 def logits(config, read, tokens):
-    model = Transformer.from_tensors(config, read, dtype="fp32")
-    attend = CachedAttention([Segment(0, len(tokens), KVCache(config, len(tokens)), "causal")],
-                             model.embedding)  # fmt: skip
-    return model.logits(model(tokens, torch.arange(len(tokens)), attend))
+    model = build_runner(config, read, dtype="fp32")
+    segments = [Segment(0, len(tokens), KVCache(config, len(tokens)), "causal")]
+    return model.logits(model.run(tokens, torch.arange(len(tokens)), segments))
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_directory_is_loaded_whole(tmp_path):
     assert model.chat_template.render([{"role": "user", "content": "x"}]) == "xc"
     assert model.adapter_scope is None
     expected = random_tensors(CONFIG)["embed_tokens.weight"]
-    assert torch.equal(model.transformer.embedding, expected)
+    assert torch.equal(model.transformer.embedding.matrix(), expected)
 
 
 def test_a_gguf_file_is_loaded_directly(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.reference import nld
+from tests.reference.options import readable
 from tests.reference.tiny import MASK, tiny
 
 FAMILIES = ("llama", "ministral3", "qwen3")
@@ -69,13 +70,8 @@ def random_case(rng, family, block_lengths=BLOCK_LENGTHS):
 
 
 def run(model, request, mode, **options):
-    return model.generate(
-        request.prompt,
-        mode=mode,
-        max_tokens=request.max_tokens,
-        block_length=request.block_length,
-        **options,
-    )
+    options = readable(mode, block_length=request.block_length, **options)
+    return model.generate(request.prompt, max_tokens=request.max_tokens, **options)
 
 
 def check_ar(family, cases, salt=0):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.reference.scripted import peaked, scripted
 from tests.reference.tiny import MASK, run_alone
-from trimode.decoding.commit_rules import RULES, Proposal, quota_schedule, select
+from trimode.decoding.denoising.commit_rules import RULES, Proposal, quota_schedule, select
 
 distributions = st.lists(
     st.lists(st.integers(1, 1000), min_size=4, max_size=4), min_size=1, max_size=9
@@ -22,7 +22,8 @@ def propose(probabilities, quota=1):
     return Proposal(sure, probabilities, quota, scores=1 - sure)
 
 
-def chosen(rule, proposal, bar):
+def chosen(rule, proposal, bar=None):
+    bar = RULES[rule].threshold if bar is None else bar
     return {i for i, taken in enumerate(select(rule, proposal, bar).tolist()) if taken}
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimode.decoding.lookup import MAX_DRAFT, NGRAM, Lookup
+from trimode.decoding.speculation.lookup import MAX_DRAFT, NGRAM, Lookup
 
 
 def after(tokens, most=MAX_DRAFT, prediction=()):

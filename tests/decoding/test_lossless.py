@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference.options import readable
 from tests.reference.scripted import peaked, scripted, speculative, word
 from tests.reference.tiny import MASK, run_alone, tiny
 from trimode.config import GenerationOptions
@@ -159,7 +160,7 @@ def test_random_models_accept_all_some_and_none_of_a_draft(mode, sampling):
         model = agreeable(seed)
         options = {"max_tokens": 30, "block_length": block_length, **SAMPLED[sampling]}
         sequence, made = run(model.model, mode, options)
-        expected = model.generate(PROMPT, **{**options, "mode": "ar"})
+        expected = model.generate(PROMPT, **readable("ar", **options))
         assert sequence.tokens == expected.tokens
         for drafted, committed in made[:-1]:
             whole, nothing = committed == drafted + 1, committed == 1
@@ -186,10 +187,7 @@ def test_any_pattern_of_right_and_wrong_drafts_gives_the_ar_tokens(
     sequence = run_alone(
         scripted(script),
         prompt,
-        mode=mode,
-        max_tokens=max_tokens,
-        block_length=block_length,
-        threshold=threshold,
+        **readable(mode, max_tokens=max_tokens, block_length=block_length, threshold=threshold),
     )
     assert sequence.tokens == expected[len(prompt) :]
 
@@ -250,11 +248,12 @@ def test_mixed_batches_emit_in_every_mode_what_ar_emits_alone(family):
     for i, (mode, options) in enumerate(choices):
         prompt = [(i * 7 + j * j) % 31 for j in range(1 + i % 11)]
         options = {"max_tokens": 5 + i % 17, **options}
-        alone = options if mode != "diffusion" else {**options, "mode": "diffusion"}
-        expected = model.generate(prompt, **alone, block_length=6).tokens
+        reference = "diffusion" if mode == "diffusion" else "ar"
+        alone = readable(reference, block_length=6, **options)
+        expected = model.generate(prompt, **alone).tokens
         block_length = 6 if mode == "diffusion" else BLOCK_LENGTHS[i % 5]
-        options = GenerationOptions(mode=mode, block_length=block_length, **options)
-        wanted.append((engine.add(prompt, options), expected))
+        asked = GenerationOptions(**readable(mode, block_length=block_length, **options))
+        wanted.append((engine.add(prompt, asked), expected))
     for _ in drain(engine):
         pass
     for sequence, expected in wanted:

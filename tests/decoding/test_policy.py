@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimode.decoding import Acceptance, CostCurve, Load, Plan, Policy, break_even
-from trimode.decoding.policy import expected_run
+from trimode.decoding import Acceptance, BatchLoad, CostCurve, Plan, Policy, break_even
+from trimode.decoding.auto.acceptance import expected_run
 from trimode.engine.simulation import best_fixed, fixed_rate, simulate
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -30,7 +30,7 @@ TEXTS = {
 
 
 def policy(costs: CostCurve, sequences: int = 1) -> Policy:
-    return Policy(costs, Acceptance(prior=Acceptance()), Acceptance(), Load(sequences))
+    return Policy(costs, Acceptance(prior=Acceptance()), Acceptance(), BatchLoad(sequences))
 
 
 @pytest.mark.parametrize("sequences", [1, 4, 16])

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from tests.reference.tiny import MASK
 from trimode.config import GenerationOptions
 from trimode.decoding import Sampler
-from trimode.decoding.draft_tree import DraftTree
 from trimode.decoding.sampling import (
     filter_scores,
     gumbel_noise,
     penalise_frequency,
     penalise_repetition,
 )
+from trimode.decoding.speculation import verify
+from trimode.decoding.speculation.draft_tree import DraftTree
 
 logits_rows = st.lists(
     st.lists(st.floats(-8, 8, width=32), min_size=9, max_size=9), min_size=1, max_size=3
@@ -224,11 +225,11 @@ def test_verification_accepts_the_matching_prefix_and_adds_the_verifiers_token(
     verifier, draft, accepted, options
 ):
     rows = one_hot_rows(*verifier)[: len(draft) + 1]
-    assert sampler(**options).follow(rows, 5, DraftTree.line(draft), [1, 2])[0] == accepted
+    assert verify.follow(sampler(**options), rows, 5, DraftTree.line(draft), [1, 2])[0] == accepted
 
 
 def follow(rows, draft, **options):
-    return sampler(**options).follow(rows.clone(), 0, DraftTree.line(draft), [])[0]
+    return verify.follow(sampler(**options), rows.clone(), 0, DraftTree.line(draft), [])[0]
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=300))
@@ -264,7 +265,7 @@ def test_verification_emits_what_picking_one_by_one_emits(draft, seed, temperatu
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(len(draft) + 1, 5, generator=generator)
     choose = sampler(temperature=temperature, repetition_penalty=penalty, seed=seed)
-    accepted = choose.follow(rows.clone(), 7, DraftTree.line(draft), [0])[0]
+    accepted = verify.follow(choose, rows.clone(), 7, DraftTree.line(draft), [0])[0]
     one_by_one = []
     for i in range(len(draft) + 1):
         one_by_one.append(choose.pick(rows[i].clone(), 7 + i, [0, *one_by_one]))

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from tests.reference import nld
+from tests.reference import families, nld
+from tests.reference.options import readable
 from tests.reference.tiny import MASK, random_adapter, tiny
 from trimode.config import GenerationOptions
 from trimode.engine import drain
 from trimode.model import CachedAttention, KVCache, Segment
 
 PROMPT = [3, 1, 4, 1, 5, 9]
-FAMILIES = ("llama", "ministral3", "qwen3")
+FAMILIES = tuple(families.FAMILIES)
 
 
 def adapted(family, seed=1, *, scope="draft", scale=1.0, trained=True):
@@ -104,7 +105,7 @@ def test_an_adapter_that_wrecks_drafts_changes_no_emitted_token(family, mode):
 def causal_logits(model):
     transformer = model.model.transformer
     attend = CachedAttention(
-        [Segment(0, len(PROMPT), KVCache(model.config, 9), "causal")], transformer.embedding
+        [Segment(0, len(PROMPT), KVCache(model.config, 9), "causal")], transformer.dtype, "cpu"
     )
     hidden = transformer(torch.tensor(PROMPT), torch.arange(len(PROMPT)), attend)
     return transformer.logits(hidden)
@@ -130,13 +131,13 @@ def test_adapter_rows_of_one_sequence_leave_its_neighbours_alone(family):
     modes = ("diffusion", "ar", "linear", "quadratic", "ar")
     engine = model.engine()
     sequences = [
-        engine.add(PROMPT[i:], GenerationOptions(mode=mode, max_tokens=15, block_length=4))
+        engine.add(PROMPT[i:], GenerationOptions(**readable(mode, max_tokens=15, block_length=4)))
         for i, mode in enumerate(modes)
     ]
     for _ in drain(engine):
         pass
     for i, (sequence, mode) in enumerate(zip(sequences, modes, strict=True)):
-        alone = model.generate(PROMPT[i:], mode=mode, max_tokens=15, block_length=4)
+        alone = model.generate(PROMPT[i:], **readable(mode, max_tokens=15, block_length=4))
         assert result(sequence) == result(alone), mode
 
 

@@ -28,7 +28,7 @@ def recomputed(model, tokens):
     """A fresh causal prefill of the tokens, adapter off."""
     transformer = model.model.transformer
     cache = KVCache(model.config, len(tokens))
-    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.embedding)
+    attend = CachedAttention([Segment(0, len(tokens), cache, "causal")], transformer.dtype, "cpu")
     transformer(torch.tensor(tokens), torch.arange(len(tokens)), attend)
     cache.keep(range(len(tokens)))
     return cache
@@ -122,7 +122,7 @@ def test_no_pass_uses_a_position_beyond_the_models_context(options):
     engine.add([word("p", i) for i in range(25)], GenerationOptions(max_tokens=100, **options))
     while engine.busy:
         engine.step()
-    used = {position for rows in model.transformer.rows_run for _, position in rows}
+    used = {position for rows in model.runner.rows_run for _, position in rows}
     assert max(used) < 40
 
 

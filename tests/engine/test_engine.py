@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference.options import readable
 from tests.reference.scripted import scripted, speculative, word
 from tests.reference.tiny import run_alone, tiny
 from trimode.config import GenerationOptions
@@ -77,7 +78,7 @@ def test_a_long_prompt_takes_as_many_passes_as_its_chunks():
     sequence = engine.add([9] * 35, GenerationOptions(max_tokens=1))
     for _ in drain(engine):
         pass
-    assert [len(rows) for rows in model.transformer.rows_run] == [10, 10, 10, 5]
+    assert [len(rows) for rows in model.runner.rows_run] == [10, 10, 10, 5]
     assert sequence.stats.nfe == 1
 
 
@@ -133,7 +134,7 @@ def test_cancelling_twice_is_harmless():
 
 def small_pool(tokens, **limits):
     model = scripted(speculative(lambda position: position % 2 == 0))
-    per_token = KVCache.bytes_per_token(model.config, model.transformer.dtype)
+    per_token = KVCache.bytes_per_token(model.config, model.runner.kv_dtype)
     return Engine(model, kv_cache_bytes=tokens * per_token, **limits)
 
 
@@ -164,7 +165,7 @@ def test_no_more_sequences_run_at_once_than_allowed():
 
 @pytest.mark.parametrize("mode", ["ar", "linear", "quadratic", "diffusion"])
 def test_a_request_that_just_fits_the_kv_pool_runs_and_one_that_never_fits_is_refused(mode):
-    options = GenerationOptions(mode=mode, block_length=4, max_tokens=60)
+    options = GenerationOptions(**readable(mode, block_length=4, max_tokens=60))
     scratch = {"ar": 1, "linear": 4, "diffusion": 4, "quadratic": 20}[mode]
     engine = small_pool(3 + 60 + scratch)
     sequence = engine.add([9, 9, 9], options)
@@ -182,7 +183,7 @@ def test_a_request_that_just_fits_the_kv_pool_runs_and_one_that_never_fits_is_re
 @settings(max_examples=150)
 def test_the_kv_pool_never_exceeds_its_bound_nor_lends_a_cache_twice(asked, bound):
     config = tiny("llama", 0).config
-    dtype = tiny("llama", 0).model.transformer.dtype
+    dtype = tiny("llama", 0).model.runner.kv_dtype
     per_token = KVCache.bytes_per_token(config, dtype)
     pool = KVPool(config, bound * per_token, dtype=dtype, device="cpu")
     assert pool.max_tokens == bound
@@ -235,7 +236,7 @@ def test_a_prefill_is_not_starved_by_many_decoders():
 def test_decoders_of_unequal_size_all_advance():
     engine = Engine(scripted(speculative(lambda _: False)), max_rows=24)
     sequences = [
-        engine.add([9, 9], GenerationOptions(mode=mode, block_length=4, max_tokens=60))
+        engine.add([9, 9], GenerationOptions(**readable(mode, block_length=4, max_tokens=60)))
         for mode in ("quadratic", "linear", "quadratic", "ar", "diffusion", "quadratic")
     ]
     for _ in range(30):
@@ -267,10 +268,12 @@ def test_passes_keep_to_max_rows_where_no_single_span_is_larger():
     model = scripted(speculative(lambda position: position % 2 == 0))
     engine = Engine(model, max_rows=30)
     for i, mode in enumerate(["ar", "linear", "diffusion", "quadratic"] * 3):
-        engine.add([9] * (1 + 9 * i), GenerationOptions(mode=mode, block_length=4, max_tokens=6))
+        engine.add(
+            [9] * (1 + 9 * i), GenerationOptions(**readable(mode, block_length=4, max_tokens=6))
+        )
     for _ in drain(engine):
         pass
-    sizes = [len(rows) for rows in model.transformer.rows_run]
+    sizes = [len(rows) for rows in model.runner.rows_run]
     assert max(sizes) <= 30
     assert max(sizes) > 20, "passes must be packed"
 
@@ -291,7 +294,7 @@ def test_text_of_the_updates_is_the_text_of_the_result():
     for _, prompt, options in requests():
         engine = model.engine()
         sequence = engine.add(prompt, GenerationOptions(**options))
-        assert "".join(u.text for u in drain(engine)) == sequence.stream.text
+        assert "".join(u.text for u in drain(engine)) == sequence.text_stream.text
 
 
 def test_an_engine_without_work_steps_to_nothing():
@@ -312,10 +315,10 @@ def test_a_newcomers_prompt_shares_its_pass_with_few_rows_of_others():
     while engine.waiting or waiting_in(engine):
         engine.step()
     engine.step()
-    assert len(model.transformer.rows_run[-1]) == 12 * 16
+    assert len(model.runner.rows_run[-1]) == 12 * 16
     late = engine.add([9] * 40, GenerationOptions(max_tokens=4))
     engine.step()
-    assert len(model.transformer.rows_run[-1]) == 40 + 32, "two blocks of others beside it"
+    assert len(model.runner.rows_run[-1]) == 40 + 32, "two blocks of others beside it"
     assert late.tokens
 
 
@@ -330,7 +333,7 @@ def test_where_rows_have_their_price_fewer_of_others_share_a_newcomers_pass():
         engine.step()
     engine.add([9] * 40, GenerationOptions(max_tokens=4))
     engine.step()
-    assert len(model.transformer.rows_run[-1]) == 40 + 4
+    assert len(model.runner.rows_run[-1]) == 40 + 4
 
 
 def test_a_long_prompt_holds_others_up_for_no_longer_than_a_pass_may_take():
@@ -348,7 +351,7 @@ def test_a_long_prompt_holds_others_up_for_no_longer_than_a_pass_may_take():
         assert not late.tokens
         engine.step()
         assert len(long.tokens) == 1 + pieces, "it goes on beside each piece"
-        assert len(model.transformer.rows_run[-1]) <= 40 + 1
+        assert len(model.runner.rows_run[-1]) <= 40 + 1
     assert late.tokens
 
 
@@ -357,12 +360,12 @@ def test_small_prompts_leave_a_pass_room_for_others():
     engine = Engine(model)
     for _ in range(80):
         engine.add([9, 9], GenerationOptions(max_tokens=64))
-    engine.max_sequences = 100
+    engine.scheduler.max_sequences = 100
     while engine.waiting or waiting_in(engine):
         engine.step()
     engine.add([9] * 10, GenerationOptions(max_tokens=4))
     engine.step()
-    assert len(model.transformer.rows_run[-1]) == 64
+    assert len(model.runner.rows_run[-1]) == 64
 
 
 @given(
@@ -387,7 +390,8 @@ def test_everyone_advances_whoever_else_comes(max_rows, asked):
     for now in range(10_000):
         while coming and coming[0][3] <= now:
             mode, block_length, length, _ = coming.pop(0)
-            options = GenerationOptions(mode=mode, block_length=block_length, max_tokens=20)
+            asked = readable(mode, block_length=block_length, max_tokens=20)
+            options = GenerationOptions(**asked)
             engine.add([9] * length, options)
         if not coming and not engine.busy:
             break

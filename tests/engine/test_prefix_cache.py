@@ -18,7 +18,7 @@ SYSTEM = tuple(range(8, 20)) + tuple(range(19, 7, -1))
 
 def little_ahead():
     """Caches begin with little room, so that they must grow."""
-    return patch("trimode.engine.engine._LENT_AHEAD", 8)
+    return patch("trimode.engine.scheduler._LENT_AHEAD", 8)
 
 
 def run(engine, prompt, **options):
@@ -65,10 +65,10 @@ def test_the_same_prompt_again_computes_its_last_rows_only():
     model = scripted(speculative(lambda position: True))
     engine = Engine(model)
     tokens = [run(engine, SYSTEM, max_tokens=6).tokens]
-    model.transformer.rows_run.clear()
+    model.runner.rows_run.clear()
     again = run(engine, SYSTEM, max_tokens=6)
     assert again.tokens == tokens[0]
-    assert len(model.transformer.rows_run[0]) == 2
+    assert len(model.runner.rows_run[0]) == 2
     assert again.stats.cached_tokens == len(SYSTEM) - 2
 
 
@@ -82,7 +82,7 @@ def test_answers_do_not_depend_on_memory(prompts, modes, max_rows):
     """A pool that holds about one request: others wait, grow, give way and come back."""
     model = scripted(speculative(lambda position: position % 3 != 0))
     asked = [GenerationOptions(max_tokens=40, **mode) for mode in modes]
-    bytes_per_token = KVCache.bytes_per_token(model.config, model.transformer.dtype)
+    bytes_per_token = KVCache.bytes_per_token(model.config, model.runner.kv_dtype)
     engine = Engine(model, max_rows=max_rows, kv_cache_bytes=192 * bytes_per_token)
     sequences = [engine.add(p, o) for p, o in zip(prompts, asked, strict=False)]
     steps = 0
@@ -105,7 +105,7 @@ def _fields(options):
 
 def test_a_request_that_gives_way_goes_on_where_it_was():
     model = tiny("llama", 2, eos=())
-    size = KVCache.bytes_per_token(model.config, model.model.transformer.dtype)
+    size = KVCache.bytes_per_token(model.config, model.model.runner.kv_dtype)
     prompts = [[8 + i, *SYSTEM] for i in range(4)]
     engine = model.engine(kv_cache_bytes=320 * size)
     sequences = [engine.add(p, GenerationOptions(max_tokens=90)) for p in prompts]

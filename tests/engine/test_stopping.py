@@ -63,7 +63,7 @@ def test_an_eos_ends_the_answer_with_the_eos_itself(options, at, right):
     sequence = run_alone(model, PROMPT, max_tokens=11, **options)
     assert sequence.tokens == answer[: at + 1]
     assert sequence.finish_reason == "stop"
-    assert sequence.stream.text == "".join(ALPHABET[token] for token in answer[:at])
+    assert sequence.text_stream.text == "".join(ALPHABET[token] for token in answer[:at])
 
 
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
@@ -129,7 +129,7 @@ def test_a_stop_string_ends_the_answer_wherever_it_lies_across_blocks(options, a
     stop = TEXT[at : at + 3]
     sequence = engine.add(PROMPT, GenerationOptions(max_tokens=12, stop=(stop, "zz"), **options))
     shown = "".join(update.text for update in drain(engine))
-    assert shown == sequence.stream.text == TEXT[: TEXT.index(stop)]
+    assert shown == sequence.text_stream.text == TEXT[: TEXT.index(stop)]
     assert sequence.finish_reason == "stop"
     assert sequence.tokens == ANSWER[: TEXT.index(stop) + 3]
 
@@ -138,7 +138,7 @@ def test_a_stop_string_ends_the_answer_wherever_it_lies_across_blocks(options, a
 def test_text_that_only_begins_a_stop_string_is_shown_in_the_end(options):
     stop = TEXT[-2:] + "z"
     sequence = run_alone(fixed(ANSWER), PROMPT, max_tokens=12, stop=(stop,), **options)
-    assert sequence.stream.text == TEXT
+    assert sequence.text_stream.text == TEXT
     assert sequence.finish_reason == "length"
 
 
@@ -152,18 +152,18 @@ def test_any_stop_string_cuts_the_text_at_its_first_occurrence(answer, stop, opt
     text = "".join(ALPHABET[token] for token in answer)
     sequence = run_alone(fixed(answer), PROMPT, max_tokens=12, stop=(stop,), **options)
     found = text.find(stop)
-    assert sequence.stream.text == (text if found < 0 else text[:found])
+    assert sequence.text_stream.text == (text if found < 0 else text[:found])
     assert sequence.tokens == (answer if found < 0 else answer[: found + len(stop)])
 
 
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
 def test_a_stop_string_with_random_weights_cuts_speculation_where_it_cuts_ar(mode):
     model = tiny("llama", 5, common=0.05, eos=())
-    whole = model.generate(PROMPT, max_tokens=30).stream.text
+    whole = model.generate(PROMPT, max_tokens=30).text_stream.text
     stop = whole[13:16]
     expected = model.generate(PROMPT, max_tokens=30, stop=(stop,))
     got = model.generate(PROMPT, max_tokens=30, stop=(stop,), mode=mode, block_length=6)
-    assert (got.tokens, got.stream.text) == (expected.tokens, expected.stream.text)
+    assert (got.tokens, got.text_stream.text) == (expected.tokens, expected.text_stream.text)
 
 
 def test_diffusion_stops_denoising_a_block_at_an_eos_with_no_mask_before_it():

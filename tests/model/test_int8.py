@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from tests.reference import families
 from tests.reference.tiny import MASK, random_adapter, tiny
 from trimode.errors import InputError
-from trimode.model import KVCache, Segment, Transformer, native
-from trimode.model.linear import Int8Linear, choose_kernel
-from trimode.model.native import call
+from trimode.model import KVCache, Segment, build_runner, choose_format, native
+from trimode.model.formats.int8 import Int8Linear
+from trimode.model.runners import NativeRunner, RowwiseRunner
+from trimode.model.runners import native as native_runner
 
-FAMILIES = ("llama", "llama-biased-llama3-rope", "llama-tied", "ministral3", "qwen3")
+FAMILIES = tuple(families.FAMILIES)
 BACKENDS = [
     pytest.param(
         "native", marks=pytest.mark.skipif(native.library() is None, reason="not built here")
@@ -28,19 +30,20 @@ TOKENS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 
 def transformer(family, backend, *, adapter=False):
     _, config, tensors = families.build(family)
     weights = random_adapter(config, 1, rank=16) if adapter else None
-    model = Transformer.from_tensors(
-        config, tensors.__getitem__, dtype="int8", device="cpu", adapter=weights
-    )
-    assert (model._native is not None) == (native.library() is not None)
-    if backend == "pytorch":
-        model._native = None
-    return model
+    model = build_runner(config, tensors.__getitem__, dtype="int8", adapter=weights)
+    assert isinstance(model, RowwiseRunner if native.library() is None else NativeRunner)
+    return by_operators(model) if backend == "pytorch" else model
+
+
+def by_operators(model):
+    """The same weights in the hands of PyTorch's operators."""
+    return RowwiseRunner(model.transformer, model.format)
 
 
 @torch.inference_mode()
 def prefill(model, tokens, cuts=()):
     """Logits of every row, computed in chunks that end at `cuts`."""
-    cache = KVCache(model.config, 64, dtype=model.kv_dtype)
+    cache = KVCache(model.transformer.config, 64, dtype=model.kv_dtype)
     parts = []
     for start, stop in zip((0, *cuts), (*cuts, len(tokens)), strict=True):
         positions = torch.arange(start, stop)
@@ -88,7 +91,7 @@ def test_weights_are_quantised_row_by_row_however_they_are_stacked_and_packed():
 
 QUANTISE = """
 import re, torch
-from trimode.model.linear import Int8Linear
+from trimode.model.formats.int8 import Int8Linear
 def peak():  # ru_maxrss would begin at the size of the process that started this one
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 weight = torch.ones(16384, 2048, dtype=torch.bfloat16)
@@ -110,11 +113,11 @@ def test_quantising_holds_the_int8_weights_and_no_copy_in_fp32():
 def test_embeddings_of_a_bf16_checkpoint_stay_bf16_and_count_as_fp32():
     _, config, tensors = families.build("llama")
     stored = {name: tensor.bfloat16() for name, tensor in tensors.items()}
-    model = Transformer.from_tensors(config, stored.__getitem__, dtype="int8")
+    model = build_runner(config, stored.__getitem__, dtype="int8")
     widened = {name: tensor.float() for name, tensor in stored.items()}
-    same = Transformer.from_tensors(config, widened.__getitem__, dtype="int8")
-    assert model.embedding.dtype == torch.bfloat16
-    assert model.embedding_matrix().dtype == torch.float32
+    same = build_runner(config, widened.__getitem__, dtype="int8")
+    assert model.transformer.embedding.weight.dtype == torch.bfloat16
+    assert model.transformer.embedding.matrix().dtype == torch.float32
     assert torch.equal(prefill(model, TOKENS), prefill(same, TOKENS))
 
 
@@ -133,7 +136,7 @@ def test_the_library_computes_a_linear_bit_for_bit(rows, out, blocks, seed, bias
     linear = Int8Linear(weight, torch.randn(out, generator=generator) if bias else None)
     x = torch.randn(rows, 16 * blocks, generator=generator)
     x[rows // 2] = 0
-    assert torch.equal(call.linear(linear, x), linear(x))
+    assert torch.equal(native_runner.linear(linear, x), linear(x))
 
 
 @pytest.mark.skipif(native.library() is None, reason="not built here")
@@ -146,7 +149,7 @@ def test_the_library_computes_the_pass_of_the_pytorch_operators(family, adapter)
     tokens[-4:] = MASK
     for backend in ("native", "pytorch"):
         model = transformer(family, backend, adapter=adapter)
-        cache = KVCache(model.config, 64, dtype=model.kv_dtype)
+        cache = KVCache(model.transformer.config, 64, dtype=model.kv_dtype)
         with torch.inference_mode():
             segments = [Segment(0, 12, cache, "causal")]
             model.run(tokens[:12], torch.arange(12), segments)
@@ -178,7 +181,7 @@ def test_logits_are_the_same_bits_at_once_in_chunks_and_token_by_token(family, b
 def test_logits_are_the_same_bits_alone_and_packed(family, backend):
     model = transformer(family, backend, adapter=True)
     alone = prefill(model, TOKENS)
-    caches = [KVCache(model.config, 64, dtype=model.kv_dtype) for _ in range(3)]
+    caches = [KVCache(model.transformer.config, 64, dtype=model.kv_dtype) for _ in range(3)]
     tokens = torch.cat((TOKENS.flip(0), TOKENS, TOKENS[:9]))
     positions = torch.cat((torch.arange(20), torch.arange(20), torch.arange(9)))
     segments = [
@@ -197,7 +200,7 @@ def test_rows_between_the_ones_it_sees_do_not_change_a_row(backend):
     """A verified path in a draft tree equals the same tokens decoded one after the other."""
     model = transformer("llama", backend)
     alone = prefill(model, TOKENS)
-    cache = KVCache(model.config, 64, dtype=model.kv_dtype)
+    cache = KVCache(model.transformer.config, 64, dtype=model.kv_dtype)
     segments = [Segment(0, 10, cache, "causal")]
     model.run(TOKENS[:10], torch.arange(10), segments)
     cache.keep(range(10))
@@ -222,7 +225,8 @@ def integer(backend, seed):
     adapter = random_adapter(config, seed, rank=16, scale=0.2, scope="denoise")
     found = tiny("llama", seed, **fields, adapter=adapter, dtype="int8")
     if backend == "pytorch":
-        found.model.transformer._native = None
+        model = replace(found.model, runner=by_operators(found.model.runner))
+        found = replace(found, model=model)
     return found
 
 
@@ -241,4 +245,4 @@ def test_speculation_is_lossless(backend, block_length, sampling):
 
 def test_int8_is_refused_where_it_cannot_run():
     with pytest.raises(InputError, match="dtype: int8 on cuda; runs on the CPU only"):
-        choose_kernel("int8", "cuda")
+        choose_format("int8", "cuda")

@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from tests.reference.families import FAMILIES, build
-from trimode.model import CachedAttention, KVCache, Segment, Transformer, expected_tensors
+from trimode.model import KVCache, Runner, Segment, build_runner, expected_tensors
 
 TOLERANCE = 2e-5
 """Relative to the largest logit; fp32 on both sides."""
 
 
-def forward(model: Transformer, cache: KVCache, tokens, positions, visibility="causal"):
-    attend = CachedAttention([Segment(0, len(tokens), cache, visibility)], model.embedding)
-    hidden = model(torch.as_tensor(tokens), torch.as_tensor(positions), attend)
-    return model.logits(hidden)
+def forward(model: Runner, cache: KVCache, tokens, positions, visibility="causal"):
+    segments = [Segment(0, len(tokens), cache, visibility)]
+    return model.logits(model.run(torch.as_tensor(tokens), torch.as_tensor(positions), segments))
 
 
 def assert_close(ours, theirs):
@@ -26,7 +25,7 @@ def assert_close(ours, theirs):
 def test_causal_logits_equal_transformers(family):
     oracle, config, tensors = build(family)
     assert {k: tuple(v.shape) for k, v in tensors.items()} == expected_tensors(config)
-    model = Transformer.from_tensors(config, tensors.__getitem__, dtype="fp32")
+    model = build_runner(config, tensors.__getitem__, dtype="fp32")
     tokens = torch.randint(config.vocab_size, (90,), generator=torch.Generator().manual_seed(1))
     ours = forward(model, KVCache(config, 90), tokens, range(90))
     assert_close(ours, oracle(tokens[None]).logits[0])
@@ -36,7 +35,7 @@ def test_causal_logits_equal_transformers(family):
 @torch.inference_mode()
 def test_logits_at_long_positions_equal_transformers(family):
     oracle, config, tensors = build(family)
-    model = Transformer.from_tensors(config, tensors.__getitem__, dtype="fp32")
+    model = build_runner(config, tensors.__getitem__, dtype="fp32")
     tokens = torch.randint(config.vocab_size, (24,), generator=torch.Generator().manual_seed(2))
     start = config.max_position_embeddings - 24
     positions = torch.arange(start, start + 24)
@@ -52,7 +51,7 @@ def test_logits_at_long_positions_equal_transformers(family):
 @torch.inference_mode()
 def test_block_and_explicit_visibility_equal_transformers_with_the_same_mask(family, visibility):
     oracle, config, tensors = build(family)
-    model = Transformer.from_tensors(config, tensors.__getitem__, dtype="fp32")
+    model = build_runner(config, tensors.__getitem__, dtype="fp32")
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(config.vocab_size, (20,), generator=generator)
     positions = torch.tensor([*range(12), *(12, 13, 14, 13, 14, 15, 14, 15)])
@@ -79,9 +78,9 @@ def test_block_and_explicit_visibility_equal_transformers_with_the_same_mask(fam
 @torch.inference_mode()
 def test_bf16_logits_are_close_to_fp32():
     oracle, config, tensors = build("llama")
-    model = Transformer.from_tensors(config, tensors.__getitem__, dtype="bf16")
+    model = build_runner(config, tensors.__getitem__, dtype="bf16")
     tokens = torch.arange(40) % config.vocab_size
-    cache = KVCache(config, 40, dtype=model.dtype)
+    cache = KVCache(config, 40, dtype=model.kv_dtype)
     ours = forward(model, cache, tokens, range(40))
     theirs = oracle(tokens[None]).logits[0]
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.99

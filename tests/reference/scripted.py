@@ -1,4 +1,4 @@
-"""A transformer whose logits a script decides from exactly what each row sees.
+"""A runner whose logits a script decides from exactly what each row sees.
 
 It attends like a real one: its values spell out which token stands at which position, so what a
 row gets back from attention tells which tokens were visible to it, cache included. A test can so
@@ -44,15 +44,14 @@ Script = Callable[[Row], Tensor]
 """Logits `[vocab]` of a row: of the next token, or for a mask of the token in its place."""
 
 
-class ScriptedTransformer:
-    """Takes the place of `trimode.model.Transformer` in an engine."""
+class ScriptedRunner:
+    """Takes the place of a `trimode.model.Runner` in an engine."""
 
-    dtype = kv_dtype = torch.float32
+    kv_dtype = torch.float32
     device = "cpu"
 
     def __init__(self, config: ModelConfig, script: Script) -> None:
         self.config, self.script = config, script
-        self.embedding = torch.zeros(1)
         self.rows_run: list[list[tuple[int, int]]] = []
         """(token, position) of every row, pass by pass."""
 
@@ -64,7 +63,7 @@ class ScriptedTransformer:
         values = torch.zeros(len(tokens), 1, self.config.head_dim)
         values[rows, 0, positions] = tokens.float() + 1
         values[:, 0, CONTEXT] = (positions == 0).float()  # one row, so its mean is 1 / visible
-        attend = CachedAttention(segments, self.embedding)
+        attend = CachedAttention(segments, self.kv_dtype, self.device)
         seen = attend(0, torch.zeros_like(values), torch.zeros_like(values), values)
         adapted = torch.zeros(len(tokens), 1)
         if adapter_rows is not None:
@@ -109,11 +108,12 @@ def scripted(
         eos_token_ids=eos,
         trained_to_denoise=True,
         token_shift=token_shift,
+        draft_form="led" if scope == "denoise" else "seeded",
     )
     return LoadedModel(
         name="scripted",
         config=config,
-        transformer=ScriptedTransformer(config, script),
+        runner=ScriptedRunner(config, script),
         tokenizer=letters(thinks=thinks),
         chat_template=None,
         adapter_scope=scope,

@@ -14,7 +14,7 @@ from trimode.checkpoints import LoadedModel
 from trimode.config import GenerationOptions, ModelConfig
 from trimode.engine import Engine, drain
 from trimode.engine.sequence import Sequence as Running
-from trimode.model import Transformer
+from trimode.model import build_runner
 from trimode.model.adapter import AdapterWeights
 from trimode.text import Tokenizer
 
@@ -159,13 +159,13 @@ def tiny(
     """A random model of a family; `fields` replace fields of its config."""
     oracle, config, tensors = _weights(family, seed, vocab, sharpness, common, limit)
     fields = {"eos_token_ids": eos, "trained_to_denoise": trained, **fields}
+    if adapter is not None:
+        fields = {"draft_form": adapter.draft_form, **fields}
     config = replace(config, **fields)
     model = LoadedModel(
         name=f"tiny-{family}",
         config=config,
-        transformer=Transformer.from_tensors(
-            config, tensors.__getitem__, dtype=dtype, adapter=adapter
-        ),
+        runner=build_runner(config, tensors.__getitem__, dtype=dtype, adapter=adapter),
         tokenizer=letters(thinks=thinks),
         chat_template=None,
         adapter_scope=scope if scope is not None else (adapter.scope if adapter else None),
@@ -189,5 +189,9 @@ def random_adapter(
         if "_proj.weight" in name:
             targets[name.removesuffix(".weight")] = (noise(rank, shape[1]), noise(shape[0], rank))
     return AdapterWeights(
-        scale=scale, targets=targets, scope=scope, mask_embedding=noise(config.hidden_size)
+        scale=scale,
+        targets=targets,
+        scope=scope,
+        mask_embedding=noise(config.hidden_size),
+        draft_form="led" if scope == "denoise" else "seeded",
     )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.reference.options import readable
 from trimode import generate
 from trimode.config import GenerationOptions
 from trimode.decoding import CostCurve
@@ -74,14 +75,15 @@ def test_constrained_answers_fit_and_are_those_of_ar(model, mode, temperature):
         texts = []
         for name in ("ar", mode):
             engine = Engine(model, costs=costs)
-            options = GenerationOptions(
-                mode=name, grammar=grammar, temperature=temperature, seed=seed, block_length=6,
+            asked = readable(
+                name, grammar=grammar, temperature=temperature, seed=seed, block_length=6,
                 max_tokens=60,
             )  # fmt: skip
+            options = GenerationOptions(**asked)
             sequence = engine.add([seed + 1, 5], options)
             for _ in drain(engine):
                 pass
-            texts.append(sequence.stream.text)
+            texts.append(sequence.text_stream.text)
             assert sequence.finish_reason == "stop"
         assert texts[0] == texts[1]
         value = json.loads(texts[0])

@@ -31,7 +31,7 @@ def model():
 
 def network(model, seed=0):
     torch.manual_seed(seed)
-    return CommitScorerNet(SMALL, model.transformer.embedding).eval()
+    return CommitScorerNet(SMALL, model.transformer.embedding.matrix()).eval()
 
 
 def test_features_of_a_block_are_what_they_are_called():
@@ -111,7 +111,7 @@ def test_recorded_blocks_are_labelled_by_what_the_model_settles_on(model):
 def test_a_saved_rule_scores_as_before_and_decodes(model, tmp_path):
     net = network(model)
     save_commit_rule(tmp_path, net)
-    again = read_commit_rule(tmp_path, model.transformer.embedding_matrix)
+    again = read_commit_rule(tmp_path, model.transformer.embedding.matrix)
     options = {"mode": "diffusion", "max_tokens": 12, "commit_rule": "learned", "threshold": 0.3}
     results = [
         generate(replace(model, commit_scorer=scorer), [1, 2, 3], **options)
@@ -136,7 +136,7 @@ def test_without_a_rule_the_request_is_refused(model):
 def test_an_adapter_directory_brings_its_rule(tmp_path):
     base = write_tiny_checkpoint(tmp_path / "base", "llama")
     plain = load(base, dtype="fp32")
-    embedding = plain.transformer.embedding
+    embedding = plain.transformer.embedding.matrix()
     adapter = new_adapter(plain.config, AdapterConfig(rank=2), embedding[256], 0)
     save_adapter(tmp_path / "adapter", adapter, plain.config)
     assert load(base, adapter=tmp_path / "adapter").commit_scorer is None
@@ -147,7 +147,7 @@ def test_an_adapter_directory_brings_its_rule(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "other model", "no metadata"])
 def test_a_damaged_rule_is_named(model, tmp_path, damage):
     path = save_commit_rule(tmp_path, network(model))
-    embedding = model.transformer.embedding
+    embedding = model.transformer.embedding.matrix()
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "other model":

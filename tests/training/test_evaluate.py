@@ -8,6 +8,8 @@ import torch
 
 from tests.training.runs import config_of, metrics, run
 from tests.training.test_step import DRAFTS, JOINT, batch, build
+from trimode.model.build import choose_runner
+from trimode.model.formats import PlainFormat
 from trimode.testing import tiny_model
 from trimode.training import evaluate, step
 from trimode.training.evaluate import held_out_losses
@@ -22,7 +24,11 @@ BY_BLOCK = StepConfig(
 
 @pytest.fixture
 def model():
-    return replace(tiny_model("llama"), transformer=build())
+    return replace(tiny_model("llama"), runner=as_runner(build()))
+
+
+def as_runner(transformer):
+    return choose_runner(transformer, PlainFormat(transformer.dtype, transformer.device))
 
 
 @pytest.mark.parametrize("config", [JOINT, DRAFTS, BY_BLOCK], ids=["joint", "drafts", "by block"])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from trimode.model import Transformer
+from trimode.model import build_runner
 from trimode.testing.tiny import tiny_config, tiny_tensors
 from trimode.training.masks import grid_blocks, places_in_document, random_blocks
 from trimode.training.passes import clean_pass, noisy_pass
@@ -32,7 +32,7 @@ class DenseAttention:
 def build(family="llama", **overrides):
     config = tiny_config(family, **overrides)
     tensors = tiny_tensors(config)
-    return Transformer.from_tensors(config, tensors.__getitem__, dtype="fp32", plain=True)
+    return build_runner(config, tensors.__getitem__, dtype="fp32", plain=True).transformer
 
 
 def dense_oracle(model, tokens, documents, blocks, noisy_tokens):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.training.runs import config_of, run
 from trimode.errors import InputError
-from trimode.model import linear
+from trimode.model import cpu_multiplies_bf16
 from trimode.training.trainer import Trainer
 
 
@@ -16,7 +16,7 @@ def recorded(output):
 
 def test_auto_is_what_the_cpu_multiplies_and_the_run_says_which(base, data, tmp_path):
     run(config_of(base, data, tmp_path / "run", precision="auto", device="cpu", steps=1))
-    wanted = "bf16" if linear.cpu_multiplies_bf16() else "fp32"
+    wanted = "bf16" if cpu_multiplies_bf16() else "fp32"
     assert recorded(tmp_path / "run") == wanted
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trimode.model import Transformer
+from trimode.model import build_runner
 from trimode.testing.tiny import tiny_config, tiny_tensors
 from trimode.training.adapter import train_everything
 from trimode.training.data import Batch
@@ -25,7 +25,7 @@ DRAFTS = StepConfig(
 def build():
     config = tiny_config("llama")
     tensors = tiny_tensors(config)
-    return Transformer.from_tensors(config, tensors.__getitem__, dtype="fp32", plain=True)
+    return build_runner(config, tensors.__getitem__, dtype="fp32", plain=True).transformer
 
 
 def batch(rows=4, length=24, seed=0):

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tests.reference.options import readable
 from tests.training.runs import TEXT, config_of, run, weights
 from trimode import GenerationOptions, generate, load
 from trimode.errors import CheckpointError, InputError, TrimodeError
@@ -84,9 +85,8 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path,
     assert model.can_denoise
     assert model.config.token_shift == shift
     for mode in ("ar", "linear", "quadratic", "diffusion"):
-        options = {"mode": mode, "max_tokens": 80, "block_length": 16}
-        if mode == "quadratic":
-            options["block_length"] = 8
+        block_length = 8 if mode == "quadratic" else 16
+        options = readable(mode, max_tokens=80, block_length=block_length)
         answer = generate(model, "sea", **options)
         assert answer.text == TEXT.strip(), mode
         if mode == "diffusion":

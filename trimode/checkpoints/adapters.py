@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimode.checkpoints.atomic import atomic_directory
 from trimode.checkpoints.names import from_published, to_published
-from trimode.config import ModelConfig
+from trimode.config import DRAFT_FORMS, ModelConfig
 from trimode.errors import CheckpointError
 from trimode.model import AdapterScope, AdapterWeights
 
@@ -25,6 +25,7 @@ It also marks a directory as ours.
 """
 _BLOCK_LENGTH = "trimode_block_length"
 _TOKEN_SHIFT = "trimode_token_shift"
+_DRAFT_FORM = "trimode_draft_form"
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA", None),
@@ -41,8 +42,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 def read_adapter(directory: Path) -> AdapterWeights:
     """Read `adapter_config.json` and `adapter_model.safetensors`.
 
-    The weights file's metadata says when the adapter is on; without it, in drafts only, which is
-    what NVIDIA's `linear_spec_lora` is for.
+    The weights file's metadata says when the adapter is on. Without that it is on in drafts only,
+    which is what NVIDIA's `linear_spec_lora` is for.
 
     Raises:
         CheckpointError: a file is missing or damaged, or an option is not supported.
@@ -68,6 +69,11 @@ def read_adapter(directory: Path) -> AdapterWeights:
     shift = metadata.get(_TOKEN_SHIFT, "false")
     if shift not in ("true", "false"):
         raise CheckpointError(f"{path}: {_TOKEN_SHIFT}", repr(shift), "allowed: true, false")
+    # Adapters that were saved before the field existed have the form of the recipe of their scope.
+    form = metadata.get(_DRAFT_FORM, "led" if scope == "denoise" else "seeded")
+    if form not in DRAFT_FORMS:
+        allowed = f"allowed: {', '.join(DRAFT_FORMS)}"
+        raise CheckpointError(f"{path}: {_DRAFT_FORM}", repr(form), allowed)
     mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
     targets = _pairs(tensors, rank, path)
     return AdapterWeights(
@@ -77,6 +83,7 @@ def read_adapter(directory: Path) -> AdapterWeights:
         mask_embedding,
         None if length is None else int(length),
         shift == "true",
+        form,
     )
 
 
@@ -163,7 +170,7 @@ def save_adapter(
     with atomic_directory(directory, replaceable=_is_ours, overwrite=overwrite) as temporary:
         (temporary / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
         try:
-            metadata = {"format": "pt", _SCOPE: adapter.scope}
+            metadata = {"format": "pt", _SCOPE: adapter.scope, _DRAFT_FORM: adapter.draft_form}
             if adapter.block_length is not None:
                 metadata[_BLOCK_LENGTH] = str(adapter.block_length)
             if adapter.token_shift:
@@ -174,7 +181,7 @@ def save_adapter(
 
 
 def _target_modules(adapter: AdapterWeights, config: ModelConfig) -> list[str]:
-    """`o_proj` and the like where all layers have them, else every linear by its path."""
+    """`o_proj` and the like if all layers have them, else every linear by its path."""
     kinds = {name.rpartition(".")[2] for name in adapter.targets}
     if len(adapter.targets) == len(kinds) * config.num_layers:
         return sorted(kinds)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimode.checkpoints.families import FAMILIES, family_of_gguf
 from trimode.checkpoints.gguf_header import check_header
 from trimode.checkpoints.names import check_tensors, from_gguf
 from trimode.config import ModelConfig, RopeConfig
 from trimode.errors import CheckpointError
 from trimode.text import ChatTemplate, Tokenizer
 
-_FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K")
 
 
@@ -47,9 +47,7 @@ def open_gguf(path: Path) -> GgufModel:
         raise CheckpointError(str(path), found, "fetch it again") from None
     metadata = _Metadata(reader.fields, path)
     architecture = metadata.need("general.architecture")
-    if architecture not in _FAMILIES:
-        supported = f"supported: {', '.join(_FAMILIES)}"
-        raise CheckpointError("general.architecture", repr(architecture), supported)
+    family = family_of_gguf(architecture)
     tensors = {}
     shapes = {}
     factors = None
@@ -64,14 +62,14 @@ def open_gguf(path: Path) -> GgufModel:
             tensors[name] = tensor
             shapes[name] = tuple(int(n) for n in reversed(tensor.shape))
     tied = "lm_head.weight" not in tensors
-    config = _config(metadata, architecture, shapes, tied=tied, factors=factors)
+    config = _config(metadata, family, shapes, tied=tied, factors=factors)
     check_tensors(config, shapes, str(path))
 
     def read(name: str) -> Tensor:
         tensor = tensors[name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         weight = torch.from_numpy(np.array(values, dtype=np.float32).reshape(shapes[name]))
-        if architecture == "llama":
+        if FAMILIES[family].interleaved_gguf_rope:
             return _unpermute(name, weight, config)
         return weight
 
@@ -126,12 +124,14 @@ class _Metadata:
 
 def _config(
     metadata: _Metadata,
-    architecture: str,
+    family: str,
     shapes: dict[str, tuple[int, ...]],
     *,
     tied: bool,
     factors: tuple[float, ...] | None,
 ) -> ModelConfig:
+    architecture = FAMILIES[family].gguf_architecture
+
     def integer(key: str, default: int | None = None) -> int:
         return metadata.integer(f"{architecture}.{key}", default)
 
@@ -157,7 +157,7 @@ def _config(
     )
     ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
     return ModelConfig(
-        family=_FAMILIES[architecture],
+        family=family,
         vocab_size=shapes.get("embed_tokens.weight", (0,))[0] or integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=integer("feed_forward_length"),
@@ -179,7 +179,7 @@ def _config(
 
 
 def _unpermute(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
-    """Undo the q/k row order that llama-architecture files use for interleaved RoPE.
+    """Undo the query and key row order that files of some families use for interleaved RoPE.
 
     There row 2j + s of a head is row s * head_dim / 2 + j of the original.
     """

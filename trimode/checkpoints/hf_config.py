@@ -4,31 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trimode.config import DEFAULT_BLOCK_LENGTH, ModelConfig, RopeConfig
+from trimode.checkpoints.families import (
+    FAMILIES,
+    NLD,
+    OUTER_MODELS,
+    Family,
+    check_switches,
+    family_of,
+)
+from trimode.config import DEFAULT_BLOCK_LENGTH, DRAFT_FORMS, DraftForm, ModelConfig, RopeConfig
 from trimode.errors import CheckpointError
 
-NLD = "nemotron_labs_diffusion"
-_FAMILIES = (NLD, "llama", "mistral", "ministral3", "qwen2", "qwen3")
-_ARCHITECTURES = {
-    NLD: "NemotronLabsDiffusionModel",
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "ministral3": "Ministral3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-_NLD_VLM = "nemotron_labs_diffusion_vlm"
-_NESTED = ("mistral3", _NLD_VLM)
-"""Multimodal configs whose text part is under `text_config`."""
-_OUTER = ("mask_token_id", "eos_token_id", "block_size", "quantization_config")
+_OUTER_FIELDS = ("mask_token_id", "eos_token_id", "block_size", "quantization_config")
 """Fields of a multimodal config that hold for its text part too."""
-
-# What transformers' config classes assume where a field is absent.
-_DEFAULT_HEAD_DIM = {NLD: 128, "ministral3": 128, "qwen3": 128}
-_DEFAULT_EPS = {NLD: 1e-5, "ministral3": 1e-5}
-_DEFAULT_WINDOW = {"mistral": 4096}
-_BIASED = ("llama", "qwen3")
-"""Families whose `attention_bias` means biases on q, k, v and o; the others have no such switch."""
 
 SAVED_BY_US = "trimode_format"
 """Field that marks a `config.json` of ours: a directory with it may be replaced."""
@@ -72,10 +60,8 @@ def from_hf(fields: dict[str, Any]) -> ModelConfig:
         KeyError: a field is missing.
     """
     fields = _text_fields(fields)
-    family = fields.get("model_type")
-    if family not in _FAMILIES:
-        supported = ", ".join(_FAMILIES)
-        raise CheckpointError("model_type", repr(family), f"supported: {supported}")
+    name = fields.get("model_type")
+    family = family_of(name)
     activation = fields.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError("hidden_act", repr(activation), "supported: silu")
@@ -90,46 +76,60 @@ def from_hf(fields: dict[str, Any]) -> ModelConfig:
     if heads < 1:
         raise CheckpointError("num_attention_heads", str(heads), "must be at least 1")
     eos = fields.get("eos_token_id")
-    attention_bias = bool(fields.get("attention_bias", False)) and family in _BIASED
+    attention_bias = bool(fields.get("attention_bias", False))
+    denoises = family.trained_to_denoise or bool(fields.get("trimode_trained_to_denoise"))
     return ModelConfig(
-        family=family,
+        family=str(name),
         vocab_size=_integer(fields, "vocab_size"),
         hidden_size=hidden,
         intermediate_size=_integer(fields, "intermediate_size"),
         num_layers=_integer(fields, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=_integer(fields, "num_key_value_heads", heads),
-        head_dim=_integer(fields, "head_dim", _DEFAULT_HEAD_DIM.get(family, hidden // heads)),
-        rms_norm_eps=fields.get("rms_norm_eps", _DEFAULT_EPS.get(family, 1e-6)),
+        head_dim=_integer(fields, "head_dim", family.head_dim or hidden // heads),
+        rms_norm_eps=fields.get("rms_norm_eps", family.rms_norm_eps),
         max_position_embeddings=_context(fields, family),
         rope=_rope(fields),
-        qkv_bias=attention_bias or family == "qwen2",
-        o_bias=attention_bias,
-        mlp_bias=bool(fields.get("mlp_bias", False)) and family == "llama",
-        qk_norm=family == "qwen3",
+        qkv_bias=family.qkv_bias(attention_bias),
+        o_bias=family.o_bias(attention_bias),
+        mlp_bias=bool(fields.get("mlp_bias", False)) and family.mlp_bias_switch,
+        qk_norm=family.qk_norm,
         tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
         bos_token_id=fields.get("bos_token_id"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
         mask_token_id=fields.get("mask_token_id"),
         block_length=fields.get("block_size") or DEFAULT_BLOCK_LENGTH,
-        trained_to_denoise=family == NLD or bool(fields.get("trimode_trained_to_denoise")),
+        trained_to_denoise=denoises,
         token_shift=bool(fields.get("trimode_token_shift")),
+        draft_form=_draft_form(fields, denoises=denoises and not family.trained_to_denoise),
     )
+
+
+def _draft_form(fields: dict[str, Any], *, denoises: bool) -> DraftForm:
+    """How the checkpoint drafts; `denoises`: whether our training taught it to.
+
+    Checkpoints that were saved before the field existed have the form of the recipe that made them:
+    led if our training made them, NLD's otherwise.
+    """
+    form = fields.get("trimode_draft_form", "led" if denoises else "seeded")
+    if form not in DRAFT_FORMS:
+        allowed = f"allowed: {', '.join(DRAFT_FORMS)}"
+        raise CheckpointError("trimode_draft_form", repr(form), allowed)
+    return form
 
 
 def _text_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """The text model's fields of a multimodal config; others as they are."""
     outer, text = fields, fields.get("text_config")
-    if outer.get("model_type") not in _NESTED or not isinstance(text, dict):
+    if outer.get("model_type") not in OUTER_MODELS or not isinstance(text, dict):
         return fields
-    merged = {name: outer[name] for name in _OUTER if name in outer} | text
+    merged = {name: outer[name] for name in _OUTER_FIELDS if name in outer} | text
     if outer.get("quantization_config"):
         merged["quantization_config"] = outer["quantization_config"]
     if "tie_word_embeddings" in outer:  # the head belongs to the outer model
         merged["tie_word_embeddings"] = outer["tie_word_embeddings"]
-    if outer["model_type"] == _NLD_VLM:
-        merged["model_type"] = NLD
-    return merged
+    text_family = OUTER_MODELS[outer["model_type"]]
+    return merged if text_family is None else {**merged, "model_type": text_family}
 
 
 def _integer(fields: dict[str, Any], name: str, default: int | None = None) -> int:
@@ -142,11 +142,11 @@ def _integer(fields: dict[str, Any], name: str, default: int | None = None) -> i
     return value
 
 
-def _context(fields: dict[str, Any], family: str) -> int:
+def _context(fields: dict[str, Any], family: Family) -> int:
     """Context length; full attention equals sliding attention up to the window, not beyond."""
     length = _integer(fields, "max_position_embeddings")
-    window = fields.get("sliding_window", _DEFAULT_WINDOW.get(family))
-    if family in ("qwen2", "qwen3"):  # a window is listed in most, and used in few
+    window = fields.get("sliding_window", family.sliding_window)
+    if family.window_needs_a_switch:  # a window is listed in most, and used in few
         kinds = fields.get("layer_types")
         first = fields.get("max_window_layers", 28)
         some = "sliding_attention" in kinds if kinds else first < fields["num_hidden_layers"]
@@ -179,7 +179,7 @@ def _rope(fields: dict[str, Any]) -> RopeConfig:
 
 
 def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
-    """The `config.json` of a checkpoint; NLD's own fields where the family is NLD.
+    """The `config.json` of a checkpoint; with NLD's own fields if the family is NLD.
 
     Raises:
         CheckpointError: the config cannot be expressed there.
@@ -190,10 +190,10 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
             "per-dimension frequency factors of a GGUF file",
             "cannot be saved as config.json",
         )
-    _check_biases(config)
+    check_switches(config)
     eos = list(config.eos_token_ids)
     fields: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[config.family]],
+        "architectures": [FAMILIES[config.family].architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -224,23 +224,9 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         fields["trimode_trained_to_denoise"] = True
     if config.token_shift:
         fields["trimode_token_shift"] = True
+    if config.trained_to_denoise:
+        fields["trimode_draft_form"] = config.draft_form
     return fields
-
-
-def _check_biases(config: ModelConfig) -> None:
-    """A family's `config.json` can say only some combinations of biases and norms."""
-    family = config.family
-    if family == "qwen2":
-        allowed = config.qkv_bias and not config.o_bias
-    elif family in _BIASED:
-        allowed = config.qkv_bias == config.o_bias
-    else:
-        allowed = not config.qkv_bias and not config.o_bias
-    if not allowed or (config.mlp_bias and family != "llama"):
-        found = f"qkv {config.qkv_bias}, o {config.o_bias}, mlp {config.mlp_bias}"
-        raise CheckpointError("biases", found, f"config.json of {family} cannot say so")
-    if config.qk_norm != (family == "qwen3"):
-        raise CheckpointError("qk_norm", str(config.qk_norm), f"not what {family} has")
 
 
 def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -255,7 +241,7 @@ def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
     }[rope.rope_type]  # fmt: skip
     names = ("rope_type", "rope_theta", *scaling, "llama_4_scaling_beta")
     values = {name: getattr(rope, name) for name in names}
-    if rope.llama_4_scaling_beta or config.family == "ministral3":  # it reads both always
+    if rope.llama_4_scaling_beta or FAMILIES[config.family].always_scales_queries:
         original = rope.original_max_position_embeddings or config.max_position_embeddings
         values["original_max_position_embeddings"] = original
         values["llama_4_scaling_beta"] = rope.llama_4_scaling_beta or 0.0

@@ -17,7 +17,14 @@ from trimode.checkpoints.sources import DEFAULT_MODEL, ResolvedSource, resolve
 from trimode.config import ModelConfig
 from trimode.decoding import CommitScorer
 from trimode.errors import CheckpointError, InputError
-from trimode.model import AdapterScope, AdapterWeights, ReadTensor, Transformer
+from trimode.model import (
+    AdapterScope,
+    AdapterWeights,
+    ReadTensor,
+    Runner,
+    Transformer,
+    build_runner,
+)
 from trimode.text import ChatTemplate, Tokenizer, find_chat_template
 
 NLD_DRAFT_ADAPTER = "linear_spec_lora"
@@ -30,14 +37,20 @@ class LoadedModel:
 
     name: str
     config: ModelConfig
-    transformer: Transformer
+    runner: Runner
+    """Runs its passes."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     adapter_scope: AdapterScope | None
-    """When the draft adapter is on; None where there is none."""
+    """When the draft adapter is on; None if there is none."""
     path: Path | None = None
     commit_scorer: CommitScorer | None = None
     """The adapter's learned commit rule, if it has one."""
+
+    @property
+    def transformer(self) -> Transformer:
+        """Its modules."""
+        return self.runner.transformer
 
     @property
     def can_denoise(self) -> bool:
@@ -70,10 +83,10 @@ class Checkpoint:
         adapter: AdapterWeights | None = None,
         plain: bool = False,
     ) -> LoadedModel:
-        """Read the weights; see `load` and `Transformer.from_tensors`."""
+        """Read the weights; see `load` and `build_runner`."""
         config = self.config if adapter is None else _with_adapter(self.config, adapter)
-        transformer = Transformer.from_tensors(
-            self.config,
+        runner = build_runner(
+            config,
             self.read,
             dtype=dtype,
             device=_device(device),
@@ -83,7 +96,7 @@ class Checkpoint:
         return LoadedModel(
             name=self.name,
             config=config,
-            transformer=transformer,
+            runner=runner,
             tokenizer=self.tokenizer,
             chat_template=self.chat_template,
             adapter_scope=None if adapter is None else adapter.scope,
@@ -135,13 +148,13 @@ def load(
 
     Args:
         source: see `trimode.checkpoints.resolve`; or what that returned.
-        dtype: `int8`, `fp32`, `bf16`, or `auto`: bf16 on a GPU; on a CPU int8 where the C++ pass
-            runs, else fp32.
-        device: a torch device, or `auto` (CUDA where there is one).
+        dtype: `int8`, `fp32`, `bf16`, or `auto`: bf16 on a GPU; on a CPU int8 if the C++ pass
+            runs this model, else fp32.
+        device: a torch device, or `auto` (CUDA if there is one).
         adapter: a draft adapter's directory (PEFT layout), or `none`. By default the one that
             comes with the checkpoint: NLD's own, or ours for the built-in model.
         offline: do not use the network.
-        progress: report downloads on stderr where it is a terminal.
+        progress: report downloads on stderr if it is a terminal.
 
     Raises:
         InputError: no such source, device or dtype; a checkpoint that cannot be read.
@@ -160,7 +173,7 @@ def _load(source: ResolvedSource, dtype: str, device: str, adapter: Path | None)
     if adapter is None:
         return checkpoint.build(dtype=dtype, device=device)
     model = checkpoint.build(dtype=dtype, device=device, adapter=read_adapter(adapter))
-    scorer = read_commit_rule(adapter, model.transformer.embedding_matrix)
+    scorer = read_commit_rule(adapter, model.transformer.embedding.matrix)
     return replace(model, commit_scorer=scorer)
 
 
@@ -175,14 +188,14 @@ def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
         found = f"trained {'with' if shift else 'without'} token shift, the model the other way"
         raise InputError("adapter", found, "one of the model's form, or of scope denoise")
     length = adapter.block_length or config.block_length
-    return replace(config, block_length=length, token_shift=shift)
+    return replace(config, block_length=length, token_shift=shift, draft_form=adapter.draft_form)
 
 
 def _return_freed_memory() -> None:
     """Give what loading freed back to the system: what parsing a tokenizer leaves, for the most.
 
-    glibc would keep it for the process, as much as the tokenizer itself. Nothing is done where
-    there is another C library.
+    glibc would keep it for the process, as much as the tokenizer itself. Nothing is done with
+    another C library.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

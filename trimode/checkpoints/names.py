@@ -3,17 +3,18 @@
 import difflib
 from collections.abc import Iterable
 
+from trimode.checkpoints.families import FAMILIES, HUGGING_FACE, Layout
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
 from trimode.model import expected_tensors
 
-# Body and head prefixes of the layouts, most specific first.
 _LAYOUTS = (
-    ("language_model.model.", "language_model.lm_head."),  # Ministral 3 multimodal
-    ("model.language_model.", "lm_head."),  # the same, as transformers 5 saves it
-    ("encoder.", "diffusion_head."),  # NVIDIA's NLD
-    ("model.", "lm_head."),  # Hugging Face causal LM
+    Layout(body="language_model.model.", head="language_model.lm_head."),  # multimodal, published
+    Layout(body="model.language_model.", head="lm_head."),  # the same as transformers 5 saves it
+    *dict.fromkeys(family.layout for family in FAMILIES.values() if family.layout != HUGGING_FACE),
+    HUGGING_FACE,
 )
+"""Most specific first."""
 _NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
 """Parts of a vision-language checkpoint that the text model does not use."""
 
@@ -40,30 +41,30 @@ _GGUF_LAYER_TENSORS = {
 def from_published(name: str) -> str | None:
     """Canonical name of a tensor in a safetensors file.
 
-    None where the text model has no use for it: vision tower, draft adapter, RoPE tables.
+    None if the text model has no use for it: vision tower, draft adapter, RoPE tables.
     """
     if name.startswith("base_model.") or name.endswith("rotary_emb.inv_freq"):
         return None
     if any(part in name for part in _NOT_TEXT):
         return None
-    for body, head in _LAYOUTS:
-        if name.startswith(head):
-            return "lm_head." + name.removeprefix(head)
-        if name.startswith(body):
-            return name.removeprefix(body)
+    for layout in _LAYOUTS:
+        if name.startswith(layout.head):
+            return "lm_head." + name.removeprefix(layout.head)
+        if name.startswith(layout.body):
+            return name.removeprefix(layout.body)
     return name
 
 
 def to_published(name: str, family: str) -> str:
     """Name under which a canonical tensor is saved for a family."""
-    body, head = _LAYOUTS[2] if family == "nemotron_labs_diffusion" else _LAYOUTS[3]
+    layout = FAMILIES[family].layout
     if name.startswith("lm_head."):
-        return head + name.removeprefix("lm_head.")
-    return body + name
+        return layout.head + name.removeprefix("lm_head.")
+    return layout.body + name
 
 
 def from_gguf(name: str) -> str | None:
-    """Canonical name of a GGUF tensor, or None where it is not a weight of the model."""
+    """Canonical name of a GGUF tensor, or None if it is not a weight of the model."""
     if name == "rope_freqs.weight":  # read into RopeConfig
         return None
     stem, _, kind = name.rpartition(".")

@@ -195,11 +195,13 @@ def _answer(session: Session, message: str) -> None:
                 out.show(update)
     except KeyboardInterrupt:
         engine.cancel(sequence)
-        sys.stdout.write(sequence.stream.text[shown:])  # it may have come in the middle of a pass
+        sys.stdout.write(
+            sequence.text_stream.text[shown:]
+        )  # it may have come in the middle of a pass
         _say(" (stopped)")
     sys.stdout.write("\n")
     sys.stdout.flush()
-    session.messages.append({"role": "assistant", "content": sequence.stream.text})
+    session.messages.append({"role": "assistant", "content": sequence.text_stream.text})
     stats = sequence.stats
     rate = f"{stats.tokens_per_second:.1f} tok/s"
     figures = f"{summary(stats, sequence.options.mode)}, {stats.completion_tokens} tokens, {rate}"

@@ -29,7 +29,7 @@ def _facts() -> dict[str, Any]:
     import torch
 
     from trimode.checkpoints import cache_directory
-    from trimode.model import describe_kernel
+    from trimode.model import describe
 
     def installed(package: str) -> str:
         try:
@@ -53,8 +53,8 @@ def _facts() -> dict[str, Any]:
         "cpu_flags": [flag for flag in _FLAGS if flag in flags],
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "cuda": torch.cuda.get_device_name() if cuda else "no",
-        "fp32": describe_kernel("fp32", "cuda" if cuda else "cpu"),
-        "bf16": describe_kernel("bf16", "cuda" if cuda else "cpu"),
-        "int8": describe_kernel("int8", "cpu"),
+        "fp32": describe("fp32", "cuda" if cuda else "cpu"),
+        "bf16": describe("bf16", "cuda" if cuda else "cpu"),
+        "int8": describe("int8", "cpu"),
         "cache": str(cache_directory()),
     }

@@ -117,7 +117,9 @@ class DraftPrinter:
             return
         sequence = update.sequence
         committed = len(sequence.prompt) + len(sequence.tokens)
-        block = shaded(update.event, committed, sequence.stream, sequence.context.mask_token_id)
+        block = shaded(
+            update.event, committed, sequence.text_stream, sequence.context.mask_token_id
+        )
         self._paint(Text(self._line) + block)
 
     def _commit(self, text: str) -> None:

@@ -39,7 +39,7 @@ def tune(
     if json_output:
         sys.stdout.write(json.dumps({**asdict(curve), "break_even_acceptance": needed}) + "\n")
         return
-    table = Table(title=f"{loaded.name}, {loaded.transformer.kernel}: one pass, 256 tokens cached")
+    table = Table(title=f"{loaded.name}, {loaded.runner.format.name}: one pass, 256 tokens cached")
     for column in ("rows", "ms", "ms, drafting", "times one row"):
         table.add_column(column, justify="right")
     for rows, plain, adapted in zip(curve.rows, curve.plain, curve.adapted, strict=True):

@@ -82,7 +82,7 @@ def verify(
     flips = sum(len(outcome.flips) for _, outcome in outcomes)
     facts = {
         "model": loaded.name,
-        "kernel": loaded.transformer.kernel,
+        "kernel": loaded.runner.format.name,
         "rows_independent": independent,
         "answers": answers,
         "different": flips,

@@ -1,36 +1,43 @@
 """The decoding modes: generators that yield spans and are sent logits."""
 
-from trimode.decoding.commit_rules import BlockView, CommitScorer
-from trimode.decoding.context import DecodingContext
+from trimode.decoding.auto.acceptance import Acceptance
+from trimode.decoding.auto.costs import CostCurve, break_even
+from trimode.decoding.auto.policy import BatchLoad, Plan, Policy
+from trimode.decoding.context import BlockView, CommitScorer, DecodingContext
+from trimode.decoding.denoising.commit_rules import RULES
 from trimode.decoding.events import Committed, Drafted, Event, TokenLogprob
-from trimode.decoding.modes import DECODERS, scratch_rows
-from trimode.decoding.policy import Acceptance, CostCurve, Load, Plan, Policy, break_even
+from trimode.decoding.modes.registry import MODE_SPECS, inherited, modes_reading, refuse_unread
+from trimode.decoding.modes.spec import ModeSpec
 from trimode.decoding.sampling import Sampler
 from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind, causal_span
 from trimode.decoding.stats import Stats
 
 __all__ = [
-    "DECODERS",
+    "MODE_SPECS",
+    "RULES",
     "Acceptance",
-    "CostCurve",
-    "Load",
-    "Plan",
-    "Policy",
-    "break_even",
-    "causal_span",
+    "BatchLoad",
     "BlockView",
     "CommitScorer",
     "Committed",
+    "CostCurve",
     "Decoder",
     "DecodingContext",
     "Drafted",
     "Event",
     "Keep",
     "Logits",
+    "ModeSpec",
+    "Plan",
+    "Policy",
     "Sampler",
     "Span",
     "SpanKind",
     "Stats",
     "TokenLogprob",
-    "scratch_rows",
+    "break_even",
+    "causal_span",
+    "inherited",
+    "modes_reading",
+    "refuse_unread",
 ]

@@ -2,21 +2,47 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from trimode.config import GenerationOptions
-from trimode.decoding.commit_rules import CommitScorer
-from trimode.decoding.policy import Policy
+from torch import Tensor
+
+from trimode.config import CommitRuleName
+from trimode.decoding.auto.policy import Policy
 from trimode.decoding.sampling import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class BlockView:
+    """A block in the middle of its denoising, as a scorer sees it."""
+
+    start: int
+    """Absolute position of its first token."""
+    tokens: tuple[int, ...]
+    """The mask token if nothing is committed yet."""
+    masked: tuple[int, ...]
+    """Offsets of the masks."""
+    probabilities: Tensor
+    """Un-tempered distribution at each of them, `[masks, vocab]`."""
+
+
+class CommitScorer(Protocol):
+    """Tells which of a block's best candidates will not change any more."""
+
+    def __call__(self, view: BlockView) -> Tensor:
+        """Probability that the best candidate of each mask is final, `[masks]`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingContext:
-    """A request's options with every default resolved, and facts about the checkpoint."""
+    """A request with every default resolved, and what its decoder needs to know of the checkpoint.
 
-    options: GenerationOptions
+    `trimode.engine.request.resolve` makes it. Decoders read nothing else.
+    """
+
     sampler: Sampler
     mask_token_id: int
-    """Stands for an undecided token; -1 where the model has none and the mode needs none."""
+    """Stands for an undecided token; -1 if the model has none and the mode needs none."""
     stop_token_ids: frozenset[int]
     prompt_length: int
     max_length: int
@@ -24,18 +50,31 @@ class DecodingContext:
     context_length: int
     """The model's limit on positions."""
     block_length: int
-    draft_adapter: bool
-    """Whether speculation's drafts run with the adapter on."""
-    denoise_adapter: bool
-    """Whether diffusion's passes run with the adapter on."""
     token_shift: bool = False
     """Whether the row before a token predicts it in denoising passes too, as in AR decoding."""
-    seed_drafts: bool = True
-    """Whether the last committed token opens a linear draft's block (NLD) or goes ahead of it."""
+    draft_adapter: bool = False
+    """Whether the adapter is on in speculation's drafts."""
+    denoise_adapter: bool = False
+    """Whether the adapter is on in diffusion's passes."""
+    commit_rule: CommitRuleName = "threshold"
+    threshold: float = 0.0
+    """The commit rule's bar, in the rule's unit (`denoising.commit_rules.RULES`)."""
+    one_pass: bool = False
+    """Whether a linear draft is filled in one pass, without a commit rule."""
+    max_denoising_steps: int = 1
+    """Passes that a block may take."""
+    revision_threshold: float = 0.0
+    """A filled token is reopened if its probability falls below this; 0 is never."""
+    replacement_threshold: float = 0.0
+    """Probability from which a revised token is replaced at once instead of masked again."""
+    seed_block: bool = True
+    """Whether a block begins with the AR prediction of its first token. In a linear draft that does
+    not, the newest token is a causal row before the block (the led form)."""
     draft_tree: bool = False
     """Whether a verify pass checks the likeliest beginnings instead of one line of tokens."""
     rolling_block: bool = False
     """Whether diffusion moves its block on after every pass or keeps it until it is full (NLD)."""
+    show_drafts: bool = False
     commit_scorer: CommitScorer | None = None
     """For the commit rule `learned`."""
     policy: Policy | None = None

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from trimode.config import GenerationOptions
-from trimode.decoding.draft_tree import ROOT, DraftTree
 from trimode.decoding.events import TokenLogprob
 
 _GREEDY_BELOW = 1e-5
@@ -104,39 +103,14 @@ class Sampler:
             row += self._gumbel(start + i, len(row)).to(row.device)
         return scores
 
-    def follow(
-        self, logits: Tensor, start: int, draft: DraftTree, history: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        """The path of a draft that AR decoding would take.
+    def row_choices(self, logits: Tensor) -> list[int] | None:
+        """The choice at each row of `[n, vocab]` if none depends on what came before, else None."""
+        return _best(self.exclude_mask(logits)).tolist() if self._plain else None
 
-        Args:
-            logits: of the root and the nodes, `[1 + len(draft), vocab]`.
-            start: absolute position of the draft's first tokens.
-            draft: what was proposed.
-            history: every token before `start`.
-
-        Returns:
-            The tokens of the path and the one after it, each of them the verifier's own choice; and
-            the nodes of the path.
-        """
-        if not draft:
-            return [self.pick(logits[0], start, history)], []
-        choices = _best(self.exclude_mask(logits)).tolist() if self._plain else None
-        accepted: list[int] = []
-        path: list[int] = []
-        node: int | None = ROOT
-        while node is not None:
-            before = [*history, *accepted]
-            token = self.forced(start + len(accepted), before)
-            if token is None and choices is not None:
-                token = choices[1 + node]
-            elif token is None:
-                token = self.pick(logits[1 + node], start + len(accepted), before)
-            accepted.append(token)
-            node = draft.child(node, token)
-            if node is not None:
-                path.append(node)
-        return accepted, path
+    @property
+    def reports_logprobs(self) -> bool:
+        """Whether the request asked for log-probabilities."""
+        return self.options.logprobs is not None
 
     def logprobs(
         self, logits: Tensor, tokens: Sequence[int], rows: Sequence[int] | None = None

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from trimode.decoding.events import Committed
 from trimode.decoding.span import SpanKind
 
 
@@ -18,7 +19,7 @@ class Stats:
 
     passes: Counter[SpanKind] = field(default_factory=Counter)
     cached_tokens: int = 0
-    """Prompt tokens whose keys and values another request had left behind."""
+    """Prompt tokens whose keys and values another request had left."""
     completion_tokens: int = 0
     cycles: int = 0
     """Draft-verify cycles."""
@@ -57,13 +58,20 @@ class Stats:
         if kind != "prefill" or not self.passes["prefill"]:
             self.passes[kind] += 1
 
-    def count_commit(self, tokens: int, drafted: int | None, *, new_cycle: bool = True) -> None:
-        """Count emitted tokens; for `drafted` and `new_cycle` see `Committed`."""
-        self.completion_tokens += tokens
-        if drafted is not None:
-            self.cycles += new_cycle
-            self.cycle_tokens += tokens
-            self.drafted_tokens += drafted
+    def count(self, event: Committed, *, offered: int) -> None:
+        """Count what a commit brought; `offered`: its tokens before a stop or the budget cut it."""
+        taken = len(event.tokens)
+        self.completion_tokens += taken
+        self.revisions += event.revisions
+        if event.drafted is not None:
+            self.cycles += event.new_cycle
+            self.cycle_tokens += taken
+            self.drafted_tokens += event.drafted
+        if event.predicted:
+            self.predicted_tokens += event.predicted
+            self.accepted_prediction_tokens += min(taken, offered - 1)
+        if event.plan is not None:
+            self.plans[event.plan] += 1
 
     @property
     def nfe(self) -> int:
@@ -77,7 +85,7 @@ class Stats:
 
     @property
     def acceptance_length(self) -> float | None:
-        """Tokens per draft-verify cycle; None where there was no cycle."""
+        """Tokens per draft-verify cycle; None if there was no cycle."""
         return self.cycle_tokens / self.cycles if self.cycles else None
 
     @property

@@ -5,7 +5,6 @@ from trimode.engine.engine import (
     DEFAULT_MAX_SEQUENCES,
     Engine,
     Update,
-    check_prompt,
     drain,
 )
 from trimode.engine.generate import (
@@ -15,6 +14,7 @@ from trimode.engine.generate import (
     generate_batch,
     stream,
 )
+from trimode.engine.request import check_prompt
 from trimode.engine.result import GenerationResult
 from trimode.engine.sequence import FinishReason, Sequence
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-import trimode
 from trimode.checkpoints import LoadedModel, cache_directory
 from trimode.checkpoints.atomic import write_text
 from trimode.decoding import CostCurve
 from trimode.decoding.span import led_visibility
 from trimode.model import KVCache, Segment, native
+from trimode.version import __version__
 
 CONTEXT = 256
 """Tokens in the KV cache while a pass is timed."""
@@ -64,7 +64,7 @@ def cost_curve(
 def _path(model: LoadedModel) -> Path:
     """Named after all that the times depend on."""
     facts = (
-        trimode.__version__,
+        __version__,
         torch.__version__,
         platform.node(),
         platform.processor(),
@@ -72,10 +72,9 @@ def _path(model: LoadedModel) -> Path:
         torch.get_num_threads(),
         model.name,
         repr(replace(model.config, block_length=1)),
-        model.transformer.kernel,
+        model.runner.describe(),
         native.build(),
-        str(model.transformer.dtype),
-        model.transformer.device,
+        model.runner.device,
         model.adapter_scope,
     )
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
@@ -85,12 +84,10 @@ def _path(model: LoadedModel) -> Path:
 @torch.inference_mode()
 def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: None) -> CostCurve:
     """Time passes of growing size over a cache of `CONTEXT` tokens, heads included."""
-    transformer, config = model.transformer, model.config
+    runner, config = model.runner, model.config
     context = min(CONTEXT, config.max_position_embeddings // 2)
     limit = config.max_position_embeddings - context
-    cache = KVCache(
-        config, context + _ROWS[-1], dtype=transformer.kv_dtype, device=transformer.device
-    )
+    cache = KVCache(config, context + _ROWS[-1], dtype=runner.kv_dtype, device=runner.device)
     _one_pass(model, cache, context, drafting=False)
     cache.keep(range(context))
     rows_done, plain, adapted = [], [], []
@@ -102,11 +99,11 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
         rows_done.append(rows)
         plain.append(_fastest(model, cache, rows, drafting=False))
         adapted.append(_fastest(model, cache, rows, drafting=True))
-    # A larger pass is never cheaper; where it was timed so, the smaller one was disturbed.
+    # A larger pass is never cheaper. If it was timed so, the smaller one was disturbed.
     alone = CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
     caches = [cache]
     while len(caches) < _SEQUENCES:
-        other = KVCache(config, context + 1, dtype=transformer.kv_dtype, device=transformer.device)
+        other = KVCache(config, context + 1, dtype=runner.kv_dtype, device=runner.device)
         other.copy_prefix(cache, context)
         caches.append(other)
     segments = [Segment(i, i + 1, each, "causal") for i, each in enumerate(caches)]
@@ -140,21 +137,21 @@ def _one_pass(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) 
     if drafting:
         visibility, is_mask = led_visibility(1, rows - 1)
         if model.adapter_scope is not None and rows > 1:
-            adapter_rows = is_mask.nonzero()[:, 0].to(model.transformer.device)
+            adapter_rows = is_mask.nonzero()[:, 0].to(model.runner.device)
     _run(model, [Segment(0, rows, cache, visibility)], cache.length, adapter_rows)
 
 
 def _run(
     model: LoadedModel, segments: list[Segment], context: int, adapter_rows: torch.Tensor | None
 ) -> None:
-    transformer = model.transformer
+    runner = model.runner
     rows = segments[-1].stop
-    positions = torch.arange(context, context + rows, device=transformer.device)
-    tokens = torch.full((rows,), model.config.mask_token_id or 0, device=transformer.device)
-    hidden = transformer.run(tokens, positions, segments, adapter_rows)
-    transformer.logits(hidden[:128])
+    positions = torch.arange(context, context + rows, device=runner.device)
+    tokens = torch.full((rows,), model.config.mask_token_id or 0, device=runner.device)
+    hidden = runner.run(tokens, positions, segments, adapter_rows)
+    runner.logits(hidden[:128])
 
 
 def _synchronise(model: LoadedModel) -> None:
-    if model.transformer.device.startswith("cuda"):
+    if model.runner.device.startswith("cuda"):
         torch.cuda.synchronize()

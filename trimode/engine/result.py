@@ -31,7 +31,7 @@ class GenerationResult:
             id=sequence.id,
             model=model,
             mode=sequence.options.mode,
-            text=sequence.stream.text,
+            text=sequence.text_stream.text,
             token_ids=tuple(sequence.tokens),
             prompt_tokens=len(sequence.prompt),
             finish_reason=sequence.finish_reason,

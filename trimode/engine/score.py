@@ -18,14 +18,14 @@ _HEAD_ROWS = 128
 @torch.inference_mode()
 def prefill_hidden(model: LoadedModel, tokens: Sequence[int], chunk: int = _CHUNK) -> Tensor:
     """Hidden states `[len(tokens), dim]` of a fresh causal prefill in passes of `chunk` rows."""
-    transformer = model.transformer
-    device = transformer.device
-    cache = KVCache(model.config, len(tokens), dtype=transformer.kv_dtype, device=device)
+    runner = model.runner
+    device = runner.device
+    cache = KVCache(model.config, len(tokens), dtype=runner.kv_dtype, device=device)
     ids = torch.tensor(tokens, device=device).split(chunk)
     positions = torch.arange(len(tokens), device=device).split(chunk)
     hidden = []
     for part, where in zip(ids, positions, strict=True):
-        hidden.append(transformer.run(part, where, [Segment(0, len(part), cache, "causal")]))
+        hidden.append(runner.run(part, where, [Segment(0, len(part), cache, "causal")]))
         cache.keep(range(len(part)))
     return torch.cat(hidden)
 
@@ -44,7 +44,5 @@ def score(
     hidden = prefill_hidden(model, tokens)
     for start in range(0, len(tokens) - 1, _HEAD_ROWS):
         wanted = tokens[start + 1 : start + 1 + _HEAD_ROWS]
-        found += sampler.logprobs(
-            model.transformer.logits(hidden[start : start + len(wanted)]), wanted
-        )
+        found += sampler.logprobs(model.runner.logits(hidden[start : start + len(wanted)]), wanted)
     return found

@@ -1,5 +1,6 @@
 """One request on its way through the engine: the only mutable state it has."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,9 +23,9 @@ class Sequence:
     options: GenerationOptions
     context: DecodingContext
     scratch: int
-    """Most rows a pass of its mode writes behind the KV cache."""
+    """Most rows that a pass of its mode writes after the KV cache."""
     decoder: Decoder
-    stream: TextStream
+    text_stream: TextStream
     stats: Stats = field(default_factory=Stats)
     cache: KVCache | None = None
     """None while it waits for admission and after it has finished."""
@@ -56,12 +57,31 @@ class Sequence:
         return self.context.max_length + self.scratch
 
     @property
+    def budget(self) -> int:
+        """Most completion tokens."""
+        return self.context.max_length - len(self.prompt)
+
+    @property
     def splittable(self) -> bool:
         """Whether the span may be spread over several passes: causal rows that are all kept."""
         span = self.span
         return span is not None and span.kind == "prefill" and span.keep
 
     @property
+    def is_new(self) -> bool:
+        """Whether it reads its prompt (perhaps again) or has no text yet."""
+        return self.splittable or not self.tokens
+
+    @property
     def rows_left(self) -> int:
         """Rows of the span still to compute."""
         return 0 if self.span is None else len(self.span.tokens) - self.rows_done
+
+    def start(self, cache: KVCache) -> None:
+        """Take a cache, which may hold the prompt's first tokens, and ask for the first span."""
+        self.cache = cache
+        self.stats.admitted_at = time.monotonic()
+        self.stats.cached_tokens = cache.length
+        first = next(self.decoder)
+        assert isinstance(first, Span), "a decoder begins with a pass"
+        self.span, self.rows_done = first, cache.length

@@ -6,7 +6,7 @@ Used to test `auto` against the best fixed plan, and to plan for machines that a
 import random
 from collections.abc import Sequence
 
-from trimode.decoding import Acceptance, CostCurve, Load, Plan, Policy
+from trimode.decoding import Acceptance, BatchLoad, CostCurve, Plan, Policy
 
 
 def fixed_rate(costs: CostCurve, chances: Sequence[float], plan: Plan, sequences: int = 1) -> float:
@@ -19,7 +19,7 @@ def fixed_rate(costs: CostCurve, chances: Sequence[float], plan: Plan, sequences
         sequences: requests in the batch.
     """
     accepted = _known(chances)
-    policy = Policy(costs, accepted, accepted, Load(sequences))
+    policy = Policy(costs, accepted, accepted, BatchLoad(sequences))
     drafted = max(0, plan.size - 1)  # `ar` has none
     return policy.rate(plan.kind, plan.size, accepted.expected(drafted))
 
@@ -27,7 +27,7 @@ def fixed_rate(costs: CostCurve, chances: Sequence[float], plan: Plan, sequences
 def best_fixed(costs: CostCurve, chances: Sequence[float], masks: int, sequences: int = 1) -> Plan:
     """The fixed plan with the highest expected rate."""
     accepted = _known(chances)
-    return Policy(costs, accepted, accepted, Load(sequences)).choose(lookup=0, masks=masks)
+    return Policy(costs, accepted, accepted, BatchLoad(sequences)).choose(lookup=0, masks=masks)
 
 
 class _Known(Acceptance):

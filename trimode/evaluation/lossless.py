@@ -134,7 +134,7 @@ def prefill_logits(
 
     `chunk`: rows of a pass.
     """
-    return model.transformer.logits(prefill_hidden(model, tokens, chunk)[first:])
+    return model.runner.logits(prefill_hidden(model, tokens, chunk)[first:])
 
 
 def gap_after(model: LoadedModel, tokens: Sequence[int]) -> float:

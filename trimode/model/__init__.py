@@ -1,14 +1,23 @@
 """The transformer: attention patterns, RoPE, KV cache, adapters. It knows visibility, not modes."""
 
-from trimode.model.adapter import AdapterScope, AdapterWeights, LowRankDelta, Projection
+from trimode.model.adapter import (
+    AdapterRows,
+    AdapterScope,
+    AdapterWeights,
+    LowRankDelta,
+    Projection,
+)
 from trimode.model.attention import CachedAttention, Segment
+from trimode.model.build import DTYPES, build_runner, choose_format, cpu_multiplies_bf16, describe
+from trimode.model.builder import ReadTensor
 from trimode.model.kv_cache import KVCache
-from trimode.model.linear import DTYPES, describe_kernel
 from trimode.model.parameters import expected_tensors
-from trimode.model.transformer import Block, ReadTensor, Transformer
+from trimode.model.runners import Runner
+from trimode.model.transformer import Block, Transformer
 
 __all__ = [
     "DTYPES",
+    "AdapterRows",
     "AdapterScope",
     "AdapterWeights",
     "Block",
@@ -17,8 +26,12 @@ __all__ = [
     "LowRankDelta",
     "Projection",
     "ReadTensor",
+    "Runner",
     "Segment",
     "Transformer",
-    "describe_kernel",
+    "build_runner",
+    "choose_format",
+    "cpu_multiplies_bf16",
+    "describe",
     "expected_tensors",
 ]

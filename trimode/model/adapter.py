@@ -1,15 +1,15 @@
 """A low-rank weights delta (LoRA) that is on for some rows of a pass and off for the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimode.model.linear import Int8Linear
+from trimode.config import DraftForm, ModelConfig
+from trimode.errors import CheckpointError
+from trimode.model.parameters import expected_tensors
 
 AdapterScope = Literal["draft", "denoise"]
 """`draft`: on in speculation's drafts only (NLD). `denoise`: on in every denoising pass."""
@@ -33,6 +33,8 @@ class AdapterWeights:
     """Block length it was trained with, the default of a request."""
     token_shift: bool = False
     """Whether rows with the adapter on predict the token after their own (docs/design/0011)."""
+    draft_form: DraftForm = "seeded"
+    """How it was trained to draft (docs/design/0006)."""
 
     def to(self, dtype: torch.dtype) -> "AdapterWeights":
         """The same in another dtype."""
@@ -46,13 +48,13 @@ class AdapterWeights:
 class LowRankDelta(nn.Module):
     """x -> scale * B(A(x)) for one linear, or for several fused into one.
 
-    Fused parts lie on the diagonal of `up`; what is off it is zero and `on_diagonal` says where.
+    Fused parts lie on the diagonal of `up`. The rest is zero; `on_diagonal` says which is which.
     """
 
     def __init__(
         self, down: Tensor, up: Tensor, parts: Sequence[tuple[slice, slice] | None]
     ) -> None:
-        """`parts`: rows of `up` and rows of `down` that each linear has; None where it has none."""
+        """`parts`: rows of `up` and rows of `down` that each linear has; None if it has none."""
         super().__init__()
         self.down = nn.Parameter(down, requires_grad=False)
         self.up = nn.Parameter(up, requires_grad=False)
@@ -68,7 +70,7 @@ class LowRankDelta(nn.Module):
         """One delta for linears whose outputs are concatenated; None if no part has one.
 
         Args:
-            parts: (A, B) of each linear, None where the adapter leaves it alone.
+            parts: (A, B) of each linear, None if the adapter leaves it alone.
             sizes: output features of each linear.
             scale: multiplied into B.
         """
@@ -106,43 +108,6 @@ class LowRankDelta(nn.Module):
         return kept
 
 
-_RANKS = 16
-
-
-class IntegerDelta(nn.Module):
-    """A low-rank delta with int8 weights, each fused part on its own."""
-
-    def __init__(
-        self, parts: Sequence[tuple[Tensor, Tensor] | None], sizes: Sequence[int], scale: float
-    ) -> None:
-        """See `LowRankDelta.fused`; one part at least must be there."""
-        super().__init__()
-        self.places: list[tuple[slice, slice]] = []
-        """Output rows and ranks of each part."""
-        downs, ups = [], []
-        for part, size, end in zip(parts, sizes, accumulate(sizes), strict=True):
-            if part is None:
-                continue
-            # Ranks of zeros change nothing. The C++ pass takes ranks by the sixteen, and all
-            # adapters must take it: AR's bits may not depend on which one is loaded.
-            fill = -len(part[0]) % _RANKS
-            start = sum(map(len, downs))
-            downs.append(F.pad(part[0], (0, 0, 0, fill)))
-            ups.append(F.pad(part[1] * scale, (0, fill)))
-            self.places.append((slice(end - size, end), slice(start, start + len(downs[-1]))))
-        self.down = Int8Linear(downs, None)
-        self.ups = nn.ModuleList(Int8Linear(up, None) for up in ups)
-        self.out_features = sum(sizes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` -> `[T, out]`."""
-        low = self.down(x)
-        y = x.new_zeros(len(x), self.out_features)
-        for (rows, ranks), up in zip(self.places, self.ups, strict=True):
-            y[:, rows] = up(low[:, ranks])
-        return y
-
-
 class Projection(nn.Module):
     """Linears over one input, fused, with an optional delta on chosen rows."""
 
@@ -151,7 +116,7 @@ class Projection(nn.Module):
         names: Sequence[str],
         sizes: Sequence[int],
         linear: nn.Module,
-        delta: LowRankDelta | IntegerDelta | None,
+        delta: nn.Module | None,
     ) -> None:
         """`names` and output `sizes` of the fused linears, in order."""
         super().__init__()
@@ -168,3 +133,32 @@ class Projection(nn.Module):
             return y + self.delta(x)
         y[rows] += self.delta(x[rows])
         return y
+
+    def named_weights(self, gather: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """See `Transformer.named_weights`."""
+        for kind in ("weight", "bias"):
+            tensor = getattr(self.linear, kind)
+            if tensor is not None:
+                parts = gather(tensor).split(self.sizes)
+                yield from zip((f"{name}.{kind}" for name in self.names), parts, strict=True)
+
+
+def check_adapter(config: ModelConfig, adapter: AdapterWeights) -> None:
+    """Raise CheckpointError unless every adapter tensor fits the model."""
+    shapes = expected_tensors(config)
+    for name, (a, b) in adapter.targets.items():
+        shape = shapes.get(f"{name}.weight")
+        if shape is None:
+            raise CheckpointError(f"adapter {name}", "no such linear in the model", "wrong model?")
+        found = (b.shape[0], a.shape[1])
+        if found != shape or a.shape[0] != b.shape[1]:
+            raise CheckpointError(
+                f"adapter {name}",
+                f"A {tuple(a.shape)}, B {tuple(b.shape)}",
+                f"must give {list(shape)}; it belongs to another model",
+            )
+    embedding = adapter.mask_embedding
+    if embedding is not None and tuple(embedding.shape) != (config.hidden_size,):
+        raise CheckpointError(
+            "adapter mask embedding", str(tuple(embedding.shape)), f"must be [{config.hidden_size}]"
+        )

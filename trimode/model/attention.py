@@ -1,4 +1,4 @@
-"""Attention over ragged rows: each segment of a pass sees its own cache and, of itself, what
+"""Attention over ragged rows: each segment of a pass sees its own cache, and of its own rows what
 its visibility says.
 """
 
@@ -38,15 +38,17 @@ class Segment:
     visibility: Visibility
 
 
-def attention_bias(visibility: Visibility, rows: int, prefix: int, like: Tensor) -> Tensor | None:
-    """Additive mask `[rows, prefix + rows]` (0 or -inf), or None where every row sees all."""
+def attention_bias(
+    visibility: Visibility, rows: int, prefix: int, dtype: torch.dtype, device: str
+) -> Tensor | None:
+    """Additive mask `[rows, prefix + rows]` (0 or -inf), or None if every row sees all."""
     if isinstance(visibility, str):
         if visibility == "block" or rows == 1:
             return None
-        visible = torch.ones(rows, rows, dtype=torch.bool, device=like.device).tril()
+        visible = torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
     else:
-        visible = visibility.to(like.device)
-    bias = torch.zeros(rows, prefix + rows, dtype=like.dtype, device=like.device)
+        visible = visibility.to(device)
+    bias = torch.zeros(rows, prefix + rows, dtype=dtype, device=device)
     bias[:, prefix:].masked_fill_(~visible, float("-inf"))
     return bias
 
@@ -54,11 +56,12 @@ def attention_bias(visibility: Visibility, rows: int, prefix: int, like: Tensor)
 class CachedAttention:
     """Attention of a packed pass; writes each segment's keys and values into its cache."""
 
-    def __init__(self, segments: Sequence[Segment], like: Tensor) -> None:
-        """`like` gives dtype and device of the masks, which are built once for all layers."""
+    def __init__(self, segments: Sequence[Segment], dtype: torch.dtype, device: str) -> None:
+        """`dtype`, `device`: of the masks, which are built once for all layers."""
         self.segments = segments
         self.biases = [
-            attention_bias(s.visibility, s.stop - s.start, s.cache.length, like) for s in segments
+            attention_bias(s.visibility, s.stop - s.start, s.cache.length, dtype, device)
+            for s in segments
         ]
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -76,35 +79,3 @@ class CachedAttention:
             )
             outputs.append(output[0].transpose(0, 1).flatten(1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-class RowwiseAttention:
-    """Attention one row at a time: its arithmetic depends on the keys the row sees and on no other
-    row. Slow; what the int8 pass without its C++ library uses.
-    """
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.segments = segments
-
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `Attend`."""
-        outputs = []
-        for segment in self.segments:
-            rows = slice(segment.start, segment.stop)
-            all_keys, all_values = segment.cache.write(layer, keys[rows], values[rows])
-            count, prefix = segment.stop - segment.start, segment.cache.length
-            for i, query in enumerate(queries[rows]):
-                seen = torch.arange(prefix + count, device=query.device)
-                if isinstance(segment.visibility, Tensor):
-                    visible = segment.visibility[i].to(query.device).nonzero()[:, 0]
-                    seen = torch.cat((seen[:prefix], prefix + visible))
-                elif segment.visibility == "causal":
-                    seen = seen[: prefix + i + 1]
-                output = F.scaled_dot_product_attention(
-                    query[None, :, None],
-                    all_keys[None, :, seen].to(query.dtype),
-                    all_values[None, :, seen].to(query.dtype),
-                    enable_gqa=True,
-                )
-                outputs.append(output.flatten())
-        return torch.stack(outputs)

@@ -18,15 +18,15 @@ def fingerprint(model: LoadedModel) -> str:
     The logits stand for the weights, those of the adapter included (half of the rows run through
     it), and for the way they are computed: device, kernels, number of threads.
     """
-    transformer, config = model.transformer, model.config
-    device = transformer.device
-    cache = KVCache(config, _TOKENS, dtype=transformer.kv_dtype, device=device)
+    runner, config = model.runner, model.config
+    device = runner.device
+    cache = KVCache(config, _TOKENS, dtype=runner.kv_dtype, device=device)
     tokens = torch.arange(1, 1 + _TOKENS, device=device) * 7919 % config.vocab_size
-    hidden = transformer.run(
+    hidden = runner.run(
         tokens,
         torch.arange(_TOKENS, device=device),
         [Segment(0, _TOKENS, cache, "causal")],
         None if model.adapter_scope is None else torch.arange(_TOKENS // 2, _TOKENS, device=device),
     )
-    values = transformer.logits(hidden).float().cpu().numpy().tobytes()
-    return f"trimode-{__version__}-{transformer.kernel}-{hashlib.sha256(values).hexdigest()[:12]}"
+    values = runner.logits(hidden).float().cpu().numpy().tobytes()
+    return f"trimode-{__version__}-{runner.format.name}-{hashlib.sha256(values).hexdigest()[:12]}"

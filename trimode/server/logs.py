@@ -106,5 +106,5 @@ class RequestLog:
         if self._prompts:
             prompt = list(sequence.prompt)
             facts["prompt"] = self._tokenizer.decode(prompt, skip_special=False)
-            facts["text"] = sequence.stream.text
+            facts["text"] = sequence.text_stream.text
         logger.info("request", extra={"facts": facts})

@@ -86,10 +86,10 @@ class ServerMetrics:
 
     def watch(self, engine: Engine) -> None:
         """Report the engine's queue as gauges."""
-        transformer = engine.model.transformer
+        runner = engine.model.runner
         build = self._gauge("build_info", "1.", "version", "model", "dtype", "device")
         build.labels(
-            self.model_name, __version__, engine.model.name, transformer.kernel, transformer.device
+            self.model_name, __version__, engine.model.name, runner.format.name, runner.device
         ).set(1)
         gauges = {
             "requests_running": ("Being decoded.", lambda: len(engine.live)),

@@ -71,6 +71,6 @@ def add_routes(app: FastAPI, service: Service) -> None:
             "threshold": defaults.threshold,
             "max_tokens": defaults.max_tokens,
             "max_model_len": config.max_position_embeddings,
-            "dtype": service.model.transformer.kernel,
+            "dtype": service.model.runner.format.name,
             "build": __version__,
         }

@@ -9,12 +9,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
 from trimode.checkpoints import LoadedModel, save_checkpoint
+from trimode.checkpoints.families import FAMILIES
 from trimode.config import ModelConfig, RopeConfig
-from trimode.model import AdapterWeights, Transformer, expected_tensors
+from trimode.model import AdapterWeights, build_runner, expected_tensors
 from trimode.text import ChatTemplate, Tokenizer
 
 SPECIAL_TOKENS = ("<|mask|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
-"""Ids 256 to 260, behind the 256 bytes."""
+"""Ids 256 to 260, after the 256 bytes."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -36,7 +37,7 @@ def byte_tokenizer() -> Tokenizer:
 def tiny_config(family: str = "nemotron_labs_diffusion", **overrides: Any) -> ModelConfig:
     """A config of a few thousand parameters; any field may be overridden."""
     tokenizer = byte_tokenizer()
-    nld = family == "nemotron_labs_diffusion"
+    row = FAMILIES[family]
     yarn = RopeConfig(
         rope_type="yarn",
         factor=16.0,
@@ -56,12 +57,12 @@ def tiny_config(family: str = "nemotron_labs_diffusion", **overrides: Any) -> Mo
         "head_dim": 8,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 1024,
-        "rope": yarn if nld else RopeConfig(),
-        "qkv_bias": family == "qwen2",
-        "qk_norm": family == "qwen3",
+        "rope": yarn if row.trained_to_denoise else RopeConfig(),
+        "qkv_bias": row.qkv_bias(False),
+        "qk_norm": row.qk_norm,
         "mask_token_id": tokenizer.token_id("<|mask|>"),
         "eos_token_ids": (tokenizer.token_id("<|im_end|>"),),
-        "trained_to_denoise": nld,
+        "trained_to_denoise": row.trained_to_denoise,
     }
     return ModelConfig(**fields | overrides)
 
@@ -94,14 +95,14 @@ def tiny_model(
         adapter: a draft adapter to load with it.
         overrides: fields of `ModelConfig`.
     """
+    if adapter is not None:
+        overrides = {"draft_form": adapter.draft_form, **overrides}
     config = tiny_config(family, **overrides)
     tensors = tiny_tensors(config, seed)
     return LoadedModel(
         name=f"tiny-{family}",
         config=config,
-        transformer=Transformer.from_tensors(
-            config, tensors.__getitem__, dtype="fp32", adapter=adapter
-        ),
+        runner=build_runner(config, tensors.__getitem__, dtype="fp32", adapter=adapter),
         tokenizer=byte_tokenizer(),
         chat_template=ChatTemplate(CHAT_TEMPLATE),
         adapter_scope=adapter.scope if adapter else None,

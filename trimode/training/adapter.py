@@ -14,7 +14,6 @@ from trimode.errors import InputError
 from trimode.model import (
     AdapterScope,
     AdapterWeights,
-    Block,
     LowRankDelta,
     Projection,
     Transformer,
@@ -155,27 +154,7 @@ def export_adapter(transformer: Transformer, scope: AdapterScope, scale: float) 
 
 
 def export_weights(transformer: Transformer) -> Iterable[tuple[str, Tensor]]:
-    """Canonical names and weights of a transformer with plain weights, fused linears apart."""
-    yield "embed_tokens.weight", whole(transformer.embedding_matrix())
-    yield "norm.weight", whole(transformer.norm.weight.detach())
-    if not transformer.config.tie_word_embeddings:
-        yield "lm_head.weight", whole(head_matrix(transformer).detach())
-    for i, layer in enumerate(cast(list[Block], transformer.layers)):
-        for module, name in (
-            (layer.input_norm, "input_layernorm"),
-            (layer.mlp_norm, "post_attention_layernorm"),
-            (layer.attention.q_norm, "self_attn.q_norm"),
-            (layer.attention.k_norm, "self_attn.k_norm"),
-        ):
-            if module is not None:
-                yield f"layers.{i}.{name}.weight", whole(module.weight.detach())
-    for module in transformer.modules():
-        if isinstance(module, Projection):
-            weight, bias = module.linear.weight, module.linear.bias
-            for kind, tensor in (("weight", weight), ("bias", bias)):
-                if isinstance(tensor, Tensor):
-                    parts = whole(tensor.detach()).split(module.sizes)
-                    yield from (
-                        (f"{name}.{kind}", part)
-                        for name, part in zip(module.names, parts, strict=True)
-                    )
+    """Canonical names and weights of a transformer with plain weights, as loading expects them."""
+    weights = dict(transformer.named_weights(lambda parameter: whole(parameter.detach())))
+    for name in expected_tensors(transformer.config):
+        yield name, weights[name]

@@ -73,8 +73,8 @@ class _RecordingEngine(Engine):
 
     scorers: dict[tuple[int, ...], _Oracle]
 
-    def _context(self, prompt: tuple[int, ...], options: GenerationOptions) -> DecodingContext:
-        return replace(super()._context(prompt, options), commit_scorer=self.scorers[prompt])
+    def _resolve(self, prompt: tuple[int, ...], options: GenerationOptions) -> DecodingContext:
+        return replace(super()._resolve(prompt, options), commit_scorer=self.scorers[prompt])
 
 
 def collect(

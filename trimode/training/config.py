@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from trimode.config import check_range
+from trimode.config import DraftForm, check_range
 from trimode.errors import InputError
 from trimode.training.adapter import AdapterConfig
 from trimode.training.data import LearnFrom
@@ -21,6 +21,11 @@ class DataConfig:
     """Tokens of a packed row."""
     overlong: Literal["error", "truncate"] = "error"
     learn_from: LearnFrom = "answers"
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, `~` expanded."""
+        return [Path(name).expanduser() for name in self.files]
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -113,6 +118,22 @@ class TrainConfig:
         if self.train == "adapter" and self.step.objective.ar_loss_weight:
             objective = replace(self.step.objective, ar_loss_weight=0.0)  # nothing it could teach
             object.__setattr__(self, "step", replace(self.step, objective=objective))
+
+    @property
+    def draft_form(self) -> DraftForm:
+        """How the result drafts: as `step.blocks.draft_form` says, else as it is trained.
+
+        Denoising adapters draft in the led form, draft adapters in the seeded one (NLD). A whole
+        model drafts in the led form if its blocks begin after any token and some of them with a
+        mask, and in the seeded one otherwise.
+        """
+        blocks = self.step.blocks
+        if blocks.draft_form is not None:
+            return blocks.draft_form
+        if self.train == "adapter":
+            return "led" if self.adapter.scope == "denoise" else "seeded"
+        begins_masked = self.step.noise.seeded_share < 1
+        return "led" if blocks.placement == "random" and begins_masked else "seeded"
 
     def _check_ar_only_steps(self) -> None:
         name, found = "ar_only_steps", str(self.ar_only_steps)

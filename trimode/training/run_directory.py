@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import trimode
 from trimode.checkpoints.atomic import atomic_directory, write_text
 from trimode.errors import CheckpointError, InputError
 from trimode.training.config import TrainConfig, parse_train_config
+from trimode.version import __version__
 
 _FREE = (
     "output",
@@ -90,7 +90,7 @@ class RunDirectory:
         if not writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        record |= {"trimode": trimode.__version__, "git_revision": _revision()}
+        record |= {"trimode": __version__, "git_revision": _revision()}
         write_text(self._config_path, json.dumps(record, indent=2) + "\n")
         if config.tensorboard:
             self._board = _open_board(self.path)

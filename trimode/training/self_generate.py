@@ -152,7 +152,7 @@ class _Writer:
                 self.tokens += len(sequence.tokens)
                 if sequence in users:
                     i = users.pop(sequence)
-                    turn = sequence.stream.text.strip()
+                    turn = sequence.text_stream.text.strip()
                     if self._usable(sequence, turn):
                         answers[self._answer(i, turn)] = (i, turn)
                         continue
@@ -196,7 +196,7 @@ class _Writer:
         )
 
     def _row(self, i: int, turn: str, sequence: EngineSequence) -> dict[str, Any]:
-        answer = sequence.stream.text
+        answer = sequence.text_stream.text
         special = self.model.tokenizer.special_ids
         if not answer.strip() or any(token in special for token in sequence.tokens[:-1]):
             return {"id": i, "skipped": "unusable answer"}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trimode.config import check_range
+from trimode.config import DraftForm, check_range
 from trimode.errors import InputError
 from trimode.model import Transformer
 from trimode.training.adapter import head_matrix
@@ -57,6 +57,9 @@ class BlockConfig:
     token_shift: bool = False
     """The row before a token predicts it, as in AR decoding, instead of the token's own row. A
     block's first token is then AR's to predict and not trained on (docs/design/0011)."""
+    draft_form: DraftForm | None = None
+    """How the result drafts, saved with it (docs/design/0006). None: see `TrainConfig.draft_form`.
+    """
 
     def __post_init__(self) -> None:
         for name in ("block_length", "copies"):
@@ -224,42 +227,83 @@ def losses(
         found["ar"] = ar_losses(hidden, head, batch)
     if not objective.needs_noise:
         return found
-    mask_id = transformer.config.mask_token_id
-    assert mask_id is not None
-    original = batch.tokens.gather(1, blocks.index.flatten(1)).view_as(blocks.index)
-    hide = task.noise.masked | ~blocks.inside
-    noisy_tokens = torch.where(hide, torch.tensor(mask_id), original).to(device)
-    noisy = noisy_pass(transformer, noisy_tokens, blocks, batch.documents, clean)
+    noisy = noisy_pass(
+        transformer, _noisy_tokens(transformer, task), blocks, batch.documents, clean
+    )
     where = task.trained.nonzero(as_tuple=True)
-    distance = where[2] - 1
-    decay = objective.distance_decay ** distance.clamp(min=0).float()
-    weights = (task.noise.weights[where] * decay).to(device)
     student = noisy[where[0], where[1], where[2] - int(config.blocks.token_shift)]
+    weights = _weights(task, objective, where).to(device)
     if objective.diffusion_loss_weight:
-        targets = original[where].to(device)
+        targets = _original(task)[where].to(device)
         total = head_loss(
             student, head, lambda z, t, w: diffusion_loss(z, t, w).total, targets, weights
         )
         found["diffusion"] = _sum(total, len(weights))
-    if objective.distillation_loss_weight or objective.alignment_loss_weight:
-        at = blocks.index[where] - 1  # AR predicts a token one place before it
-        first = places_in_document(batch.documents)[where[0], at + 1] == 0  # and not a first one
-        weights = torch.where(first.to(device), torch.zeros_like(weights), weights)
-        teacher = hidden[where[0], at.clamp(min=0)].detach()
-        weight = in_autocast_dtype(head.detach())
+    if objective.alignment_loss_weight or objective.distillation_loss_weight:
+        teacher, taught = _teacher(hidden, task, where)
+        matrix = in_autocast_dtype(head.detach())
         if objective.alignment_loss_weight:
-            found["alignment"] = _alignment(student, teacher, weight, task)
-            return found
-
-        def divergence(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
-            with torch.no_grad():
-                reference = F.linear(taught, weight).float()
+            found["alignment"] = _alignment(student, teacher, matrix, task)
+        else:
+            weights = torch.where(taught, weights, torch.zeros_like(weights))
             temperature = objective.distillation_temperature
-            return distillation_loss(logits, reference, weights, temperature).total
-
-        total = head_loss(student, head, divergence, teacher, weights)
-        found["distillation"] = _sum(total, len(weights))
+            found["distillation"] = _distillation(
+                student, teacher, weights, head, matrix, temperature
+            )
     return found
+
+
+Places = tuple[Tensor, ...]
+"""Row, block and offset of each trained token, three `[m]`."""
+
+
+def _original(task: Task) -> Tensor:
+    """The clean tokens of the blocks, `[R, N, B]`."""
+    index = task.blocks.index
+    return task.batch.tokens.gather(1, index.flatten(1)).view_as(index)
+
+
+def _noisy_tokens(transformer: Transformer, task: Task) -> Tensor:
+    """Tokens of the blocks `[R, N, B]`, the mask token where noise hides one."""
+    mask_id = transformer.config.mask_token_id
+    assert mask_id is not None
+    hide = task.noise.masked | ~task.blocks.inside
+    tokens = torch.where(hide, torch.tensor(mask_id), _original(task))
+    return tokens.to(transformer.device)
+
+
+def _weights(task: Task, objective: ObjectiveConfig, where: Places) -> Tensor:
+    """Weight of each trained token, `[m]`: of the noise, less with its distance in the block."""
+    distance = (where[2] - 1).clamp(min=0)
+    return task.noise.weights[where] * objective.distance_decay ** distance.float()
+
+
+def _teacher(hidden: Tensor, task: Task, where: Places) -> tuple[Tensor, Tensor]:
+    """Clean hidden states that predict each trained token, `[m, D]`, and whether there are any.
+
+    AR predicts a token from the place before it, so it says nothing of a document's first one.
+    """
+    at = task.blocks.index[where] - 1
+    first = places_in_document(task.batch.documents)[where[0], at + 1] == 0
+    return hidden[where[0], at.clamp(min=0)].detach(), ~first.to(hidden.device)
+
+
+def _distillation(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    head: Tensor,
+    matrix: Tensor,
+    temperature: float,
+) -> LossSum:
+    """Divergence of the noisy rows `[m, D]` from AR's; `matrix`: the head without a gradient."""
+
+    def divergence(logits: Tensor, taught: Tensor, weights: Tensor) -> Tensor:
+        with torch.no_grad():
+            reference = F.linear(taught, matrix).float()
+        return distillation_loss(logits, reference, weights, temperature).total
+
+    return _sum(head_loss(student, head, divergence, teacher, weights), len(weights))
 
 
 def _alignment(student: Tensor, teacher: Tensor, head: Tensor, task: Task) -> LossSum:

@@ -26,18 +26,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trimode.checkpoints import LoadedModel, open_checkpoint, save_adapter, save_checkpoint
+from trimode.checkpoints import open_checkpoint, save_adapter, save_checkpoint
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
     export_adapter,
     export_weights,
-    first_adapter,
     head_matrix,
     train_adapter,
     train_everything,
 )
 from trimode.training.config import TrainConfig
-from trimode.training.data import PackedRows, fingerprint, read_documents
+from trimode.training.data import fingerprint as data_fingerprint
 from trimode.training.distributed import like, start, whole
 from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.memory import keep_freed_memory
@@ -45,17 +44,18 @@ from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
 from trimode.training.run_directory import RunDirectory
 from trimode.training.setup import (
+    build_model,
+    check_batch_size,
+    check_model,
     evaluation_prompts,
-    in_form,
-    one_epoch,
+    first_adapter_of,
+    read_rows,
     resolved_precision,
     weights_fingerprint,
 )
 from trimode.training.step import StepConfig, Task, ar_positions, draw_task, losses
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HELD_OUT = 16
-"""Examples kept from training to measure losses on, where there are at least ten times as many."""
 
 
 class Trainer:
@@ -70,58 +70,18 @@ class Trainer:
         self._console = Console(stderr=True)
         self._console.quiet = not progress
         checkpoint = open_checkpoint(config.model, progress=progress)
-        model_config = checkpoint.config
-        if model_config.mask_token_id is None:
-            raise InputError("model", f"{checkpoint.name} has no mask token", "set mask_token_id")
-        if config.data.sequence_length > model_config.max_position_embeddings:
-            raise InputError(
-                "data.sequence_length",
-                str(config.data.sequence_length),
-                f"at most the model's context, {model_config.max_position_embeddings}",
-            )
+        check_model(config, checkpoint)
         _loss_weights(config.step.objective, train_base=config.train == "everything")
         self._prompts = evaluation_prompts(config)
-        files = [Path(name).expanduser() for name in config.data.files]
-        documents = read_documents(
-            files,
-            checkpoint.tokenizer,
-            checkpoint.chat_template,
-            eos_token_ids=model_config.eos_token_ids,
-            max_length=config.data.sequence_length,
-            overlong=config.data.overlong,
-            learn_from=config.data.learn_from,
-        )
-        held_out = HELD_OUT if len(documents) >= 10 * HELD_OUT else 0
-        length = config.data.sequence_length
-        self._rows = PackedRows(documents[held_out:], length, config.seed)
-        self._held_out = one_epoch(PackedRows(documents[:held_out], length, 0)) if held_out else []
-
-        adapter = None
-        if config.train == "adapter":
-            embedding = checkpoint.read("embed_tokens.weight")[model_config.mask_token_id]
-            adapter = first_adapter(model_config, config.adapter, embedding, config.seed)
-            adapter = in_form(adapter, config)
+        self._rows, self._held_out = read_rows(config, checkpoint)
+        adapter = first_adapter_of(config, checkpoint) if config.train == "adapter" else None
         self.processes = start(config.device)
-        rows = (config.micro_batch_size or 1) * self.processes.count
-        if config.batch_size % rows:
-            allowed = f"a multiple of {rows}: micro_batch_size x processes"
-            raise InputError("batch_size", str(config.batch_size), allowed)
-        self.model: LoadedModel = checkpoint.build(
-            dtype="fp32", device=config.device, adapter=adapter, plain=True
-        )
-        if config.train == "everything":
-            block_length = config.step.blocks.block_length
-            tri_mode = replace(
-                model_config,
-                trained_to_denoise=True,
-                block_length=block_length,
-                token_shift=config.step.blocks.token_shift,
-            )
-            self.model = replace(self.model, config=tri_mode)
+        check_batch_size(config, self.processes.count)
+        self.model = build_model(config, checkpoint, adapter)
         self.transformer = self.model.transformer
-        self._fingerprint = weights_fingerprint(head_matrix(self.transformer))
+        fingerprint = weights_fingerprint(head_matrix(self.transformer))
         self.processes.shard(self.transformer)
-        if config.train == "adapter":
+        if adapter is not None:
             self.trained = train_adapter(self.transformer, config.adapter.scale)
         else:
             self.trained = train_everything(self.transformer)
@@ -130,8 +90,8 @@ class Trainer:
         self.average = None if decay is None else MovingAverage(self.trained, decay)
         self.directory = RunDirectory(
             config,
-            model_fingerprint=self._fingerprint,
-            data_sha256=fingerprint(files),
+            model_fingerprint=fingerprint,
+            data_sha256=data_fingerprint(config.data.paths),
             writes=self.processes.first,
         )
         self.processes.wait()
@@ -140,7 +100,7 @@ class Trainer:
         self._stop = False
 
     def run(self, *, enough: Callable[[], bool] = lambda: False) -> bool:
-        """Train to the last step and export; returns False where a signal ended it early.
+        """Train to the last step and export; returns False if a signal ended it early.
 
         Args:
             enough: asked before each step whether the run is at its end already.
@@ -297,7 +257,10 @@ class Trainer:
                 adapter = export_adapter(self.transformer, shape.scope, shape.scale).to(dtype)
                 blocks = self.config.step.blocks
                 adapter = replace(
-                    adapter, block_length=blocks.block_length, token_shift=blocks.token_shift
+                    adapter,
+                    block_length=blocks.block_length,
+                    token_shift=blocks.token_shift,
+                    draft_form=self.config.draft_form,
                 )
                 if self.processes.first:
                     save_adapter(self.directory.final, adapter, self.model.config)

@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr int64_t kTileRows = 16, kTileOut = 16, kTileIn = 64, kTileBytes = 1024;
+constexpr int64_t kTileRows = 16, kTileBytes = 1024;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

@@ -302,12 +302,39 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
 
 extern "C" {
 
-int64_t trimode_abi() { return 4; }
+int64_t trimode_abi() { return 5; }
+
+// A size or constant that Python assumes too, by the name that `structs.py` has for it; -1 for another.
+int64_t trimode_fact(const char* name) {
+  struct Fact {
+    const char* name;
+    int64_t value;
+  };
+  static const Fact facts[] = {
+      {"sizeof Linear", sizeof(Linear)},
+      {"sizeof DeltaPart", sizeof(DeltaPart)},
+      {"sizeof Projection", sizeof(Projection)},
+      {"sizeof Layer", sizeof(Layer)},
+      {"sizeof Model", sizeof(Model)},
+      {"sizeof Segment", sizeof(Segment)},
+      {"sizeof Pass", sizeof(Pass)},
+      {"most_parts", kMostParts},
+      {"head_dim_multiple", kHeadDimMultiple},
+      {"feature_multiple", kFeatureMultiple},
+      {"weight_levels", kWeightLevels},
+      {"activation_levels", kActivationLevels},
+      {"tile_outputs", kTileOut},
+      {"tile_inputs", kTileIn},
+  };
+  for (const Fact& fact : facts)
+    if (!std::strcmp(fact.name, name)) return fact.value;
+  return -1;
+}
 
 // Whether linears should come with packed weights on this machine.
 int64_t trimode_wants_packed() { return has_amx(); }
 
-// Runs a pass: x becomes the hidden states after the last norm; new keys and values lie behind each
+// Runs a pass: x becomes the hidden states after the last norm; new keys and values stand after each
 // segment's cache.
 void trimode_pass(const Model* model, Pass* pass) {
   thread_local Workspace own;

@@ -1,4 +1,5 @@
-// What Python hands over (`call.py` mirrors these structures) and what the kernels share.
+// What Python hands over and what the kernels share. `structs.py` mirrors the structures and constants;
+// `trimode_fact` lets it compare.
 #pragma once
 
 #include <algorithm>
@@ -6,15 +7,20 @@
 
 using Half = uint16_t;  // bf16: keys and values
 
-constexpr int64_t kMostParts = 3;  // of a projection: queries, keys and values
+constexpr int64_t kMostParts = 3;          // of a projection: queries, keys and values
+constexpr int64_t kHeadDimMultiple = 8;
+constexpr int64_t kFeatureMultiple = 16;   // of a linear's inputs
+constexpr int64_t kWeightLevels = 127;     // largest int8 weight
+constexpr int64_t kActivationLevels = 2047;  // largest 12-bit activation
+constexpr int64_t kTileOut = 16, kTileIn = 64;  // outputs and inputs of a tile of packed weights
 
 extern "C" {
 
 // Of the two forms of the weights one is there. Both give the same integers.
 struct Linear {
-  int64_t out, in;        // in: a multiple of 16
+  int64_t out, in;        // in: a multiple of kFeatureMultiple
   const int8_t* weight;   // [out, in], or null
-  const int8_t* packed;   // [out / 16, in / 4, 16, 4], both rounded up (by 16 and 64), or null
+  const int8_t* packed;   // [out / kTileOut, in / 4, kTileOut, 4], rounded up to whole tiles, or null
   const float* scale;     // [out]
   const float* bias;      // [out] or null
 };
@@ -49,7 +55,7 @@ struct Segment {
   int64_t start, stop;
   Half *keys, *values;
   int64_t capacity, length;
-  int64_t causal;          // where `visible` is null: 1 a row sees earlier ones, 0 all
+  int64_t causal;          // if `visible` is null: 1 a row sees earlier ones, 0 all
   const uint8_t* visible;  // [n, n] or null
 };
 
@@ -93,5 +99,5 @@ struct Target {
 
 // Largest activation: 12 bits, or what an int32 sum of k products can hold.
 inline float levels(int64_t k) {
-  return static_cast<float>(std::min<int64_t>(2047, INT32_MAX / (127 * k)));
+  return static_cast<float>(std::min<int64_t>(kActivationLevels, INT32_MAX / (kWeightLevels * k)));
 }

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed
+from trimode.decoding.modes.spec import ModeSpec
 from trimode.decoding.span import Decoder, causal_span
 
 
@@ -18,3 +19,12 @@ def autoregressive(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         tokens.append(token)
         yield Committed(tokens=(token,), logprobs=sampler.logprobs(logits.rows, (token,)))
         logits = yield causal_span("decode", (token,), len(tokens) - 1, keep=True, logits=(0,))
+
+
+SPEC = ModeSpec(
+    decode=autoregressive,
+    scratch_rows=lambda _: 1,
+    reads=frozenset(("show_drafts",)),
+    needs_mask=False,
+    lossless=True,
+)

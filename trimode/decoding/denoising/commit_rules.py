@@ -8,7 +8,6 @@ sampler (threshold, quota), the legacy rules of its research code, and a learned
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,29 +26,7 @@ class Proposal:
     quota: int
     """Positions the even schedule allows this pass."""
     scores: Tensor | None = None
-    """What the learned scorer says of each, `[masks]`, where the rule asks for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockView:
-    """A block in the middle of its denoising, as a scorer sees it."""
-
-    start: int
-    """Absolute position of its first token."""
-    tokens: tuple[int, ...]
-    """The mask token where nothing is committed."""
-    masked: tuple[int, ...]
-    """Offsets of the masks."""
-    probabilities: Tensor
-    """Un-tempered distribution at each of them, `[masks, vocab]`."""
-
-
-class CommitScorer(Protocol):
-    """Tells which of a block's best candidates will not change any more."""
-
-    def __call__(self, view: BlockView) -> Tensor:
-        """Probability that the best candidate of each mask is final, `[masks]`."""
-        ...
+    """The learned scorer's opinion of each, `[masks]`, if the rule asks for it."""
 
 
 Rule = Callable[[Proposal, float], tuple[Tensor, Tensor]]
@@ -120,25 +97,68 @@ def _sorted_prefix(trust: Tensor, passes: Callable[[Tensor], Tensor]) -> Tensor:
     return chosen
 
 
-RULES: dict[CommitRuleName, tuple[Rule, float]] = {
-    "threshold": (threshold, DEFAULT_THRESHOLD),
-    "quota": (quota, 0.0),
-    "factor": (factor, 1.0),
-    "margin": (margin, 0.8),
-    "entropy": (entropy, 0.3),
-    "cumulative_error": (cumulative_error, 0.8),
-    "learned": (learned, 0.7),
+@dataclass(frozen=True, slots=True)
+class CommitRule:
+    """A rule, the bar it uses by default, and what the bar measures."""
+
+    judge: Rule
+    threshold: float
+    """Default bar. A rolling block and a linear draft have their own for the rule `threshold`."""
+    unit: str
+    """What the bar measures, and its range."""
+    commits: str
+    """What a pass commits, for the documentation."""
+
+
+RULES: dict[CommitRuleName, CommitRule] = {
+    "threshold": CommitRule(
+        threshold,
+        DEFAULT_THRESHOLD,
+        "probability of the token, 0 to 1",
+        "every token whose probability reaches the bar",
+    ),
+    "quota": CommitRule(
+        quota, 0.0, "none, the bar is not read", "an equal share of the block, surest tokens first"
+    ),
+    "factor": CommitRule(
+        factor,
+        1.0,
+        "a factor f: rank i (from 0) needs a probability of 1 - f / (i + 2)",
+        "the longest run of surest tokens in which each passes",
+    ),
+    "margin": CommitRule(
+        margin,
+        0.8,
+        "difference of two probabilities, 0 to 1",
+        "every token that leads the second best by the bar",
+    ),
+    "entropy": CommitRule(
+        entropy,
+        0.3,
+        "nats, 0 to ln(vocabulary); lower is stricter",
+        "every token whose distribution has at most this entropy",
+    ),
+    "cumulative_error": CommitRule(
+        cumulative_error,
+        0.8,
+        "product of probabilities, 0 to 1",
+        "the longest run of surest tokens whose probabilities multiply to at least the bar",
+    ),
+    "learned": CommitRule(
+        learned,
+        0.7,
+        "probability that the token is final, by the adapter's scorer, 0 to 1",
+        "every token that the scorer takes for final",
+    ),
 }
-"""Each rule with the bar it uses when the request gives no `threshold`."""
 
 
-def trusted(rule: CommitRuleName, proposal: Proposal, bar: float | None) -> tuple[Tensor, Tensor]:
+def trusted(rule: CommitRuleName, proposal: Proposal, bar: float) -> tuple[Tensor, Tensor]:
     """What the rule says of each masked position: trust `[masks]` and trusted bool `[masks]`."""
-    function, default = RULES[rule]
-    return function(proposal, default if bar is None else bar)
+    return RULES[rule].judge(proposal, bar)
 
 
-def select(rule: CommitRuleName, proposal: Proposal, bar: float | None) -> Tensor:
+def select(rule: CommitRuleName, proposal: Proposal, bar: float) -> Tensor:
     """Masked positions to commit, bool `[masks]`: those the rule trusts and the surest one."""
     trust, chosen = trusted(rule, proposal, bar)
     chosen = chosen.clone()

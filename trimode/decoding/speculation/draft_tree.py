@@ -73,7 +73,7 @@ class DraftTree:
         return None
 
     def has_children(self, node: int) -> bool:
-        """Whether anything was drafted behind a node."""
+        """Whether anything was drafted after a node."""
         return node in self.parents
 
     @property
@@ -149,8 +149,8 @@ _GROUP = 64
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` highest of each row and where they are, highest first; both `[n, count]`.
 
-    On CPU four times as fast as `topk` over a large vocabulary: no group without one of the
-    `count` highest maxima can hold one of them.
+    On a CPU this is four times as fast as `topk` over a large vocabulary. A group whose maximum is
+    not among the `count` highest maxima can hold none of them.
     """
     n, vocab = scores.shape
     if vocab % _GROUP or vocab // _GROUP < count:

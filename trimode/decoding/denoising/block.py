@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trimode.config import DEFAULT_THRESHOLD
-from trimode.decoding.commit_rules import BlockView, Proposal, quota_schedule, select
-from trimode.decoding.context import DecodingContext
+from trimode.decoding.context import BlockView, DecodingContext
+from trimode.decoding.denoising.commit_rules import Proposal, quota_schedule, select
 from trimode.decoding.events import Committed, Drafted, TokenState
 from trimode.decoding.span import Keep, Logits, Span, SpanKind, led_visibility
 
@@ -46,8 +45,12 @@ class OpenBlock:
             if token != self.mask_token_id and i not in settled
         ]
 
+    def known(self, history: Sequence[int]) -> list[int]:
+        """All tokens decided so far: those before the block and those in it."""
+        return [*history, *(token for token in self.tokens if token != self.mask_token_id)]
+
     def fix(self, offset: int, token: int) -> None:
-        """Give an offset its token."""
+        """Give an offset its token, for good."""
         self.tokens[offset], self.confidences[offset] = token, 1.0
         self.fixed |= {offset}
 
@@ -88,7 +91,7 @@ class OpenBlock:
 def open_block(
     seed: int | None, start: int, length: int, history: Sequence[int], context: DecodingContext
 ) -> OpenBlock:
-    """A block of masks at `start`; its first token is `seed` where there is one."""
+    """A block of masks at `start`; its first token is `seed` if there is one."""
     tokens = [context.mask_token_id] * length
     fixed = set()
     if seed is not None:
@@ -112,94 +115,106 @@ def denoise(
     context: DecodingContext,
     *,
     kind: SpanKind,
-    at_once: bool,
+    one_pass: bool,
     adapter: bool,
     lead: int | None = None,
     stop_token_ids: frozenset[int] = frozenset(),
 ) -> Generator[Span | Keep | Committed | Drafted, Logits | None, None]:
     """Run denoising passes until the block holds no mask.
 
-    A pass asks logits of the undecided positions only (and of revisable ones where revision is
-    on), fills those the commit rule trusts, and may reopen committed ones, each at most once.
-    A stop token with no mask before it ends the work early.
+    A pass fills the masks that the commit rule trusts, and may reopen filled ones, each at most
+    once. The last pass that is allowed fills all. A stop token with no mask before it ends the
+    work early.
 
     Args:
         block: changed in place.
         history: all tokens before the block.
         context: the request.
         kind: `draft` or `denoise`.
-        at_once: fill every mask in one pass, whatever the commit rule.
+        one_pass: fill every mask in one pass, whatever the commit rule.
         adapter: whether the passes run with the adapter on.
-        lead: the token before the block where it is not in the KV cache yet. It joins the first
+        lead: the token before the block if it is not in the KV cache yet. It joins the first
             pass as a causal row without the adapter, enters the cache, and its logits decide the
             block's first token as AR decoding would: that one is committed at once.
         stop_token_ids: tokens that end the block.
     """
-    options = context.options
-    passes = 1 if at_once else options.max_denoising_steps or context.block_length
+    passes = 1 if one_pass else context.max_denoising_steps
     schedule = quota_schedule(len(block.masked), passes)
-    step = 0
-    while masked := block.masked:
-        last = step + 1 >= passes
-        revise = options.revision_threshold is not None and not last
-        revisable = block.revisable if revise else []
+    for step, share in enumerate(schedule):
+        if not block.masked:
+            return
+        last = step + 1 == passes
+        revisable = block.revisable if context.revision_threshold and not last else []
         if lead is None:
-            logits = yield Span(
-                kind=kind,
-                tokens=tuple(block.tokens),
-                positions=range(block.start, block.start + len(block.tokens)),
-                visibility="block",
-                adapter=adapter,
-                logits=context.predicting((*masked, *revisable)),
-            )
-            assert logits is not None
-            rows = context.sampler.exclude_mask(logits.rows)
+            masked = block.masked
+            rows = yield from _block_pass(block, [*masked, *revisable], context, kind, adapter)
         else:
-            masked = [offset for offset in masked if offset]
-            wanted = context.predicting(offset + 1 for offset in masked)
-            logits = yield _led_span(kind, lead, block, wanted, adapter=adapter)
-            assert logits is not None
-            yield from _commit_first(block, logits.rows[:1], history, context)
-            rows = context.sampler.exclude_mask(logits.rows[1:])
+            masked = [offset for offset in block.masked if offset]
+            rows = yield from _led_pass(block, lead, masked, history, context, kind, adapter)
             lead = None
-        known = [*history, *(t for t in block.tokens if t != block.mask_token_id)]
+        known = block.known(history)
         changed = _revise(block, rows[len(masked) :], revisable, known, context)
-        quota = None if last else schedule[step]
+        quota = None if last else share
         changed |= _fill(block, rows[: len(masked)], masked, known, context, quota=quota)
         block.drop_needless_forced()
-        if options.show_drafts:
+        if context.show_drafts:
             yield block.snapshot(changed)
         if block.end(stop_token_ids) is not None:
             return
-        step += 1
 
 
-def _led_span(
-    kind: SpanKind, lead: int, block: OpenBlock, rows: list[int], *, adapter: bool
-) -> Span:
-    """The block's first pass with the token before it as a causal row; its logits come first.
+def _block_pass(
+    block: OpenBlock,
+    offsets: Sequence[int],
+    context: DecodingContext,
+    kind: SpanKind,
+    adapter: bool,
+) -> Generator[Span, Logits | None, Tensor]:
+    """A pass over the block alone; returns the logits of `offsets`, `[n, vocab]`."""
+    logits = yield Span(
+        kind=kind,
+        tokens=tuple(block.tokens),
+        positions=range(block.start, block.start + len(block.tokens)),
+        visibility="block",
+        adapter=adapter,
+        logits=context.predicting(offsets),
+    )
+    assert logits is not None
+    return context.sampler.exclude_mask(logits.rows)
 
-    `rows`: further rows of the pass whose logits are wanted.
+
+def _led_pass(
+    block: OpenBlock,
+    lead: int,
+    offsets: Sequence[int],
+    history: Sequence[int],
+    context: DecodingContext,
+    kind: SpanKind,
+    adapter: bool,
+) -> Generator[Span | Keep | Committed, Logits | None, Tensor]:
+    """The block's first pass with the token before it as a causal row.
+
+    That row enters the KV cache and decides the block's first token, which is committed.
+
+    Returns:
+        The logits of `offsets`, `[n, vocab]`.
     """
     visibility, in_block = led_visibility(1, len(block.tokens))
-    return Span(
+    logits = yield Span(
         kind=kind,
         tokens=(lead, *block.tokens),
         positions=range(block.start - 1, block.start + len(block.tokens)),
         visibility=visibility,
         adapter=in_block & adapter,
-        logits=(0, *rows),
+        logits=(0, *context.predicting(offset + 1 for offset in offsets)),
     )
-
-
-def _commit_first(
-    block: OpenBlock, row: Tensor, history: Sequence[int], context: DecodingContext
-) -> Generator[Keep | Committed, Logits | None, None]:
-    """Take the block's first token from the logits `[1, vocab]` of the token before it."""
+    assert logits is not None
     yield Keep((0,))
+    row = logits.rows[:1]
     block.fix(0, context.sampler.pick(row[0], block.start, history))
     first = tuple(block.tokens[:1])
     yield Committed(tokens=first, logprobs=context.sampler.logprobs(row, first), drafted=0)
+    return context.sampler.exclude_mask(logits.rows[1:])
 
 
 def _fill(
@@ -211,20 +226,19 @@ def _fill(
     *,
     quota: int | None,
 ) -> set[int]:
-    """Commit the masked offsets that the rule trusts, or all where quota is None; returns them."""
+    """Commit the masked offsets that the rule trusts, or all if quota is None; returns them."""
     if not masked:
         return set()
     proposed = candidates(rows, block.start, masked, known, context)
-    options = context.options
     chosen = [True] * len(masked)
     confidences = [1.0] * len(masked)
-    if quota is not None or options.show_drafts:
+    if quota is not None or context.show_drafts:
         shown = tuple(block.tokens)
         allowed = quota or len(masked)
         proposal = propose(rows, proposed, block.start, shown, masked, context, allowed)
         confidences = proposal.confidences.tolist()
         if quota is not None:
-            chosen = select(options.commit_rule, proposal, options.threshold).tolist()
+            chosen = select(context.commit_rule, proposal, context.threshold).tolist()
     tokens = proposed.tolist()
     filled = set()
     for i, offset in enumerate(masked):
@@ -257,7 +271,7 @@ def propose(
     """
     probabilities = rows.softmax(-1)
     scores = None
-    if context.options.commit_rule == "learned":
+    if context.commit_rule == "learned":
         assert context.commit_scorer is not None
         scores = context.commit_scorer(BlockView(start, tokens, tuple(masked), probabilities))
     sure = probabilities.gather(-1, proposed[:, None])[:, 0]
@@ -282,27 +296,23 @@ def _revise(
     known: Sequence[int],
     context: DecodingContext,
 ) -> set[int]:
-    """Replace or reopen committed offsets whose probability has collapsed; returns those replaced.
+    """Replace or reopen filled offsets whose probability has collapsed; returns those replaced.
 
-    A replacement must itself pass the bar of a first commit; otherwise the offset becomes a mask
-    again and later passes fill it. Each offset is revised at most once, so this ends.
+    A replacement must itself be probable enough; otherwise the offset becomes a mask again and
+    later passes fill it. Each offset is revised at most once, so this ends.
     """
-    options = context.options
-    if options.revision_threshold is None or not revisable:
+    if not revisable:
         return set()
     probabilities = rows.softmax(-1)
     proposed = candidates(rows, block.start, revisable, known, context).tolist()
-    by_confidence = options.commit_rule == "threshold" and options.threshold is not None
-    bar = options.threshold if by_confidence else DEFAULT_THRESHOLD
-    assert bar is not None
     replaced = set()
     for i, offset in enumerate(revisable):
         old, new = block.tokens[offset], proposed[i]
-        if new == old or float(probabilities[i, old]) >= options.revision_threshold:
+        if new == old or float(probabilities[i, old]) >= context.revision_threshold:
             continue
         block.revised.add(offset)
         confidence = float(probabilities[i, new])
-        if confidence >= bar:
+        if confidence >= context.replacement_threshold:
             block.tokens[offset], block.confidences[offset] = new, confidence
             replaced.add(offset)
         else:

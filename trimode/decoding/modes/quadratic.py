@@ -10,18 +10,25 @@ computed for one group's masks instead of all.
 from collections.abc import Sequence
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.draft_tree import ROOT, DraftTree
-from trimode.decoding.drafting import draft_from, draft_snapshot, proposals_of, verify_span
 from trimode.decoding.events import Committed
+from trimode.decoding.modes.spec import ModeSpec
 from trimode.decoding.span import Decoder, Keep, SpanKind, causal_span
+from trimode.decoding.speculation.draft_tree import ROOT, DraftTree
+from trimode.decoding.speculation.verify import (
+    draft_from,
+    draft_snapshot,
+    follow,
+    proposals_of,
+    verify_span,
+)
 
 _TREE_MASKS = 10
-"""Most masks behind a node of a tree. A path hardly ever gets as far as this, so the rows that more
+"""Most masks after a node of a tree. A path hardly ever gets as far as this, so the rows that more
 masks would take hold more nodes instead: B (B + 1) rows in all, as a line of B groups has."""
 
 
 def _shape(length: int, context: DecodingContext) -> tuple[int, int]:
-    """Masks behind each node, and nodes, of a pass for a block of this length."""
+    """Masks after each node, and nodes, of a pass for a block of this length."""
     masks = min(length, _TREE_MASKS) if context.draft_tree else length
     return masks, length * (length + 1) // (masks + 1) - 1
 
@@ -41,7 +48,8 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         masks, nodes = _shape(context.draft_length(start + 1), context)
         logits = yield verify_span(kind, tokens[-1], draft, start, masks, context)
         assert logits is not None
-        accepted, path = sampler.follow(logits.rows[: 1 + len(draft)], start + 1, draft, tokens)
+        verified = logits.rows[: 1 + len(draft)]
+        accepted, path = follow(sampler, verified, start + 1, draft, tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
         yield Committed(
@@ -57,5 +65,14 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         wanted = min(masks, context.remaining(len(tokens)))
         proposals = proposals_of(node, draft, masks, wanted, logits, context)
         draft = draft_from(proposals, len(tokens), tokens, nodes, context)
-        if context.options.show_drafts:
+        if context.show_drafts:
             yield draft_snapshot(len(tokens) - 1, tokens[-1], draft)
+
+
+SPEC = ModeSpec(
+    decode=quadratic_speculation,
+    scratch_rows=lambda context: context.block_length * (context.block_length + 1),
+    reads=frozenset(("block_length", "draft_tree", "show_drafts")),
+    needs_mask=True,
+    lossless=True,
+)

@@ -1,9 +1,9 @@
 """Rolling diffusion: the block of masks moves on after every pass, from the left.
 
-Each pass runs the tokens decided last as causal rows without the adapter, and a block of masks
-behind them. Its causal rows close what the pass before had filled (their keys and values enter the
-cache, and a filled token that AR finds too improbable is revised) and give the next token as AR
-decoding would; its masks propose the tokens after that one, and the leading run that the commit
+A pass runs the tokens that the pass before decided as causal rows without the adapter, and after
+them a block of masks. The causal rows do two things. Their keys and values enter the cache, and a
+filled token that AR finds too improbable is revised. The last of them gives the next token as AR
+decoding would. The masks propose the tokens after that one, and the leading run that the commit
 rule trusts is filled. So no pass is spent on closing a block, and a pass makes 1 + run tokens at
 best. See docs/design/0007.
 """
@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimode.config import ROLLING_REVISION_THRESHOLD, ROLLING_THRESHOLD
-from trimode.decoding.block import candidates, propose
-from trimode.decoding.commit_rules import trusted
 from trimode.decoding.context import DecodingContext
+from trimode.decoding.denoising.block import candidates, propose
+from trimode.decoding.denoising.commit_rules import trusted
 from trimode.decoding.events import Committed, Drafted, TokenState
 from trimode.decoding.span import Decoder, Keep, Span, SpanKind, causal_span, led_visibility
 
@@ -30,18 +29,8 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
     filled = [prompt[-1]]  # decided, not yet in the cache; all but the first may be revised
     kind: SpanKind = "prefill"
     while True:
-        start = len(tokens)
-        masks = context.draft_length(start + len(filled))
-        visibility, is_mask = led_visibility(len(filled), masks)
-        behind = context.predicting(range(len(filled) + 1, len(filled) + masks))
-        logits = yield Span(
-            kind=kind,
-            tokens=(*filled, *[context.mask_token_id] * masks),
-            positions=range(start, start + len(filled) + masks),
-            visibility=visibility,
-            adapter=is_mask & context.denoise_adapter,
-            logits=(*range(len(filled)), *behind),
-        )
+        masks = context.draft_length(len(tokens) + len(filled))
+        logits = yield _rolling_span(kind, filled, len(tokens), masks, context)
         assert logits is not None
         causal, proposed = logits.rows[: len(filled)], logits.rows[len(filled) :]
         kept = _confirmed(filled, causal, context)
@@ -55,16 +44,32 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
             logprobs=sampler.logprobs(causal[:kept], closed),
             revisions=int(revised),
         )
-        # After a revision the masks stood behind tokens that are gone.
+        # After a revision the masks stood after tokens that are gone.
         run: list[int] = []
         if not revised:
             wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
             known = [*tokens, following]
             run, sure = _leading_run(proposed[: max(0, wanted - 1)], known, context)
-            if context.options.show_drafts:
+            if context.show_drafts:
                 yield _snapshot(len(tokens), (following, *run), sure, wanted, context)
         filled = [following, *run]
         kind = "denoise"
+
+
+def _rolling_span(
+    kind: SpanKind, filled: Sequence[int], start: int, masks: int, context: DecodingContext
+) -> Span:
+    """The filled tokens as causal rows from position `start` on, and the masks after them."""
+    visibility, is_mask = led_visibility(len(filled), masks)
+    proposing = context.predicting(range(len(filled) + 1, len(filled) + masks))
+    return Span(
+        kind=kind,
+        tokens=(*filled, *[context.mask_token_id] * masks),
+        positions=range(start, start + len(filled) + masks),
+        visibility=visibility,
+        adapter=is_mask & context.denoise_adapter,
+        logits=(*range(len(filled)), *proposing),
+    )
 
 
 def _confirmed(filled: Sequence[int], causal: Tensor, context: DecodingContext) -> int:
@@ -72,15 +77,12 @@ def _confirmed(filled: Sequence[int], causal: Tensor, context: DecodingContext) 
 
     Row i of `causal` `[len(filled), vocab]` predicts the token after filled[i].
     """
-    bar = context.options.revision_threshold
-    if bar is None:
-        bar = ROLLING_REVISION_THRESHOLD
     if len(filled) == 1:
         return 1
     rows = context.sampler.exclude_mask(causal[:-1])
     following = torch.tensor(filled[1:], device=rows.device)
     probabilities = rows.softmax(-1).gather(-1, following[:, None])[:, 0]
-    stands = (probabilities >= bar).int().cumprod(0)
+    stands = (probabilities >= context.revision_threshold).int().cumprod(0)
     return 1 + int(stands.sum())
 
 
@@ -98,17 +100,12 @@ def _leading_run(
         rows, count = rows[:due], due
     if not count:
         return [], []
-    options = context.options
     rows = context.sampler.exclude_mask(rows)
     tokens = candidates(rows, start, list(range(count)), known, context)
     block = (known[-1], *[context.mask_token_id] * count)
-    passes = options.max_denoising_steps or context.block_length
-    quota = -(-context.block_length // passes)
+    quota = -(-context.block_length // context.max_denoising_steps)
     proposal = propose(rows, tokens, start - 1, block, range(1, count + 1), context, quota)
-    bar = options.threshold
-    if bar is None and options.commit_rule == "threshold":
-        bar = ROLLING_THRESHOLD
-    _, chosen = trusted(options.commit_rule, proposal, bar)
+    _, chosen = trusted(context.commit_rule, proposal, context.threshold)
     run = int(chosen.int().cumprod(0).sum())
     taken = tokens[:run].tolist()
     for i, token in enumerate(taken):

@@ -31,7 +31,7 @@ class Lookup:
     def draft(self, most: int) -> tuple[list[int], bool]:
         """Tokens that may come next, at most so many, and whether the prediction says so.
 
-        Nothing where nothing matches; an answer may begin as predicted.
+        Nothing if nothing matches; an answer may begin as predicted.
         """
         text = self._text
         most = min(most, MAX_DRAFT)

@@ -7,25 +7,24 @@ own stop token, and committed tokens may be revised before the block closes.
 
 from collections.abc import Sequence
 
-from trimode.decoding.block import denoise, open_block
 from trimode.decoding.context import DecodingContext
+from trimode.decoding.denoising.block import denoise, open_block
+from trimode.decoding.denoising.rolling import rolling_diffusion
 from trimode.decoding.events import Committed
-from trimode.decoding.rolling import rolling_diffusion
+from trimode.decoding.modes.spec import ModeSpec
 from trimode.decoding.span import Decoder, causal_span
 
 
 def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Decode block after block until the engine closes the generator."""
-    sampler, options = context.sampler, context.options
+    sampler = context.sampler
     tokens = list(prompt)
     logits = yield causal_span("prefill", tokens, 0, keep=True, logits=(len(tokens) - 1,))
     while True:
         assert logits is not None
         start = len(tokens)
         before = logits.rows[-1:]
-        # With token shift the row before the block predicts its first token, and that is AR's.
-        seeded = options.seed_block is not False or context.token_shift
-        seed = sampler.pick(before[0], start, tokens) if seeded else None
+        seed = sampler.pick(before[0], start, tokens) if context.seed_block else None
         length = min(context.block_length, context.remaining(start))
         block = open_block(seed, start, length, tokens, context)
         yield from denoise(
@@ -33,7 +32,7 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
             tokens,
             context,
             kind="denoise",
-            at_once=False,
+            one_pass=False,
             adapter=context.denoise_adapter,
             stop_token_ids=context.stop_token_ids,
         )
@@ -42,7 +41,7 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
 
         # The causal pass puts the block's keys and values where AR decoding would have put them
         # and yields the next seed. It runs for the last block too: a later turn continues there.
-        scored = options.logprobs is not None
+        scored = sampler.reports_logprobs
         last = len(block_tokens) - 1
         rows = range(len(block_tokens)) if scored else (last,)
         logits = yield causal_span("close", block_tokens, start, keep=True, logits=rows)
@@ -56,6 +55,31 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
 
 
 def diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
-    """Diffusion in the form the request asks for or the checkpoint was trained in."""
+    """Diffusion in a rolling or in a fixed block."""
     decode = rolling_diffusion if context.rolling_block else block_diffusion
     return decode(prompt, context)
+
+
+def _scratch_rows(context: DecodingContext) -> int:
+    # A rolling block runs after the tokens it has filled.
+    return context.block_length * (2 if context.rolling_block else 1)
+
+
+SPEC = ModeSpec(
+    decode=diffusion,
+    scratch_rows=_scratch_rows,
+    reads=frozenset(
+        (
+            "block_length",
+            "commit_rule",
+            "threshold",
+            "max_denoising_steps",
+            "revision_threshold",
+            "seed_block",
+            "rolling_block",
+            "show_drafts",
+        )
+    ),
+    needs_mask=True,
+    lossless=False,
+)

@@ -1,7 +1,7 @@
 """Passes that draft and passes that verify, shared by the speculative modes.
 
-The first masks of a draft stand behind a known token, the root. Rows of a pass: the root, the nodes
-of the draft in order, then the masks, node by node where each has its own.
+A draft follows a known token, the root. The rows of a pass are the root, the nodes of the draft in
+order, then the masks: of the root first, then node by node.
 """
 
 from collections.abc import Generator, Sequence
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.draft_tree import ROOT, DraftTree, likeliest_tree
 from trimode.decoding.events import Committed, Drafted, TokenState
+from trimode.decoding.sampling import Sampler
 from trimode.decoding.span import Logits, Span, SpanKind, causal_span
+from trimode.decoding.speculation.draft_tree import ROOT, DraftTree, likeliest_tree
 
 
 def first_token(
@@ -31,10 +32,10 @@ def first_token(
 def verify_span(
     kind: SpanKind, root: int, draft: DraftTree, start: int, masks: int, context: DecodingContext
 ) -> Span:
-    """The root and a draft behind it, each of them with `masks` masks that draft what follows it.
+    """The root and a draft after it, each of them with `masks` masks that draft what follows it.
 
-    Logits: of the root and the nodes, then, where there is no draft, of the masks that will be
-    needed. `start`: absolute position of the root.
+    Logits: of the root and the nodes; without a draft also of the masks, which will be needed.
+    `start`: absolute position of the root.
     """
     nodes = 1 + len(draft)
     if not masks and draft.is_line:
@@ -43,12 +44,12 @@ def verify_span(
     needed = context.predicting(masks_of(ROOT, draft, masks)[1:] if not draft else ())
     depths = (0, *draft.depths)
     last = context.context_length - 1  # masks may reach past it
-    behind = [min(start + depth + i, last) for depth in depths for i in range(1, masks + 1)]
+    after = [min(start + depth + i, last) for depth in depths for i in range(1, masks + 1)]
     visibility, is_mask = tree_visibility(draft.parents, masks)
     return Span(
         kind=kind,
         tokens=(root, *draft.tokens, *[context.mask_token_id] * (nodes * masks)),
-        positions=(*(start + depth for depth in depths), *behind),
+        positions=(*(start + depth for depth in depths), *after),
         visibility=visibility,
         adapter=is_mask & context.draft_adapter,
         logits=(*range(nodes), *needed),
@@ -69,10 +70,46 @@ def proposals_of(
     logits: Logits,
     context: DecodingContext,
 ) -> Tensor:
-    """Logits `[wanted - 1, vocab]` of a node's masks but the first, where AR decides."""
+    """Logits `[wanted - 1, vocab]` of a node's masks but the first, whose token AR decides."""
     if not draft:
         return logits.rows[1:wanted]
     return logits.head(context.predicting(masks_of(node, draft, masks)[1:wanted]))
+
+
+def follow(
+    sampler: Sampler, logits: Tensor, start: int, draft: DraftTree, history: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The path of a draft that AR decoding would take.
+
+    Args:
+        sampler: of the request.
+        logits: of the root and the nodes, `[1 + len(draft), vocab]`.
+        start: absolute position of the draft's first tokens.
+        draft: what was proposed.
+        history: every token before `start`.
+
+    Returns:
+        The tokens of the path and the one after it, each of them the verifier's own choice; and
+        the nodes of the path.
+    """
+    if not draft:
+        return [sampler.pick(logits[0], start, history)], []
+    choices = sampler.row_choices(logits)
+    accepted: list[int] = []
+    path: list[int] = []
+    node: int | None = ROOT
+    while node is not None:
+        before = [*history, *accepted]
+        token = sampler.forced(start + len(accepted), before)
+        if token is None and choices is not None:
+            token = choices[1 + node]
+        elif token is None:
+            token = sampler.pick(logits[1 + node], start + len(accepted), before)
+        accepted.append(token)
+        node = draft.child(node, token)
+        if node is not None:
+            path.append(node)
+    return accepted, path
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,1 @@
+"""What the mode `auto` decides by: costs of passes, chances of drafts, and the policy over both."""

@@ -1,0 +1,81 @@
+"""How likely drafted tokens are to be accepted, learned from the drafts that were verified."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+_PRIOR = 0.6
+"""Chance that a drafted token is accepted, before anything is known."""
+_PRIOR_WEIGHT = 4.0
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """Chance that each drafted token is accepted once those before it were.
+
+    Counts fade, so that a change of topic shows within a few drafts. A place without counts takes
+    its chance from `prior`: a request begins with what its predecessors saw.
+    """
+
+    keep: float = 0.9
+    """Share of the counts that stays when a new draft is judged."""
+    prior: "Acceptance | None" = None
+    _accepted: list[float] = field(default_factory=list)
+    _judged: list[float] = field(default_factory=list)
+    _count: int = 0
+
+    @property
+    def judgements(self) -> int:
+        """Drafts judged so far, the prior's too."""
+        return self._count + (self.prior.judgements if self.prior else 0)
+
+    def chances(self, count: int) -> list[float]:
+        """For each of the first `count` tokens of a draft."""
+        before = self.prior.chances(count) if self.prior else []
+        found: list[float] = []
+        chance = _PRIOR
+        for place in range(count):
+            if before:  # without a prior, an unreached place is taken to be like the one before it
+                chance = before[place]
+            if place < len(self._judged):
+                known = chance * _PRIOR_WEIGHT + self._accepted[place]
+                chance = known / (_PRIOR_WEIGHT + self._judged[place])
+            found.append(chance)
+        return found
+
+    def chance(self, place: int) -> float:
+        """For the token `place` places after the first of a draft."""
+        return self.chances(place + 1)[place]
+
+    def expected(self, drafted: int) -> float:
+        """Tokens of a draft that are expected to be accepted."""
+        return expected_run(self.chances(drafted))
+
+    def judge(self, judged: int, accepted: int) -> None:
+        """Learn from a draft: of its first `judged` places the first `accepted` were right.
+
+        Nothing is learned of the places after the first wrong one, nor of what was never drafted.
+        """
+        self._count += 1
+        judged = min(judged, accepted + 1)
+        while len(self._judged) < judged:
+            self._judged.append(0.0)
+            self._accepted.append(0.0)
+        for place in range(judged):
+            self._judged[place] = self._judged[place] * self.keep + 1
+            self._accepted[place] = self._accepted[place] * self.keep + (place < accepted)
+        if self.prior is not None:
+            self.prior.judge(judged, accepted)
+
+
+def expected_runs(chances: Sequence[float]) -> list[float]:
+    """Expected length of the leading run of successes among the first 0, 1, 2, ... trials."""
+    totals, all_so_far = [0.0], 1.0
+    for chance in chances:
+        all_so_far *= chance
+        totals.append(totals[-1] + all_so_far)
+    return totals
+
+
+def expected_run(chances: Sequence[float]) -> float:
+    """Expected length of the leading run of successes."""
+    return expected_runs(chances)[-1]

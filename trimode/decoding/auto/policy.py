@@ -1,0 +1,211 @@
+"""What `auto` does next: the plan with most tokens a second on this machine, for this text.
+
+A plan is one or two passes. Its rate is the tokens it is expected to make over the time it takes:
+
+    ar           1               / c(n)
+    lookup, k    (1 + A(k) / n)  / c(n + k)
+    linear, m    (2 + A(m - 1))  / (c(n (1 + m)) + c(n m))
+    quadratic, m (1 + A(m - 1))  / c(n m (m + 1))
+
+c(r) is the measured time of a pass of r rows over the KV caches of n sequences. A(k) is how many of
+k drafted tokens are expected to be accepted. k counts drafted tokens and m counts masks; the first
+mask stands where the pass's own causal row decides. Two simplifications: all n sequences draft in
+the same pass, and only one of them finds something by lookup. The time that decoders take between
+passes is observed and added.
+
+Every plan emits AR's tokens, so a wrong choice costs time and nothing else. Diffusion does not emit
+AR's tokens, and is never chosen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+
+from trimode.decoding.auto.acceptance import Acceptance, expected_run, expected_runs
+from trimode.decoding.auto.costs import CostCurve
+from trimode.decoding.events import PlanKind
+
+MAX_TREE_NODES = 24
+"""Most drafted tokens that a verify pass checks; the policy decides how many of them pay."""
+MAX_TREE_MASKS = 8
+"""A quadratic pass has m (m + 1) rows; more masks than these never paid anywhere."""
+_DRAFT_SIZES = (3, 4, 5, 6, 8, 12, 16, 24, 32)
+_EXPLORE_AFTER = 64
+"""Tokens of each request in a batch after which one of them explores: it takes the plan that would
+be best if drafts were better than they are thought to be. All learn from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do next, and how many tokens a second that is expected to make."""
+
+    kind: PlanKind
+    size: int
+    """Masks of `linear` and `quadratic`, draft tokens of `lookup`, 0 of `ar`."""
+    rate: float
+
+
+@dataclass(slots=True)
+class BatchLoad:
+    """What is known of the batch; the engine and all policies share it."""
+
+    sequences: int = 1
+    """How many share a pass."""
+    unexplored: int = 0
+    """Tokens of all requests since one of them explored."""
+    decoder_seconds: dict[PlanKind, float] = field(default_factory=dict)
+    """Time that a sequence's decoder takes between two passes of a plan: sampling, drafting."""
+
+    def observe_decoder(self, kind: PlanKind, seconds: float) -> None:
+        """Learn how long a decoder took; a single disturbance counts little."""
+        before = self.decoder_seconds.get(kind, seconds)
+        self.decoder_seconds[kind] = before + 0.05 * (min(seconds, 4 * before) - before)
+
+
+@dataclass(slots=True)
+class Policy:
+    """The choices of one request."""
+
+    costs: CostCurve
+    drafts: Acceptance
+    lookups: Acceptance
+    load: BatchLoad = field(default_factory=BatchLoad)
+    can_draft: bool = True
+    """Whether the model's own drafts are worth anything."""
+    _pass_seconds: dict[tuple[PlanKind, int, int], float] = field(default_factory=dict)
+    """Time of the plans compared so far, by kind, size and load."""
+    _drafts_can_pay: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """Whether any draft could pay, by load and most masks."""
+    _best_without_lookup: tuple[tuple[int, int, int] | None, Plan] = (None, Plan("ar", 0, 0.0))
+    """The best plan without lookup, and what it was chosen for: masks, load, and how many drafts
+    had been judged."""
+
+    def choose(self, *, lookup: int, masks: int) -> Plan:
+        """The best plan.
+
+        Args:
+            lookup: length of the draft that lookup has found; 0 for none.
+            masks: most masks that fit.
+        """
+        if self.load.unexplored >= _EXPLORE_AFTER * self.load.sequences:
+            self.load.unexplored = 0
+            plans = [self._plan("ar", 0, 0.0), *self._copies(lookup), *self._own_drafts(masks)]
+            return self._hopeful(_fastest(plans), plans)
+        situation = masks, self.load.sequences, self.drafts.judgements
+        if self._best_without_lookup[0] != situation:
+            plans = [self._plan("ar", 0, 0.0), *self._own_drafts(masks)]
+            self._best_without_lookup = situation, _fastest(plans)
+        best = self._best_without_lookup[1]
+        return _fastest([best, *self._copies(lookup)]) if lookup else best
+
+    def _copies(self, most: int) -> list[Plan]:
+        """Plans that check what stood in the text before."""
+        copied = expected_runs(self.lookups.chances(most))
+        return [self._plan("lookup", k, copied[k]) for k in _sizes(most, least=1)]
+
+    def _own_drafts(self, masks: int) -> list[Plan]:
+        """Plans that draft with the model itself."""
+        plans: list[Plan] = []
+        if self.can_draft and self._drafts_could_pay(masks):
+            drafted = expected_runs(self.drafts.chances(masks))
+            for m in _sizes(masks, least=2):
+                plans.append(self._plan("linear", m, drafted[m - 1]))
+                if m <= MAX_TREE_MASKS:
+                    plans.append(self._plan("quadratic", m, drafted[m - 1]))
+        return plans
+
+    def _drafts_could_pay(self, masks: int) -> bool:
+        """Whether a draft of the model would beat `ar` if it were accepted whole."""
+        situation = self.load.sequences, masks
+        if situation not in self._drafts_can_pay:
+            ar = self.rate("ar", 0, 0.0)
+            sizes = _sizes(masks, least=2)
+            rates = [self.rate("linear", m, m - 1) for m in sizes]
+            rates += [self.rate("quadratic", m, m - 1) for m in sizes if m <= MAX_TREE_MASKS]
+            self._drafts_can_pay[situation] = max(rates, default=0.0) > ar
+        return self._drafts_can_pay[situation]
+
+    def _hopeful(self, best: Plan, plans: Sequence[Plan]) -> Plan:
+        """The plan that would be best if drafts were better than they are thought to be.
+
+        Drafts that are not made are not judged. Without exploring, a run of bad luck would never
+        be forgotten.
+        """
+        if best.kind == "ar":
+            # The shortest draft that would win if it were accepted whole: its first places decide.
+            for plan in plans:
+                if plan.kind in ("lookup", "linear"):
+                    drafted = plan.size - (plan.kind == "linear")
+                    if self.rate(plan.kind, plan.size, drafted) > best.rate:
+                        return plan
+            return best
+        first = self.drafts.chance(0)
+
+        def hoped(plan: Plan) -> float:
+            if plan.kind not in ("linear", "quadratic"):
+                return plan.rate
+            return self.rate(plan.kind, plan.size, expected_run([first] * (plan.size - 1)))
+
+        return max(plans, key=hoped)
+
+    def worth_checking(self, chances: Sequence[float], masks: int) -> int:
+        """How many nodes of a linear draft to verify, given the chance of each path to be right.
+
+        Maximises the tokens a second of the whole cycle, whose draft of `masks` masks is done. A
+        node adds a token if it and the path that leads to it are right.
+        """
+        n = self.load.sequences
+        spent = self.costs.seconds(n * (1 + masks), sequences=n, drafting=True)
+        accepted = [0.0, *accumulate(chances)]
+
+        def rate(k: int) -> float:
+            return (2 + accepted[k]) / (spent + self.costs.seconds(n * (1 + k), sequences=n))
+
+        return max(range(len(chances) + 1), key=rate)
+
+    def committed(self, tokens: int) -> None:
+        """Count tokens, for the next exploration."""
+        self.load.unexplored += tokens
+
+    def seconds(self, kind: PlanKind, size: int) -> float:
+        """Time of a plan's passes for the whole batch."""
+        situation = kind, size, self.load.sequences
+        if situation not in self._pass_seconds:
+            self._pass_seconds[situation] = self._measured(kind, size, self.load.sequences)
+        passes = 2 if kind == "linear" else 1
+        between = self.load.decoder_seconds.get(kind, 0.0)
+        return self._pass_seconds[situation] + passes * between * self.load.sequences
+
+    def _measured(self, kind: PlanKind, size: int, n: int) -> float:
+        def passes(rows: int, *, drafting: bool = False) -> float:
+            return self.costs.seconds(n * rows, sequences=n, drafting=drafting)
+
+        match kind:
+            case "ar" | "lookup":
+                return self.costs.seconds(n + size, sequences=n)
+            case "linear":
+                return passes(1 + size, drafting=True) + passes(size)
+            case "quadratic":
+                return passes(size * (size + 1), drafting=True)
+
+    def rate(self, kind: PlanKind, size: int, accepted: float) -> float:
+        """Tokens a second of each sequence if so many tokens of the draft are accepted."""
+        if kind == "lookup":
+            return (1 + accepted / self.load.sequences) / self.seconds(kind, size)
+        alone = 2 if kind == "linear" else 1
+        return (alone + accepted) / self.seconds(kind, size)
+
+    def _plan(self, kind: PlanKind, size: int, accepted: float) -> Plan:
+        return Plan(kind, size, self.rate(kind, size, accepted))
+
+
+def _fastest(plans: Sequence[Plan]) -> Plan:
+    return max(plans, key=lambda plan: plan.rate)
+
+
+@lru_cache(maxsize=256)
+def _sizes(most: int, *, least: int) -> list[int]:
+    """Sizes worth comparing, up to `most`."""
+    sizes = [size for size in (1, 2, *_DRAFT_SIZES) if least <= size <= most]
+    return sizes if not sizes or sizes[-1] == most or most > _DRAFT_SIZES[-1] else [*sizes, most]

@@ -1,0 +1,1 @@
+"""The modes: one file each, a generator of spans and its `ModeSpec`."""

@@ -1,0 +1,23 @@
+"""What a mode is, to the rest of the program."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trimode.decoding.context import DecodingContext
+from trimode.decoding.span import Decoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeSpec:
+    """A mode's decoder and what has to be known before it runs."""
+
+    decode: Callable[[Sequence[int], DecodingContext], Decoder]
+    """(prompt, context) -> generator of spans."""
+    scratch_rows: Callable[[DecodingContext], int]
+    """Most rows that a pass writes after the KV cache."""
+    reads: frozenset[str]
+    """Fields of `GenerationOptions` that it reads, of those that only some modes do."""
+    needs_mask: bool
+    """Whether it needs a model with a mask token."""
+    lossless: bool
+    """Whether it emits AR's tokens."""

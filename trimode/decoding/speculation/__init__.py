@@ -1,0 +1,1 @@
+"""Drafting and verifying: draft trees, the passes for them, drafts from earlier text."""

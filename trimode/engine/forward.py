@@ -1,0 +1,95 @@
+"""One forward pass: spans of many sequences, whatever their modes, become one ragged pack."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimode.decoding import Logits
+from trimode.engine.sequence import Sequence
+from trimode.model import AdapterRows, Runner, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows `start..stop` of a sequence's pending span, to run in this pass."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+
+def run(runner: Runner, slices: Seq[Slice]) -> list[Logits | None]:
+    """One forward pass; returns the logits of each slice that completes its span, else None.
+
+    Rows of spans that are kept whole enter their caches.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    segments: list[Segment] = []
+    for part in slices:
+        span, cache = part.sequence.span, part.sequence.cache
+        assert span is not None
+        assert cache is not None
+        start = len(tokens)
+        tokens.extend(span.tokens[part.start : part.stop])
+        positions.extend(span.positions[part.start : part.stop])
+        segments.append(Segment(start, len(tokens), cache, span.visibility))
+    hidden = runner.run(
+        torch.tensor(tokens, device=runner.device),
+        torch.tensor(positions, device=runner.device),
+        segments,
+        _adapter_rows(slices, runner.device),
+    )
+    parts = [hidden[s.start : s.stop] for s in segments]
+    return _deliver(runner, slices, parts)
+
+
+def _adapter_rows(slices: Seq[Slice], device: str) -> AdapterRows:
+    """Rows of the pass whose span has the adapter on."""
+    flags = []
+    for part in slices:
+        span = part.sequence.span
+        assert span is not None
+        if isinstance(span.adapter, Tensor):
+            flags.append(span.adapter[part.start : part.stop])
+        else:
+            flags.append(torch.full((part.stop - part.start,), span.adapter))
+    rows = torch.cat(flags)
+    if not rows.any():
+        return None
+    return slice(None) if rows.all() else rows.nonzero()[:, 0].to(device)
+
+
+def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Logits | None]:
+    """Keep rows, collect the hidden states wanted, and run the head once for all of them."""
+    wanted: list[Tensor] = []
+    for part, hidden in zip(slices, parts, strict=True):
+        sequence = part.sequence
+        span, cache = sequence.span, sequence.cache
+        assert span is not None
+        assert cache is not None
+        if span.keep:
+            cache.keep(range(part.stop - part.start))
+        rows = [row - part.start for row in span.logits if part.start <= row < part.stop]
+        sequence.partial_hidden.append(hidden[rows])
+        sequence.rows_done = part.stop
+        if sequence.rows_left == 0:
+            wanted.append(torch.cat(sequence.partial_hidden))
+            sequence.partial_hidden.clear()
+    if not wanted:
+        return [None] * len(slices)
+    logits = iter(runner.logits(torch.cat(wanted)).split([len(w) for w in wanted]))
+    return [
+        Logits(next(logits), _head(runner, hidden)) if part.sequence.rows_left == 0 else None
+        for part, hidden in zip(slices, parts, strict=True)
+    ]
+
+
+def _head(runner: Runner, hidden: Tensor) -> Callable[[Seq[int]], Tensor]:
+    def head(rows: Seq[int]) -> Tensor:
+        return runner.logits(hidden[list(rows)])
+
+    return head

@@ -1,0 +1,212 @@
+"""From what a request asks to what its decoder needs: every default, every refusal.
+
+Nothing after this place looks at an option that may be missing.
+"""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from trimode.checkpoints import LoadedModel
+from trimode.config import (
+    DEFAULT_THRESHOLD,
+    ROLLING_REVISION_THRESHOLD,
+    ROLLING_THRESHOLD,
+    CommitRuleName,
+    GenerationOptions,
+    ModelConfig,
+)
+from trimode.decoding import (
+    MODE_SPECS,
+    RULES,
+    DecodingContext,
+    Policy,
+    Sampler,
+    refuse_unread,
+)
+from trimode.errors import InputError
+from trimode.text import GrammarMatcher
+
+T = TypeVar("T")
+
+
+def resolve(
+    model: LoadedModel,
+    prompt: tuple[int, ...],
+    options: GenerationOptions,
+    *,
+    policy: Policy | None = None,
+) -> DecodingContext:
+    """Check a request against the model and resolve its defaults.
+
+    Args:
+        model: what will run it.
+        prompt: token ids.
+        options: what is asked for.
+        policy: of the request, in the mode `auto`.
+
+    Raises:
+        InputError: the prompt is empty, too long or not of this model's vocabulary, an option is
+            not read by the mode or goes without another, or the checkpoint lacks what is needed.
+    """
+    config = model.config
+    check_prompt(config, prompt)
+    refuse_unread(options)
+    _check_checkpoint(model, options)
+    form = _Form(options, config)
+    form.check()
+    stop = set(options.stop_token_ids)
+    if not options.ignore_eos:
+        stop.update(config.eos_token_ids)
+    block_length = options.block_length or config.block_length
+    mask, end_think = config.mask_token_id, model.tokenizer.token_id("</think>")
+    return DecodingContext(
+        sampler=Sampler(options, mask, len(prompt), end_think, _constraint(model, options)),
+        mask_token_id=-1 if mask is None else mask,
+        stop_token_ids=frozenset(stop),
+        prompt_length=len(prompt),
+        max_length=min(len(prompt) + options.max_tokens, config.max_position_embeddings),
+        context_length=config.max_position_embeddings,
+        block_length=block_length,
+        token_shift=config.token_shift,
+        draft_adapter=model.adapter_scope is not None,
+        denoise_adapter=model.adapter_scope == "denoise",
+        commit_rule=form.commit_rule,
+        threshold=form.threshold,
+        one_pass=form.one_pass,
+        max_denoising_steps=options.max_denoising_steps or block_length,
+        revision_threshold=form.revision_threshold,
+        replacement_threshold=form.replacement_threshold,
+        seed_block=form.seed_block,
+        draft_tree=form.draft_tree,
+        rolling_block=form.rolling_block,
+        show_drafts=options.show_drafts,
+        commit_scorer=model.commit_scorer,
+        policy=policy,
+        prediction=options.prediction,
+    )
+
+
+class _Form:
+    """How blocks and drafts are filled and verified: the options that depend on each other."""
+
+    def __init__(self, options: GenerationOptions, config: ModelConfig) -> None:
+        self.options = options
+        led = config.draft_form == "led"
+        self.rolling_block = _given(
+            options.rolling_block,
+            options.mode == "diffusion" and led and options.seed_block is None,
+        )
+        self.one_pass = (
+            options.mode == "linear" and not options.threshold and options.commit_rule is None
+        )
+        if options.mode == "linear":
+            self.seed_block = _given(options.seed_block, not led)
+            can_branch = self.one_pass and not self.seed_block
+        else:  # with token shift, the row before a block predicts its first token in any case
+            self.seed_block = _given(options.seed_block, True) or config.token_shift
+            can_branch = True
+        self.draft_tree = can_branch and _given(options.draft_tree, led)
+        self.commit_rule: CommitRuleName = options.commit_rule or "threshold"
+
+    @property
+    def threshold(self) -> float:
+        """The commit rule's bar."""
+        if self.options.threshold is not None:
+            return self.options.threshold
+        if self.rolling_block and self.commit_rule == "threshold":
+            return ROLLING_THRESHOLD
+        return RULES[self.commit_rule].threshold
+
+    @property
+    def revision_threshold(self) -> float:
+        """Probability below which a filled token is reopened."""
+        default = ROLLING_REVISION_THRESHOLD if self.rolling_block else 0.0
+        return _given(self.options.revision_threshold, default)
+
+    @property
+    def replacement_threshold(self) -> float:
+        """Probability from which a revised token is replaced at once."""
+        by_probability = self.commit_rule == "threshold" and self.options.threshold is not None
+        return self.threshold if by_probability else DEFAULT_THRESHOLD
+
+    def check(self) -> None:
+        """Raise InputError for an option that would have no effect beside the others."""
+        options = self.options
+        for name, beside, allowed in self._without_effect():
+            if getattr(options, name) is not None:
+                raise InputError(name, f"given {beside} in mode {options.mode}", allowed)
+        if options.draft_tree and not self.draft_tree:
+            found = "given with a seeded draft" if self.seed_block else "given with several passes"
+            allowed = "set seed_block to false, and leave out threshold and commit_rule"
+            raise InputError("draft_tree", f"{found} in mode {options.mode}", allowed)
+
+    def _without_effect(self) -> Iterator[tuple[str, str, str]]:
+        """Options that have none, beside what, and what to do."""
+        if self.one_pass:
+            for name in ("max_denoising_steps", "revision_threshold"):
+                yield name, "with a draft of one pass", "give threshold or commit_rule too"
+        if self.rolling_block:
+            fixed = "set rolling_block to false"
+            yield "seed_block", "with a rolling block", f"leave it out, or {fixed}"
+            if self.commit_rule != "quota":
+                allowed = f"only commit_rule quota reads it there; or {fixed}"
+                yield "max_denoising_steps", "with a rolling block", allowed
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _check_checkpoint(model: LoadedModel, options: GenerationOptions) -> None:
+    """Raise InputError if the checkpoint lacks what a request needs."""
+    config, mode = model.config, options.mode
+    if mode == "diffusion" and not model.can_denoise and not options.force:
+        raise InputError(
+            "mode",
+            f"diffusion on {model.name}, which was not trained for denoising",
+            "use ar, linear or quadratic, or --force to see what comes out",
+        )
+    if config.mask_token_id is None and MODE_SPECS[mode].needs_mask:
+        raise InputError("mode", f"{mode} on a model without a mask token", "use ar")
+    if options.commit_rule == "learned" and model.commit_scorer is None:
+        raise InputError(
+            "commit_rule",
+            f"learned on {model.name}, which has no learned rule",
+            "use threshold or another rule, or an adapter that brings one",
+        )
+    if options.max_thinking_tokens is not None and model.tokenizer.token_id("</think>") is None:
+        raise InputError(
+            "max_thinking_tokens", "set", "this model's vocabulary has no </think> token"
+        )
+    wrong = next((t for t, _ in options.logit_bias if t >= config.vocab_size), None)
+    if wrong is not None:
+        raise InputError("logit_bias", f"token {wrong}", f"ids are 0..{config.vocab_size - 1}")
+
+
+def _constraint(model: LoadedModel, options: GenerationOptions) -> GrammarMatcher | None:
+    """What the answer must fit."""
+    if options.grammar is None:
+        return None
+    if options.mode == "diffusion":
+        allowed = "use another mode: diffusion commits tokens before those on their left"
+        raise InputError("grammar", "given with mode diffusion", allowed)
+    return GrammarMatcher(
+        options.grammar,
+        model.tokenizer,
+        vocab_size=model.config.vocab_size,
+        stop_token_ids=model.config.eos_token_ids,
+    )
+
+
+def check_prompt(config: ModelConfig, prompt: tuple[int, ...], *, room: int = 1) -> None:
+    """Raise InputError unless the model can read the prompt and `room` tokens after it."""
+    limit = config.max_position_embeddings
+    if not prompt:
+        raise InputError("prompt", "empty", "must have at least one token")
+    if len(prompt) > limit - room:
+        raise InputError(
+            "prompt", f"{len(prompt)} tokens", f"must leave room in a context of {limit}"
+        )
+    wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
+    if wrong is not None:
+        raise InputError("prompt", f"token id {wrong}", f"ids are 0..{config.vocab_size - 1}")

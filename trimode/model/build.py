@@ -1,0 +1,121 @@
+"""From tensors to a model that runs: the weight format and the runner, each chosen once."""
+
+import logging
+
+import torch
+
+from trimode.config import ModelConfig
+from trimode.errors import InputError
+from trimode.model.adapter import AdapterWeights
+from trimode.model.builder import ReadTensor
+from trimode.model.formats import (
+    FbgemmFormat,
+    Int8Format,
+    OneDnnFormat,
+    PlainFormat,
+    WeightFormat,
+)
+from trimode.model.native import library
+from trimode.model.runners import RUNNERS, NativeRunner, Runner
+from trimode.model.runners.native import kernels, unknown_fields
+from trimode.model.transformer import Transformer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "fp32", "bf16", "int8")
+
+
+def build_runner(
+    config: ModelConfig,
+    read: ReadTensor,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    adapter: AdapterWeights | None = None,
+    plain: bool = False,
+) -> Runner:
+    """A model in the best weight format for a dtype and device, in the hands of its runner.
+
+    Args:
+        config: the model.
+        read: called once for each canonical tensor name.
+        dtype: `int8`, `fp32`, `bf16` or `auto`.
+        device: a torch device.
+        adapter: to load with it.
+        plain: keep the weights as ordinary parameters, for training; they are packed otherwise.
+
+    Raises:
+        InputError: the dtype is unknown, or not for this device.
+        CheckpointError: the adapter does not fit the model.
+    """
+    if plain:
+        weight_format = PlainFormat(torch.bfloat16 if dtype == "bf16" else torch.float32, device)
+    else:
+        weight_format = choose_format(dtype, device, config)
+    transformer = Transformer.from_tensors(config, read, weight_format, adapter)
+    return choose_runner(transformer, weight_format)
+
+
+def choose_format(dtype: str, device: str, config: ModelConfig | None = None) -> WeightFormat:
+    """The weight format for a dtype on a device.
+
+    `auto` is bf16 on a GPU; on a CPU int8 if the C++ pass runs such a model, else fp32.
+
+    Args:
+        dtype: one of `DTYPES`.
+        device: a torch device.
+        config: the model, for `auto`; None is one that the C++ pass knows.
+
+    Raises:
+        InputError: the dtype is unknown, or not for this device.
+    """
+    if dtype not in DTYPES:
+        raise InputError("dtype", repr(dtype), f"allowed: {', '.join(DTYPES)}")
+    on_cpu = torch.device(device).type == "cpu"
+    if dtype == "auto":
+        dtype = ("int8" if _runs_int8(config) else "fp32") if on_cpu else "bf16"
+    if dtype == "int8":
+        if not on_cpu:
+            raise InputError("dtype", f"int8 on {device}", "runs on the CPU only; use bf16")
+        return Int8Format(device)
+    if dtype == "fp32" and on_cpu and torch.backends.mkldnn.is_available():
+        return OneDnnFormat(torch.float32, device)
+    if dtype == "bf16" and on_cpu and not cpu_multiplies_bf16() and _has_fbgemm():
+        return FbgemmFormat(torch.float32, device)
+    return PlainFormat(torch.float32 if dtype == "fp32" else torch.bfloat16, device)
+
+
+def choose_runner(transformer: Transformer, weight_format: WeightFormat) -> Runner:
+    """The first runner that can run the model."""
+    config = transformer.config
+    kind = next(kind for kind in RUNNERS if kind.supports(config, weight_format))
+    if weight_format.name == "int8" and kind is not NativeRunner and library() is not None:
+        unknown = ", ".join(unknown_fields(config)) or "num_heads"
+        logger.warning("int8 runs slowly: the C++ pass does not know this model's %s", unknown)
+    return kind(transformer, weight_format)
+
+
+def _runs_int8(config: ModelConfig | None) -> bool:
+    if config is None:
+        return library() is not None
+    return NativeRunner.supports(config, Int8Format())
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16 numbers."""
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512", "NO AVX"):  # x86
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _has_fbgemm() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+def describe(dtype: str, device: str) -> str:
+    """How linears run for a dtype on a device, in words."""
+    weight_format = choose_format(dtype, device)
+    if weight_format.name != "int8":
+        return weight_format.describe()
+    how = kernels() if library() else "PyTorch operators (the C++ pass is not built)"
+    return f"{weight_format.describe()}, {how}"

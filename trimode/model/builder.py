@@ -1,0 +1,63 @@
+"""From named tensors to modules of one weight format, each tensor read once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimode.config import ModelConfig
+from trimode.model.adapter import AdapterWeights, Projection
+from trimode.model.formats import WeightFormat
+from trimode.model.norm import RMSNorm
+
+ReadTensor = Callable[[str], Tensor]
+"""Canonical name -> tensor."""
+
+
+class Builder:
+    """Makes the modules of a transformer."""
+
+    def __init__(
+        self, read: ReadTensor, weight_format: WeightFormat, adapter: AdapterWeights | None
+    ) -> None:
+        self.format = weight_format
+        self._read, self._adapter = read, adapter
+
+    def norm(self, name: str, eps: float) -> RMSNorm:
+        """An RMSNorm from `name.weight`."""
+        # A copy: a view would keep the whole mapped file in memory beside the packed weights.
+        return RMSNorm(name, self._tensor(f"{name}.weight", copy=True), eps)
+
+    def projection(self, *names: str, bias: bool) -> Projection:
+        """The linears `names`, fused along their outputs, with their share of the adapter."""
+        weights = [self.format.matrix(self._read(f"{name}.weight")) for name in names]
+        sizes = [len(weight) for weight in weights]
+        biases = torch.cat([self._tensor(f"{name}.bias") for name in names]) if bias else None
+        delta = None
+        if self._adapter is not None:
+            parts = [self._part(self._adapter, name) for name in names]
+            delta = self.format.delta(parts, sizes, self._adapter.scale)
+        return Projection(names, sizes, self.format.linear(weights, biases), delta)
+
+    def embedding_and_head(self, config: ModelConfig) -> tuple[Any, nn.Module]:
+        """The embedding module and the output head."""
+        head = None if config.tie_word_embeddings else self._read("lm_head.weight")
+        return self.format.embedding_and_head(self._read("embed_tokens.weight"), head)
+
+    def mask_embedding(self) -> nn.Parameter | None:
+        """The adapter's embedding of the mask token, `[D]`, if it has one."""
+        mask = self._adapter.mask_embedding if self._adapter else None
+        if mask is None:
+            return None
+        return nn.Parameter(mask.to(self.format.device, self.format.dtype), requires_grad=False)
+
+    def _tensor(self, name: str, *, copy: bool = False) -> Tensor:
+        return self._read(name).to(device=self.format.device, dtype=self.format.dtype, copy=copy)
+
+    def _part(self, adapter: AdapterWeights, name: str) -> tuple[Tensor, Tensor] | None:
+        part = adapter.targets.get(name)
+        if part is None:
+            return None
+        down, up = (t.to(device=self.format.device, dtype=self.format.dtype) for t in part)
+        return down, up

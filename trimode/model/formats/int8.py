@@ -1,0 +1,200 @@
+"""int8 on CPU: one scale an output, activations quantised row by row to 12 bits, int32 sums.
+
+Integers do not round, so a row's result never depends on its neighbours.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimode.model.formats.format import Embedding, Parts, WeightFormat
+from trimode.model.native.structs import (
+    ACTIVATION_LEVELS,
+    FEATURE_MULTIPLE,
+    TILE_INPUTS,
+    TILE_OUTPUTS,
+    WEIGHT_LEVELS,
+)
+
+_QUANTISED_AT_ONCE = 2**16
+"""Weights that are turned from floats into int8 at a time."""
+
+
+def activation_levels(features: int) -> int:
+    """Largest quantised activation: 12 bits, or what an int32 sum over `features` can hold.
+
+    The C++ pass multiplies 16-bit numbers either way, and the extra bits keep answers closer to
+    fp32's.
+    """
+    return min(ACTIVATION_LEVELS, (2**31 - 1) // (WEIGHT_LEVELS * features))
+
+
+def quantise(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Symmetric rows: whole numbers `[n, k]` in -levels..levels and their scales `[n]`, fp32."""
+    top = torch.maximum(x.amax(-1), -x.amin(-1))
+    most = torch.full_like(top, levels)  # number / tensor would be a rounded reciprocal
+    inverse = torch.where(top > 0, most / top, 0.0)
+    return (x * inverse[:, None]).round_(), top / most
+
+
+class Int8Linear(nn.Module):
+    """int8 weights, 12-bit activations, exact int32 products; CPU inference only."""
+
+    def __init__(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None) -> None:
+        """`weight`: of any float dtype; several are stacked along their outputs."""
+        super().__init__()
+        parts = [weight] if isinstance(weight, Tensor) else weight
+        self.out_features, self.in_features = sum(map(len, parts)), parts[0].shape[1]
+        self.scale = torch.empty(self.out_features)
+        values = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
+        # A few rows at a time, so that the floats stay in the CPU's cache and no weight is ever
+        # held in fp32 as a whole.
+        rows = max(1, _QUANTISED_AT_ONCE // self.in_features)
+        start = 0
+        for piece in (piece for part in parts for piece in part.split(rows)):
+            place = slice(start, start + len(piece))
+            values[place], self.scale[place] = quantise(piece.float(), WEIGHT_LEVELS)
+            start = place.stop
+        self.weight: Tensor | None = values
+        """`[out, in]`; None once packed."""
+        self.packed: Tensor | None = None
+        """`[out / 16, in / 4, 16, 4]`, filled up with zeros: the order in which tiles read it."""
+        self.bias = bias
+
+    def pack(self) -> None:
+        """Lay the weights out as tiles of 16 outputs and 64 inputs, instead of row by row."""
+        if self.weight is None:
+            return
+        fill = (0, -self.in_features % TILE_INPUTS, 0, -self.out_features % TILE_OUTPUTS)
+        filled = F.pad(self.weight, fill) if any(fill) else self.weight
+        # Four int8 are moved together.
+        fours = filled.view(torch.int32).view(-1, TILE_OUTPUTS, filled.shape[1] // 4)
+        tiles = fours.transpose(1, 2).contiguous()
+        self.weight, self.packed = None, tiles.view(torch.int8).view(*tiles.shape, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        values, scale = quantise(x, activation_levels(x.shape[1]))
+        high = torch.round(values / 64)  # two int8 halves: PyTorch multiplies no wider integers
+        low = values - 64 * high
+        weight = self._plain_rows(slice(None)).T
+        product = 64 * _multiply(high, weight) + _multiply(low, weight)
+        y = product.float() * (scale[:, None] * self.scale)
+        return y if self.bias is None else y + self.bias
+
+    def rows(self, index: Tensor) -> Tensor:
+        """fp32 weights of outputs `index` `[n]`, `[n, in]`: a tied head's embeddings."""
+        return self._plain_rows(index).float() * self.scale[index, None]
+
+    def _plain_rows(self, index: Tensor | slice) -> Tensor:
+        """int8 weights of outputs `index`, `[n, in]`."""
+        if self.weight is not None:
+            return self.weight[index]
+        assert self.packed is not None
+        if isinstance(index, slice):
+            index = torch.arange(self.out_features)[index]
+        fours = self.packed.view(torch.int32)[..., 0]  # moved together
+        found = fours[index // TILE_OUTPUTS, :, index % TILE_OUTPUTS].contiguous()
+        return found.view(torch.int8)[:, : self.in_features]
+
+
+def _multiply(values: Tensor, weight: Tensor) -> Tensor:
+    """Exact products of whole numbers in int8's range, int32."""
+    return torch.ops.aten._int_mm(values.to(torch.int8), weight)
+
+
+class IntegerDelta(nn.Module):
+    """A low-rank delta with int8 weights, each fused part on its own."""
+
+    def __init__(self, parts: Parts, sizes: Sequence[int], scale: float) -> None:
+        """See `LowRankDelta.fused`; one part at least must be there."""
+        super().__init__()
+        self.places: list[tuple[slice, slice]] = []
+        """Output rows and ranks of each part."""
+        downs, ups = [], []
+        for part, size, end in zip(parts, sizes, accumulate(sizes), strict=True):
+            if part is None:
+                continue
+            # Ranks of zeros change nothing. With them the C++ pass takes every adapter, so AR's
+            # bits do not depend on which one is loaded.
+            fill = -len(part[0]) % FEATURE_MULTIPLE
+            start = sum(map(len, downs))
+            downs.append(F.pad(part[0], (0, 0, 0, fill)))
+            ups.append(F.pad(part[1] * scale, (0, fill)))
+            self.places.append((slice(end - size, end), slice(start, start + len(downs[-1]))))
+        self.down = Int8Linear(downs, None)
+        self.ups = nn.ModuleList(Int8Linear(up, None) for up in ups)
+        self.out_features = sum(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        low = self.down(x)
+        y = x.new_zeros(len(x), self.out_features)
+        for (rows, ranks), up in zip(self.places, self.ups, strict=True):
+            y[:, rows] = up(low[:, ranks])
+        return y
+
+
+class HeadEmbedding(nn.Module):
+    """Token embeddings read from an int8 head that serves for both."""
+
+    def __init__(self, head: Int8Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeddings fp32 `[T, D]` of tokens `[T]`."""
+        return self.head.rows(tokens)
+
+    def matrix(self) -> Tensor:
+        """All embeddings `[V, D]`, a copy in fp32."""
+        return self.head.rows(torch.arange(self.head.out_features))
+
+
+class Int8Format(WeightFormat):
+    """Matrices in int8, activations in fp32 between them."""
+
+    name = "int8"
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(torch.float32, device)
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """bf16: coarser than fp32, and finer than what int8 weights leave of a value."""
+        return torch.bfloat16
+
+    def linear(self, weights: Sequence[Tensor], bias: Tensor | None) -> Int8Linear:
+        """See `WeightFormat`."""
+        return Int8Linear(weights, bias)
+
+    def matrix(self, stored: Tensor, *, copy: bool = False) -> Tensor:
+        """As it is stored: any float is quantised alike.
+
+        An embedding that stays is read by rows. In fp32 that of a bf16 checkpoint would weigh twice
+        as much for the same numbers.
+        """
+        return stored.to(device=self.device, copy=copy)
+
+    def delta(self, parts: Parts, sizes: Sequence[int], scale: float) -> IntegerDelta | None:
+        """See `WeightFormat`."""
+        if all(part is None for part in parts):
+            return None
+        return IntegerDelta(parts, sizes, scale)
+
+    def embedding_and_head(
+        self, embedding: Tensor, head: Tensor | None
+    ) -> tuple[Embedding | HeadEmbedding, Int8Linear]:
+        """A tied head serves for both; an embedding of its own stays as it is stored."""
+        if head is None:
+            linear = self.linear([self.matrix(embedding)], None)
+            return HeadEmbedding(linear), linear
+        kept = Embedding(self.matrix(embedding, copy=True), self.dtype)
+        return kept, self.linear([self.matrix(head)], None)
+
+    def describe(self) -> str:
+        """See `WeightFormat`."""
+        return "int8 weights, 12-bit activations"

@@ -1,0 +1,31 @@
+"""Floats: the transformer's own forward, by PyTorch's operators, on any device."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from trimode.config import ModelConfig
+from trimode.model.adapter import AdapterRows
+from trimode.model.attention import CachedAttention, Segment
+from trimode.model.formats import WeightFormat
+from trimode.model.runners.runner import Runner
+
+
+class EagerRunner(Runner):
+    """Calls the transformer as it is."""
+
+    @classmethod
+    def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:  # noqa: ARG003
+        """Any model, in any format of floats: int8 promises more than its attention keeps."""
+        return weight_format.name != "int8"
+
+    def run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        adapter_rows: AdapterRows = None,
+    ) -> Tensor:
+        """See `Runner`."""
+        attend = CachedAttention(segments, self.format.dtype, self.device)
+        return self.transformer(tokens, positions, attend, adapter_rows)

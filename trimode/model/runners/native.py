@@ -1,0 +1,263 @@
+"""int8 by the C++ library: a whole pass as one call."""
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimode.config import ModelConfig, RopeConfig
+from trimode.model.adapter import AdapterRows, Projection
+from trimode.model.attention import Segment
+from trimode.model.formats import WeightFormat
+from trimode.model.formats.int8 import Int8Linear, IntegerDelta
+from trimode.model.native import library, structs, wants_packed
+from trimode.model.norm import RMSNorm
+from trimode.model.runners.runner import Runner
+from trimode.model.transformer import Block, Transformer
+
+
+def _any(_: Any) -> bool:
+    return True
+
+
+_KNOWN_FAMILIES = ("nemotron_labs_diffusion", "llama", "mistral", "ministral3", "qwen2", "qwen3")
+
+_KNOWN_CONFIG: dict[str, Callable[[Any], bool]] = {
+    "family": lambda family: family in _KNOWN_FAMILIES,
+    "vocab_size": _any,
+    "hidden_size": lambda size: size % structs.FEATURE_MULTIPLE == 0,
+    "intermediate_size": lambda size: size % structs.FEATURE_MULTIPLE == 0,
+    "num_layers": _any,
+    "num_heads": _any,
+    "num_kv_heads": _any,
+    "head_dim": lambda size: size % structs.HEAD_DIM_MULTIPLE == 0,
+    "rms_norm_eps": _any,
+    "max_position_embeddings": _any,
+    "rope": lambda rope: not unknown_fields(rope, _KNOWN_ROPE),
+    "qkv_bias": _any,
+    "o_bias": _any,
+    "mlp_bias": _any,
+    "qk_norm": _any,
+    "tie_word_embeddings": _any,
+    # What decoding makes of the logits, not how they are computed.
+    "bos_token_id": _any,
+    "eos_token_ids": _any,
+    "mask_token_id": _any,
+    "block_length": _any,
+    "trained_to_denoise": _any,
+    "token_shift": _any,
+    "draft_form": _any,
+}
+"""Fields of `ModelConfig` that the C++ pass knows, and the values that it computes.
+
+A field that is not listed must have its default. So a new switch of the Python model is refused
+here until somebody has taught it to the C++ pass.
+"""
+_KNOWN_ROPE: dict[str, Callable[[Any], bool]] = dict.fromkeys(
+    (
+        "rope_type",
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "attention_factor",
+        "truncate",
+        "low_freq_factor",
+        "high_freq_factor",
+        "llama_4_scaling_beta",
+        "frequency_factors",
+    ),
+    _any,
+)
+"""The same for `RopeConfig`. Python makes cos, sin and query scale of it; C++ rotates all pairs."""
+
+
+def unknown_fields(
+    config: ModelConfig | RopeConfig, known: Mapping[str, Callable[[Any], bool]] = _KNOWN_CONFIG
+) -> list[str]:
+    """Fields of a model's config that the C++ pass does not know with these values."""
+    found = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in known:
+            fits = known[field.name](value)
+        else:
+            default = field.default
+            if field.default_factory is not MISSING:
+                default = field.default_factory()
+            fits = value == default
+        if not fits:
+            found.append(field.name)
+    return found
+
+
+class NativeRunner(Runner):
+    """Keeps pointers into the transformer's weights: they must not move."""
+
+    def __init__(self, transformer: Transformer, weight_format: WeightFormat) -> None:
+        super().__init__(transformer, weight_format)
+        native = library()
+        assert native is not None
+        self._pass = native.trimode_pass
+        if wants_packed():
+            for module in transformer.modules():
+                if isinstance(module, Int8Linear):
+                    module.pack()
+        self.products_seconds = 0.0
+        """Of the last pass: its time in products with the layers' weights."""
+        config = transformer.config
+        blocks = [_layer(block) for block in transformer.layers]  # type: ignore[arg-type]
+        self._layers = (structs.Layer * len(blocks))(*blocks)
+        self._model = structs.Model(
+            config.num_layers,
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.intermediate_size,
+            config.rms_norm_eps,
+            self._layers,
+            transformer.norm.weight.data_ptr(),
+        )
+
+    @classmethod
+    def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:
+        """int8 models of the kinds that the library was written for, if it is there."""
+        if weight_format.name != "int8" or library() is None:
+            return False
+        attended = config.num_heads * config.head_dim
+        return not unknown_fields(config) and attended % structs.FEATURE_MULTIPLE == 0
+
+    def run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        adapter_rows: AdapterRows = None,
+    ) -> Tensor:
+        """See `Runner`."""
+        x, (cos, sin), query_scale = self.transformer.inputs(tokens, positions, adapter_rows)
+        if adapter_rows is None:
+            adapted = torch.empty(0, dtype=torch.int32)
+        else:
+            adapted = torch.arange(len(x), dtype=torch.int32)[adapter_rows]
+        masks = [_mask(segment) for segment in segments]  # they must outlive the call
+        found = (structs.Segment * len(segments))()
+        for i, (segment, mask) in enumerate(zip(segments, masks, strict=True)):
+            found[i] = _segment(segment, mask)
+        cos, sin = cos.contiguous(), sin.contiguous()
+        asked = structs.Pass(
+            len(x),
+            x.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            _address(query_scale),
+            len(adapted),
+            adapted.data_ptr(),
+            len(segments),
+            found,
+            torch.get_num_threads(),
+        )
+        self._pass(ctypes.byref(self._model), ctypes.byref(asked))
+        self.products_seconds = asked.products
+        return x  # turned into hidden states in place
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Runner`."""
+        head = self.transformer.head
+        assert isinstance(head, Int8Linear)
+        return linear(head, hidden)
+
+    def describe(self) -> str:
+        """See `Runner`."""
+        return f"{super().describe()}, {kernels()}"
+
+
+def kernels() -> str:
+    """The library's kernels on this CPU, in words."""
+    return f"C++ pass ({'AMX' if wants_packed() else 'AVX2'})"
+
+
+def linear(module: Int8Linear, x: Tensor) -> Tensor:
+    """The product of one linear by the library, `[T, in]` -> `[T, out]`."""
+    native = library()
+    assert native is not None
+    x = x.contiguous()
+    y = torch.empty(len(x), module.out_features)
+    arguments = structs.Linear(*_linear_fields(module))
+    threads = torch.get_num_threads()
+    native.trimode_linear(ctypes.byref(arguments), x.data_ptr(), len(x), y.data_ptr(), threads)
+    return y
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _mask(segment: Segment) -> Tensor | None:
+    """Who sees whom, uint8 `[n, n]`, if a segment says so itself."""
+    if isinstance(segment.visibility, str):
+        return None
+    return segment.visibility.to(torch.uint8).contiguous()
+
+
+def _segment(segment: Segment, mask: Tensor | None) -> structs.Segment:
+    cache = segment.cache
+    assert cache.keys.dtype == torch.bfloat16, "the int8 pass keeps bf16 keys"
+    cache.reserve(segment.stop - segment.start)
+    return structs.Segment(
+        segment.start,
+        segment.stop,
+        cache.keys.data_ptr(),
+        cache.values.data_ptr(),
+        cache.capacity,
+        cache.length,
+        mask is None and segment.visibility == "causal",
+        _address(mask),
+    )
+
+
+def _linear_fields(module: nn.Module) -> tuple[int | None, ...]:
+    assert isinstance(module, Int8Linear)
+    return (
+        module.out_features,
+        module.in_features,
+        _address(module.weight),
+        _address(module.packed),
+        _address(module.scale),
+        _address(module.bias),
+    )
+
+
+def _projection(module: Projection) -> structs.Projection:
+    found = structs.Projection(base=structs.Linear(*_linear_fields(module.linear)))
+    if isinstance(module.delta, IntegerDelta):
+        found.down = structs.Linear(*_linear_fields(module.delta.down))
+        found.parts = len(module.delta.places)
+        places = zip(module.delta.places, module.delta.ups, strict=True)
+        for i, ((rows, ranks), up) in enumerate(places):
+            part = structs.Linear(*_linear_fields(up))
+            found.part[i] = structs.DeltaPart(rows.start, ranks.start, part)
+    return found
+
+
+def _layer(block: Block) -> structs.Layer:
+    def weight(norm: RMSNorm | None) -> int | None:
+        return None if norm is None else norm.weight.data_ptr()
+
+    return structs.Layer(
+        weight(block.input_norm),
+        weight(block.mlp_norm),
+        weight(block.attention.q_norm),
+        weight(block.attention.k_norm),
+        _projection(block.attention.qkv),
+        _projection(block.attention.o),
+        _projection(block.mlp.gate_up),
+        _projection(block.mlp.down),
+    )

@@ -1,0 +1,69 @@
+"""int8 without the C++ library: PyTorch's operators, attention one row at a time.
+
+Slow. It keeps int8's promise where the library is not built, or does not know the model.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimode.config import ModelConfig
+from trimode.model.adapter import AdapterRows
+from trimode.model.attention import Segment
+from trimode.model.formats import WeightFormat
+from trimode.model.runners.runner import Runner
+
+
+class RowwiseAttention:
+    """Attention whose arithmetic depends on the keys that a row sees and on no other row."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `Attend`."""
+        outputs = []
+        for segment in self.segments:
+            rows = slice(segment.start, segment.stop)
+            all_keys, all_values = segment.cache.write(layer, keys[rows], values[rows])
+            count, prefix = segment.stop - segment.start, segment.cache.length
+            for i, query in enumerate(queries[rows]):
+                seen = torch.arange(prefix + count, device=query.device)
+                if isinstance(segment.visibility, Tensor):
+                    visible = segment.visibility[i].to(query.device).nonzero()[:, 0]
+                    seen = torch.cat((seen[:prefix], prefix + visible))
+                elif segment.visibility == "causal":
+                    seen = seen[: prefix + i + 1]
+                output = F.scaled_dot_product_attention(
+                    query[None, :, None],
+                    all_keys[None, :, seen].to(query.dtype),
+                    all_values[None, :, seen].to(query.dtype),
+                    enable_gqa=True,
+                )
+                outputs.append(output.flatten())
+        return torch.stack(outputs)
+
+
+class RowwiseRunner(Runner):
+    """The transformer's own forward, with exact products and attention row by row."""
+
+    @classmethod
+    def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:  # noqa: ARG003
+        """Any model, in int8."""
+        return weight_format.name == "int8"
+
+    def run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        adapter_rows: AdapterRows = None,
+    ) -> Tensor:
+        """See `Runner`."""
+        return self.transformer(tokens, positions, RowwiseAttention(segments), adapter_rows)
+
+    def describe(self) -> str:
+        """See `Runner`."""
+        return f"{super().describe()}, PyTorch operators"

@@ -1,0 +1,63 @@
+"""How a forward pass is run: the seam between the engine and the model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimode.config import ModelConfig
+from trimode.model.adapter import AdapterRows
+from trimode.model.attention import Segment
+from trimode.model.formats import WeightFormat
+from trimode.model.transformer import Transformer
+
+
+class Runner(ABC):
+    """Runs passes of one transformer. `trimode.model.build` chooses it once, at load."""
+
+    def __init__(self, transformer: Transformer, weight_format: WeightFormat) -> None:
+        """`weight_format`: of the transformer's weights."""
+        self.transformer, self.format = transformer, weight_format
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:
+        """Whether it can run such a model, here."""
+
+    @abstractmethod
+    def run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        adapter_rows: AdapterRows = None,
+    ) -> Tensor:
+        """Hidden states `[T, D]` after the final norm, of a pass over segments with KV caches.
+
+        The keys and values of the pass stand after each segment's cache, pending.
+
+        Args:
+            tokens: `[T]`.
+            positions: `[T]`.
+            segments: they cover the rows in order.
+            adapter_rows: rows that the adapter is on for.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits `[m, V]` of hidden states `[m, D]`."""
+        return self.transformer.logits(hidden)
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the KV caches that it takes."""
+        return self.format.kv_dtype
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return self.format.device
+
+    def describe(self) -> str:
+        """Weight format and kernels in words."""
+        return self.format.describe()
