@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trimode import load
@@ -53,6 +54,38 @@ def test_an_adapter_survives_saving_and_reading(tmp_path, embedding, shift):
         assert torch.equal(again.targets[name][1], up)
     if embedding:
         assert torch.equal(again.mask_embedding, written.mask_embedding)
+
+
+@pytest.mark.parametrize("scope", ["draft", "denoise"])
+@pytest.mark.parametrize("form", ["seeded", "led"])
+def test_an_adapter_says_how_it_drafts_whatever_its_scope(tmp_path, scope, form):
+    config = tiny_config("llama")
+    written = replace(adapter(config), scope=scope, draft_form=form)
+    save_adapter(tmp_path / "a", written, config)
+    assert read_adapter(tmp_path / "a").draft_form == form
+    base = write_tiny_checkpoint(tmp_path / "base", "llama")
+    assert load(base, adapter=tmp_path / "a").config.draft_form == form
+
+
+@pytest.mark.parametrize(("scope", "form"), [("draft", "seeded"), ("denoise", "led")])
+def test_an_adapter_from_before_the_field_has_the_form_of_its_scope(tmp_path, scope, form):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", replace(adapter(config), scope=scope), config)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = {k: v for k, v in file.metadata().items() if k != "trimode_draft_form"}
+    save_file(tensors, path, metadata=metadata)
+    assert read_adapter(tmp_path / "a").draft_form == form
+
+
+def test_a_draft_form_that_is_none_is_refused(tmp_path):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", replace(adapter(config), draft_form="sideways"), config)
+    with pytest.raises(
+        CheckpointError, match="trimode_draft_form: 'sideways'; allowed: seeded, led"
+    ):
+        read_adapter(tmp_path / "a")
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("o_proj",), ("q_proj", "v_proj", "down_proj")])

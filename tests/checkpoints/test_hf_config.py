@@ -53,6 +53,31 @@ def test_a_config_survives_saving_and_reading(family):
     assert from_hf(json.loads(json.dumps(to_hf(config, dtype="float32")))) == config
 
 
+@pytest.mark.parametrize("form", ["seeded", "led"])
+@pytest.mark.parametrize("family", ["nemotron_labs_diffusion", "llama"])
+def test_a_config_says_how_the_model_drafts(family, form):
+    config = tiny_config(family, trained_to_denoise=True, draft_form=form)
+    fields = to_hf(config, dtype="float32")
+    assert fields["trimode_draft_form"] == form
+    assert from_hf(fields).draft_form == form
+
+
+@pytest.mark.parametrize(
+    ("family", "form"), [("nemotron_labs_diffusion", "seeded"), ("llama", "led")]
+)
+def test_a_config_from_before_the_field_has_the_form_of_who_trained_it(family, form):
+    """NVIDIA's models draft in the seeded form, those that our training made in the led one."""
+    fields = to_hf(tiny_config(family, trained_to_denoise=True), dtype="float32")
+    del fields["trimode_draft_form"]
+    assert from_hf(fields).draft_form == form
+
+
+def test_a_draft_form_that_is_none_is_refused():
+    fields = to_hf(tiny_config("llama", trained_to_denoise=True), dtype="float32")
+    with pytest.raises(CheckpointError, match="trimode_draft_form: 'x'; allowed: seeded, led"):
+        from_hf(fields | {"trimode_draft_form": "x"})
+
+
 def test_the_old_spelling_of_rope_means_the_same():
     scaling = {k: v for k, v in NLD_ROPE.items() if k not in ("rope_type", "rope_theta")}
     old = BASE | {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", **scaling}}

@@ -107,7 +107,7 @@ def test_exactly_one_runner_takes_a_model_by_choice(dtype):
     runner = build_runner(config, tensors.__getitem__, dtype=dtype)
     expected = NativeRunner if native.library() else RowwiseRunner
     assert type(runner) is (expected if dtype == "int8" else EagerRunner)
-    assert [kind for kind in RUNNERS if kind.supports(config, runner.format)][0] is type(runner)
+    assert next(k for k in RUNNERS if k.supports(config, runner.format)) is type(runner)
 
 
 def test_a_runner_is_chosen_for_what_is_trained_too():

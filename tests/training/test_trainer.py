@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.reference.options import readable
 from tests.training.runs import TEXT, config_of, run, weights
 from trimode import GenerationOptions, generate, load
+from trimode.engine.request import resolve
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.testing.tiny import write_tiny_checkpoint
 from trimode.training import RECIPES, run_directory
@@ -93,6 +94,31 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path,
             assert answer.stats.tokens_per_forward > 5
         if mode == "linear":
             assert answer.stats.acceptance_length > 8
+
+
+LED = {"placement": "random", "noisy_tokens": 32, "block_length": 8}
+SEEDED = {"placement": "grid", "block_length": 8}
+
+
+@pytest.mark.parametrize(
+    ("train", "blocks", "form"),
+    [
+        ("everything", LED, "led"),
+        ("everything", SEEDED, "seeded"),
+        ("everything", {**SEEDED, "draft_form": "led"}, "led"),
+        ("adapter", SEEDED, "led"),
+        ("adapter", {**LED, "draft_form": "seeded"}, "seeded"),
+    ],
+)
+def test_the_result_says_how_it_drafts_and_is_decoded_so(base, data, tmp_path, train, blocks, form):
+    step = {"blocks": blocks, "objective": {"diffusion_loss_weight": 1.0}}
+    options = {"adapter": {"rank": 4}} if train == "adapter" else {}
+    run(config_of(base, data, tmp_path / "run", train=train, step=step, steps=1, **options))
+    final = tmp_path / "run" / "final"
+    model = load(base, adapter=final) if train == "adapter" else load(final)
+    assert model.config.draft_form == form
+    context = resolve(model, (3, 1, 4), GenerationOptions(mode="diffusion"))
+    assert context.rolling_block == (form == "led")
 
 
 def test_an_adapter_leaves_ar_to_the_bit_and_is_loadable(base, data, tmp_path):

@@ -1,0 +1,42 @@
+"""Tables in the docs are those of the code."""
+
+from pathlib import Path
+
+import pytest
+
+from trimode.config import DECODING_FIELDS, MODES
+from trimode.decoding import MODE_SPECS, RULES, modes_reading
+
+DECODING = Path(__file__).parents[1] / "docs" / "decoding.md"
+
+
+def options_table():
+    """Each decoding option, what it means, and the modes that read it."""
+    rows = ["| option | meaning [default] | modes |", "|---|---|---|"]
+    for name, meaning in DECODING_FIELDS.items():
+        modes = modes_reading(name)
+        shown = "all" if set(modes) == set(MODES) else ", ".join(modes)
+        rows.append(f"| `{name}` | {meaning} | {shown} |")
+    return rows
+
+
+def rules_table():
+    """Each commit rule with its bar's unit and default."""
+    rows = ["| rule | commits | unit of the bar | default |", "|---|---|---|---|"]
+    for name, rule in RULES.items():
+        default = "" if name == "quota" else f"{rule.threshold:g}"
+        rows.append(f"| `{name}` | {rule.commits} | {rule.unit} | {default} |")
+    return rows
+
+
+@pytest.mark.parametrize("table", [options_table, rules_table])
+def test_docs_decoding_has_the_table_of_the_code(table):
+    text = DECODING.read_text(encoding="utf-8")
+    assert "\n".join(table()) in text
+
+
+def test_docs_decoding_says_which_modes_are_lossless():
+    lines = DECODING.read_text(encoding="utf-8").splitlines()
+    for mode, spec in MODE_SPECS.items():
+        line = next(line for line in lines if line.startswith(f"| `{mode}` |"))
+        assert ("equals `ar`'s" in line or mode == "ar") == spec.lossless
