@@ -22,7 +22,7 @@ from trimode import generate, load
 from trimode.config import GenerationOptions
 from trimode.engine import encode_prompt
 from trimode.engine.score import score
-from trimode.server.fingerprint import fingerprint
+from trimode.server.runtime import fingerprint
 from trimode.testing import tiny_model
 
 CHAT, TEXT = CHUNKS

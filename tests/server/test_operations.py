@@ -160,7 +160,7 @@ def test_facts(url):
 
 def test_a_fault_of_the_server_is_an_error_object(model, monkeypatch):
     with serving(model) as (url, service):
-        monkeypatch.setattr(service, "mode_of", None)  # what no code foresees
+        monkeypatch.setattr(service, "defaults", None)  # what no code foresees
         request = urllib.request.Request(f"{url}/v1/completions", body(prompt="a"))
         request.add_header("Content-Type", "application/json")
         with pytest.raises(urllib.error.HTTPError) as caught:

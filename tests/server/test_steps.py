@@ -12,9 +12,15 @@ from trimode.config import GenerationOptions
 from trimode.decoding import Committed, Drafted
 from trimode.decoding.events import TokenLogprob
 from trimode.engine import Engine, Update, encode_prompt
-from trimode.server import worker
-from trimode.server.steps import Channel, ClientGoneError, Step, joined
-from trimode.server.worker import EngineWorker, Request
+from trimode.server.runtime import (
+    ActiveRequest,
+    Channel,
+    ClientGoneError,
+    EngineWorker,
+    Step,
+    worker,
+)
+from trimode.server.runtime.steps import joined
 
 CHAT, _ = CHUNKS
 OPTIONS = GenerationOptions(temperature=0, max_tokens=40, ignore_eos=True)
@@ -30,7 +36,7 @@ def step(sequence, *tokens, text="", reason=None, nfe=1):
 def request(model, *, stream=True, **options):
     async def make():
         sequence = Engine(model).add((1, 2), dataclasses.replace(OPTIONS, **options))
-        return Request(sequence, Channel(), 0.0, 0, lambda *_: None, stream)
+        return ActiveRequest(sequence, Channel(), 0.0, 0, lambda *_: None, stream)
 
     return asyncio.run(make())
 

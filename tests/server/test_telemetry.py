@@ -19,7 +19,7 @@ from tests.server.test_operations import LONG, hang_up, until
 from trimode.cli.serve import serve
 from trimode.errors import InputError
 from trimode.server import ServerSettings
-from trimode.server.telemetry import check_endpoint
+from trimode.server.observe.telemetry import check_endpoint
 
 SECRET = "the name of the horse"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -212,7 +212,7 @@ def test_a_failed_pass_and_a_server_that_stops_end_their_spans(model, collector,
 
 
 def test_a_collector_that_is_down_holds_nobody_up(model, monkeypatch):
-    monkeypatch.setattr("trimode.server.telemetry._FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr("trimode.server.observe.telemetry._FLUSH_SECONDS", 0.1)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1")  # then its thread gives up
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else will
@@ -242,9 +242,9 @@ def test_without_the_extra_the_option_says_what_to_install(monkeypatch):
 def test_a_server_without_the_option_loads_nothing_of_it():
     code = """
 import json, sys
-from trimode.server import ServerSettings, create_app
+from trimode.server import ServerSettings, open_service
 from trimode.testing import tiny_model
-create_app(tiny_model(), ServerSettings(name="tiny"))
+open_service(ServerSettings(name="tiny"), tiny_model, measure=None)
 print(json.dumps([m for m in sys.modules if m.startswith("opentelemetry.")]))
 """
     command = [sys.executable, "-c", code]

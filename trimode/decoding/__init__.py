@@ -1,5 +1,8 @@
 """The decoding modes: generators that yield spans and are sent logits."""
 
+from dataclasses import replace
+
+from trimode.config import GenerationOptions
 from trimode.decoding.commit_rules import BlockView, CommitScorer
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted, Event, TokenLogprob
@@ -18,6 +21,7 @@ __all__ = [
     "Policy",
     "break_even",
     "causal_span",
+    "inherited",
     "BlockView",
     "CommitScorer",
     "Committed",
@@ -34,3 +38,12 @@ __all__ = [
     "TokenLogprob",
     "scratch_rows",
 ]
+
+
+def inherited(defaults: GenerationOptions, mode: str) -> GenerationOptions:
+    """Options for a mode that were not given for it.
+
+    Raises:
+        InputError: there is no such mode.
+    """
+    return replace(defaults, mode=mode)  # type: ignore[arg-type] - aliases are resolved there

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server. Every series is labelled with the model's name."""
+"""Prometheus metrics of one server. Every series has the model's name as a label."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from trimode import __version__
 from trimode.engine import Engine
-from trimode.server.worker import EndReason, Request
+from trimode.server.runtime import ActiveRequest, EndReason
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SECONDS_PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -34,22 +34,22 @@ class ServerMetrics:
         self.draft_tokens = counter("spec_decode_draft_tokens", "Draft tokens judged.", "mode")
         self.accepted_tokens = counter(
             "spec_decode_accepted_tokens",
-            "Draft tokens that were right; the verifier's own tokens are not among them.",
+            "Draft tokens that were right, without the verifier's own tokens.",
             "mode",
         )
         self.accepted_per_position = counter(
             "spec_decode_accepted_tokens_per_pos",
-            "Draft tokens that were right, by their place in the draft, from 0.",
+            "Draft tokens that were right, by their position in the draft, from 0.",
             "position",
         )
         self.cache_queries = counter("prefix_cache_queries", "Prompt tokens looked up.")
         self.cache_hits = counter(
             "prefix_cache_hits", "Prompt tokens that another request had computed."
         )
-        self.auto_passes = counter("auto_passes", "Passes by what auto chose.", "plan")
+        self.auto_passes = counter("auto_passes", "Passes by the plan that auto chose.", "plan")
         self.mode_switches = counter(
             "mode_switches",
-            "In mode auto: passes by another plan than the one before.",
+            "Mode auto: changes from one plan to another.",
             "from",
             "to",
         )
@@ -85,7 +85,7 @@ class ServerMetrics:
         )
 
     def watch(self, engine: Engine) -> None:
-        """Report the engine's queue as gauges."""
+        """Report the engine's queue and KV pool as gauges."""
         transformer = engine.model.transformer
         build = self._gauge("build_info", "1.", "version", "model", "dtype", "device")
         build.labels(
@@ -102,7 +102,7 @@ class ServerMetrics:
         for name, (meaning, value) in gauges.items():
             self._gauge(name, meaning).labels(self.model_name).set_function(value)
 
-    def finished(self, request: Request, reason: EndReason) -> None:
+    def finished(self, request: ActiveRequest, reason: EndReason) -> None:
         """Count a request that ended."""
         sequence, model = request.sequence, self.model_name
         mode, stats = sequence.options.mode, sequence.stats
@@ -130,7 +130,7 @@ class ServerMetrics:
         """The exposition format."""
         return generate_latest(self.registry)
 
-    def _observe(self, request: Request, reason: EndReason) -> None:
+    def _observe(self, request: ActiveRequest, reason: EndReason) -> None:
         """Times and sizes of one request."""
         stats, arrived = request.sequence.stats, request.arrived
         first, end = stats.first_token_at, stats.finished_at

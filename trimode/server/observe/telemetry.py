@@ -1,37 +1,38 @@
-"""OpenTelemetry: one span for each HTTP request whose choices the engine took.
+"""OpenTelemetry: one span for each answer.
 
-A span is made when the last of them has ended, from what was counted by then: none is ever left
-open. It holds no text. OpenTelemetry's SDK is imported only where an endpoint is given.
+A span is made when the last choice of the answer has ended, so none is ever left open. It holds no
+text. OpenTelemetry's SDK is imported only if an endpoint is given.
 """
 
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from trimode import __version__
 from trimode.decoding import Stats
 from trimode.errors import InputError
-from trimode.server.frames import Kind, usage
-from trimode.server.worker import EndReason, Request
+from trimode.server.runtime import ActiveRequest, EndReason, token_counts
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Tracer
 
+Operation = Literal["chat", "text_completion"]
+"""OpenTelemetry's names for what an endpoint does (`gen_ai.operation.name`)."""
+
 _FIELD = "otlp_traces_endpoint"
-_OPERATIONS: dict[Kind, str] = {"chat": "chat", "text": "text_completion"}
 _FLUSH_SECONDS = 5.0
-"""For what is still to be sent when the server stops; the exporter alone would try for longer."""
+"""Seconds for the last spans when the server stops; the exporter itself would try for longer."""
 
 
 def check_endpoint(endpoint: str) -> None:
-    """See that spans can be sent there.
+    """Check that spans can be sent to an endpoint.
 
     Raises:
-        InputError: it is no URL of that kind, or the packages are not installed.
+        InputError: it is not a URL of OTLP/HTTP, or the packages are not installed.
     """
     try:
         parts = urlsplit(endpoint)
@@ -62,8 +63,8 @@ class Tracing:
 
         self.model_name = model_name
         ours = Resource.create({"service.name": "trimode", "service.version": __version__})
-        # Not the global provider: whoever embeds the app has their own. Last in the resource is
-        # what the environment says, so that OTEL_SERVICE_NAME wins.
+        # This is not the global provider: a program that embeds the app may have its own. The
+        # environment is merged last, so that OTEL_SERVICE_NAME wins.
         self._provider = TracerProvider(
             resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
@@ -72,46 +73,59 @@ class Tracing:
         self._tracer = self._provider.get_tracer("trimode", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def trace(
-        self, headers: Mapping[str, str], *, kind: Kind, name: str, answer_id: str, choices: int
-    ) -> "Trace":
-        """What becomes the span of a request; a W3C `traceparent` in its headers is the parent."""
-        operation = _OPERATIONS[kind]
+    def begin(
+        self,
+        headers: Mapping[str, str],
+        *,
+        operation: Operation,
+        model_name: str,
+        answer_id: str,
+        choices: int,
+    ) -> "RequestSpan":
+        """The span of a request; a W3C `traceparent` among its headers names the parent.
+
+        Args:
+            headers: of the HTTP request.
+            operation: OpenTelemetry's name for the kind of endpoint.
+            model_name: the name that the client asked for.
+            answer_id: the answer's `id`.
+            choices: choices that must end before the span does.
+        """
         facts = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "trimode",
-            "gen_ai.request.model": name,
+            "gen_ai.request.model": model_name,
             "gen_ai.response.model": self.model_name,
             "gen_ai.response.id": answer_id,
         }
-        return Trace(
+        return RequestSpan(
             tracer=self._tracer,
-            name=f"{operation} {name}",
+            name=f"{operation} {model_name}",
             parent=self._propagator.extract(headers),
             facts=facts,
             choices=choices,
         )
 
     def stop(self) -> None:
-        """Send what is left; a collector that does not answer holds nobody up for long."""
+        """Send the last spans, for a few seconds at most."""
         flush = threading.Thread(target=self._provider.shutdown, name="telemetry", daemon=True)
         flush.start()
         flush.join(_FLUSH_SECONDS)
 
 
 @dataclass(slots=True, kw_only=True)
-class Trace:
-    """A request on its way; its choices end one by one, in the engine's thread."""
+class RequestSpan:
+    """A span to be; the choices of its answer end one by one, in the engine's thread."""
 
     tracer: "Tracer"
     name: str
     parent: "Context"
     facts: dict[str, str]
     choices: int
-    ended: list[tuple[Request, EndReason]] = field(default_factory=list)
+    ended: list[tuple[ActiveRequest, EndReason]] = field(default_factory=list)
 
-    def finished(self, request: Request, reason: EndReason) -> None:
-        """Note that a choice has ended; the last of them makes the span."""
+    def finished(self, request: ActiveRequest, reason: EndReason) -> None:
+        """Note that a choice has ended; the last one makes the span."""
         self.ended.append((request, reason))
         if len(self.ended) == self.choices:
             self.ended.sort(key=lambda one: one[0].index)
@@ -132,22 +146,22 @@ class Trace:
         span.set_attribute("gen_ai.response.finish_reasons", reasons)
         failures = {"error", "abort"}.intersection(reasons)
         if failures:
-            span.set_attribute("error.type", max(failures))  # a fault explains what it aborted
+            span.set_attribute("error.type", max(failures))  # a fault may have aborted another
             span.set_status(StatusCode.ERROR)
         span.end()
 
 
-def _measured(requests: list[Request]) -> dict[str, str | int | float]:
-    """Options, counts and times of one or several choices; times are those of the first to come."""
+def _measured(requests: list[ActiveRequest]) -> dict[str, str | int | float]:
+    """Options, counts and times of the choices; times are those of the earliest choice."""
     sequences = [request.sequence for request in requests]
     options, arrived = sequences[0].options, requests[0].arrived
-    used, stats = usage(sequences), Stats.pooled(one.stats for one in sequences)
+    counts, stats = token_counts(sequences), Stats.pooled(one.stats for one in sequences)
     found: dict[str, str | int | float] = {
         "gen_ai.request.max_tokens": options.max_tokens,
         "gen_ai.request.temperature": options.temperature,
         "gen_ai.request.top_p": options.top_p,
-        "gen_ai.usage.input_tokens": used["prompt_tokens"],
-        "gen_ai.usage.output_tokens": used["completion_tokens"],
+        "gen_ai.usage.input_tokens": counts.prompt,
+        "gen_ai.usage.output_tokens": counts.completion,
         "trimode.mode": options.mode,
         "trimode.nfe": stats.nfe,
         "trimode.tokens_per_forward": stats.tokens_per_forward,
@@ -166,6 +180,6 @@ def _measured(requests: list[Request]) -> dict[str, str | int | float]:
 
 
 def _with_path(endpoint: str) -> str:
-    """The endpoint; a collector's bare address gets the path that OTLP/HTTP gives to traces."""
+    """The endpoint; an address without a path gets OTLP/HTTP's path for traces."""
     parts = urlsplit(endpoint)
     return endpoint if parts.path.strip("/") else parts._replace(path="/v1/traces").geturl()

@@ -1,4 +1,4 @@
-"""Failures as OpenAI's error object, with its status codes."""
+"""Every failure as OpenAI's error object, with its status codes."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,19 +11,19 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from trimode.errors import InputError
-from trimode.server.worker import EngineFailedError, QueueFullError
+from trimode.server.runtime import EngineFailedError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _TYPE_NAMES = ("str", "int", "float", "bool")
-"""What pydantic adds to the path of a field that may be of several types."""
+"""What pydantic adds to the path of a field that may have several types."""
 _SHOWN = 80
-"""Characters of a wrong value that an error repeats."""
+"""Most characters of a wrong value that an error repeats."""
 
 
 class ApiError(Exception):
-    """An answer that is an error."""
+    """A request is answered with an error."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ def error_object(
 
 @contextmanager
 def fields_named(names: Mapping[str, str]) -> Iterator[None]:
-    """Let errors name a field as the request's body does: the engine knows others."""
+    """Rename the fields of InputErrors from the engine's names to those of the request's body."""
     try:
         yield
     except InputError as error:
@@ -97,7 +97,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(http: Request, _: Exception) -> JSONResponse:
-        return _answer(http, 500, "a fault of the server; its log says more")
+        return _answer(http, 500, "the server failed; its log says more")
 
 
 def _answer(
@@ -108,14 +108,14 @@ def _answer(
     code: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    # The message may repeat what was given, a prompt even; the log leaves it out.
+    # The message may repeat a part of the body, even of a prompt, so the log leaves it out.
     facts = {"status": status, "path": http.url.path, "param": param, "code": code}
     logger.info("refused", extra={"facts": facts})
     return JSONResponse(error_object(status, message, param, code), status, headers)
 
 
 def _field(place: tuple[int | str, ...]) -> str | None:
-    """A field's path in the body as people write it: `stop`, `tools[0].type`."""
+    """The path of a field in the body, such as `stop` or `tools[0].type`."""
     path = ""
     for part in place:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""The server's log: JSON, one object a line, without the text of prompts unless asked."""
+"""The server's log: one JSON object a line. It holds no text of prompts unless asked to."""
 
 import json
 import logging
@@ -6,14 +6,17 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TextIO
 
-from trimode.server.worker import EndReason, Request
+from trimode.server.runtime import ActiveRequest, EndReason
 from trimode.text import Tokenizer
 
 _MOST_LINES = 10_000
-"""Lines that wait to be written; more are dropped."""
+"""Lines that may wait to be written; more are dropped."""
+_MOST_IGNORED = 100
+"""Names of ignored fields that are remembered."""
 _FLUSH_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
@@ -24,7 +27,7 @@ def log_to(stream: TextIO = sys.stderr, *, requests: bool = True) -> logging.Han
 
     Args:
         stream: where to write.
-        requests: a line for each request, not only warnings and errors.
+        requests: log a line for each request, not only warnings and errors.
     """
     handler = LineWriter(stream)
     for name in ("trimode", "uvicorn", "opentelemetry"):
@@ -37,7 +40,7 @@ def log_to(stream: TextIO = sys.stderr, *, requests: bool = True) -> logging.Han
 
 
 class LineWriter(logging.Handler):
-    """Writes in a thread of its own: a pipe that nobody reads must not stop the engine."""
+    """Writes in a thread of its own: if nobody reads the pipe, the engine must not wait for it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class LineWriter(logging.Handler):
             self._lines.put_nowait(as_json(record))
 
     def flush(self) -> None:
-        """Wait a moment for what is queued."""
+        """Wait a moment until the queue is written."""
         end = time.monotonic() + _FLUSH_SECONDS
         while self._lines.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.005)
@@ -66,7 +69,7 @@ class LineWriter(logging.Handler):
 
 
 def as_json(record: logging.LogRecord) -> str:
-    """A record as one line; `facts` given with it become fields."""
+    """A record as one line; its `facts` become fields of the object."""
     fields = {
         "time": round(record.created, 3),
         "level": record.levelname.lower(),
@@ -79,12 +82,12 @@ def as_json(record: logging.LogRecord) -> str:
 
 
 class RequestLog:
-    """A line for each answer that ended, however it did."""
+    """Logs a line for each request that has ended, however it ended."""
 
     def __init__(self, tokenizer: Tokenizer, *, prompts: bool) -> None:
         self._tokenizer, self._prompts = tokenizer, prompts
 
-    def finished(self, request: Request, reason: EndReason) -> None:
+    def finished(self, request: ActiveRequest, reason: EndReason) -> None:
         """Log a request."""
         if not logger.isEnabledFor(logging.INFO):
             return
@@ -108,3 +111,20 @@ class RequestLog:
             facts["prompt"] = self._tokenizer.decode(prompt, skip_special=False)
             facts["text"] = sequence.stream.text
         logger.info("request", extra={"facts": facts})
+
+
+class IgnoredFields:
+    """Logs the body fields that the server ignores, each name once.
+
+    A client cannot tell that a field is ignored; whoever runs the server can.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def note(self, names: Iterable[str]) -> None:
+        """Log the names that were not seen before."""
+        for name in names:
+            if name not in self._names and len(self._names) < _MOST_IGNORED:
+                self._names.add(name)
+                logger.warning("ignored", extra={"facts": {"field": name[:80]}})

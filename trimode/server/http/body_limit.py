@@ -4,11 +4,11 @@ from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimode.server.errors import error_object
+from trimode.server.http.errors import error_object
 
 
 class BodyLimit:
-    """Refuses bodies above a size with 413, by their header or as they come in."""
+    """Refuses larger bodies with 413, by their length header or while they come in."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app, self.limit = app, limit

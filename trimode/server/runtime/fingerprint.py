@@ -1,4 +1,4 @@
-"""`system_fingerprint`: changes with whatever may change an answer under the same seed."""
+"""`system_fingerprint`: it changes with everything that may change an answer to one seed."""
 
 import hashlib
 

@@ -1,29 +1,27 @@
-"""Routes for those who run the server: health, metrics, models, the default mode."""
+"""Routes for whoever runs the server: health, metrics, properties, the default mode."""
 
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, StrictStr
 
 from trimode import __version__
 from trimode.config import MODES
-from trimode.server.keys import admin_check, key_check
-from trimode.server.protocol import ModeChange
+from trimode.server.http.guards import admin_check, key_guards, refuse_if_stopping
 from trimode.server.service import Service
 
 
+class ModeChange(BaseModel):
+    """Body of `PUT /admin/mode`."""
+
+    mode: StrictStr
+
+
 def add_routes(app: FastAPI, service: Service) -> None:
-    """Everything but generation."""
-    settings = service.settings
-    keyed = [Depends(key_check(settings.api_keys))]
-    admin = [Depends(admin_check(settings.api_keys))]
-    card = {
-        "id": settings.name,
-        "object": "model",
-        "created": service.started,
-        "owned_by": "trimode",
-        "max_model_len": service.model.config.max_position_embeddings,
-    }
+    """Add the routes that decode nothing."""
+    keyed = key_guards(service)
+    admin = [Depends(admin_check(service.settings.api_keys))]
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -31,7 +29,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        service.refuse_if_stopping()
+        refuse_if_stopping(service)
         return {"status": "ready"}
 
     @app.get("/version")
@@ -51,20 +49,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
         service.defaults = service.defaults.updated({"mode": body.mode})
         return {"mode": service.defaults.mode}
 
-    @app.get("/v1/models", dependencies=keyed)
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
-
-    @app.get("/v1/models/{name:path}", dependencies=keyed)
-    async def one_model(name: str) -> dict[str, Any]:
-        service.mode_of(name)
-        return card
-
     @app.get("/props", dependencies=keyed)
     async def props() -> dict[str, Any]:
         config, defaults = service.model.config, service.defaults
         return {
-            "model": settings.name,
+            "model": service.name,
             "modes": list(MODES),
             "default_mode": defaults.mode,
             "block_length": defaults.block_length or config.block_length,

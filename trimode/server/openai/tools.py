@@ -1,7 +1,7 @@
-"""Tools: how a model is told of them, what its answer may look like, and what it asked for.
+"""Tools and structured output: what the model is told, how its answer is held to a form, its calls.
 
-Calls are written as Hermes models do: `<tool_call>`, a JSON object with `name` and `arguments`,
-`</tool_call>`. The grammar holds the model to that form whenever it begins a call.
+A call is written as Hermes models write it: `<tool_call>`, a JSON object with `name` and
+`arguments`, `</tool_call>`. A grammar holds the model to that form once it begins a call.
 """
 
 import json
@@ -9,6 +9,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from trimode.checkpoints import LoadedModel
+from trimode.engine import encode_prompt
 from trimode.errors import InputError
 from trimode.text import JSON_STYLE, json_grammar, lark_grammar
 
@@ -23,13 +25,13 @@ _PREAMBLE = (
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What an answer has to look like."""
+    """The form that an answer must have."""
 
     grammar: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
-    """Tools that may be called."""
+    """Tools that the answer may call."""
     field: str = "response_format"
-    """The field of the request that asks for it."""
+    """The body field that asks for the form."""
 
 
 def answer_form(
@@ -42,7 +44,7 @@ def answer_form(
     """The form that a request's fields ask for.
 
     Raises:
-        InputError: a field is not what OpenAI defines.
+        InputError: a field is not as OpenAI defines it.
     """
     schema = _schema(response_format)
     offered, forced = _choice(_checked(tools), tool_choice)
@@ -118,17 +120,35 @@ def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def told(messages: list[dict[str, Any]], form: AnswerForm, source: str) -> list[dict[str, Any]]:
-    """The messages with tools and calls in them, where the chat template does not show them itself.
-
-    `source`: of the template.
+def chat_prompt(
+    model: LoadedModel, messages: list[dict[str, Any]], form: AnswerForm
+) -> tuple[int, ...]:
+    """The tokens of a conversation, with the tools that may be called.
 
     Raises:
-        InputError: a call of an earlier answer is not what OpenAI defines.
+        InputError: a message is not as OpenAI defines it.
     """
-    if "tool_calls" not in source:
+    template = model.chat_template.source if model.chat_template else ""
+    messages = messages_with_tools(messages, form, template)
+    return tuple(encode_prompt(model, messages, tools=[*form.tools] or None))
+
+
+def messages_with_tools(
+    messages: list[dict[str, Any]], form: AnswerForm, template: str
+) -> list[dict[str, Any]]:
+    """The messages, with tools and earlier calls as text if the chat template does not show them.
+
+    Args:
+        messages: of the conversation.
+        form: has the tools.
+        template: source of the chat template.
+
+    Raises:
+        InputError: an earlier call is not as OpenAI defines it.
+    """
+    if "tool_calls" not in template:
         messages = [_with_calls(message, i) for i, message in enumerate(messages)]
-    if not form.tools or "tools" in source:
+    if not form.tools or "tools" in template:
         return messages
     listed = "\n".join(json.dumps(tool["function"]) for tool in form.tools)
     text = _PREAMBLE + listed
@@ -139,13 +159,14 @@ def told(messages: list[dict[str, Any]], form: AnswerForm, source: str) -> list[
 
 
 def _with_calls(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message with its calls as text, in the form in which the model writes them."""
+    """A message with its calls as text, as the model writes them."""
     calls = message.get("tool_calls")
     if not calls:
         return message
     content = message.get("content") or ""
     if not isinstance(content, str):
-        raise InputError(f"messages[{index}].content", "parts", "must be text beside tool_calls")
+        allowed = "must be text if there are tool_calls"
+        raise InputError(f"messages[{index}].content", "parts", allowed)
     texts = [content] if content else []
     for j, call in enumerate(calls if isinstance(calls, list) else [calls]):
         function: Any = call.get("function") if isinstance(call, dict) else None
@@ -153,19 +174,19 @@ def _with_calls(message: dict[str, Any], index: int) -> dict[str, Any]:
         try:
             written = {"name": function["name"], "arguments": json.loads(function["arguments"])}
         except (KeyError, TypeError, ValueError):
-            allowed = "must have a name, and arguments as a text of JSON"
+            allowed = "must have a name, and arguments that are JSON in a string"
             raise InputError(place, repr(function)[:80], allowed) from None
         texts.append(f"{_OPEN}\n{json.dumps(written, ensure_ascii=False)}\n{_CLOSE}")
     return {**message, "content": "\n".join(texts)}
 
 
 def may_be_call(text: str) -> bool:
-    """Whether an answer that begins so may turn out to be a call."""
+    """Whether an answer that begins with this text may turn out to be a call."""
     return text.startswith(_OPEN) or _OPEN.startswith(text)
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:
-    """The calls of a finished answer as OpenAI's objects; none where it is text or was cut off."""
+    """The calls of a finished answer as OpenAI's objects; none if it is text or was cut off."""
     found = []
     for part in text.split(_OPEN)[1:]:
         body, closed, _ = part.partition(_CLOSE)

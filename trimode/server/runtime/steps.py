@@ -1,8 +1,9 @@
-"""Steps of an answer's requests, on their way from the engine's thread to who writes the answer."""
+"""Steps of an answer's choices, on their way from the engine's thread to the event loop."""
 
 import asyncio
+import math
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -27,7 +28,7 @@ class Step:
 
 
 def joined(steps: list[Step]) -> Step:
-    """Commits of a request one after the other as one: their tokens, log-probabilities and text."""
+    """Successive commits of a request as one: their tokens, log-probabilities and text."""
     if len(steps) == 1:
         return steps[0]
     events = [step.update.event for step in steps if isinstance(step.update.event, Committed)]
@@ -44,12 +45,12 @@ class Channel:
     """Steps of all choices of one answer, in the order in which they happened, for one reader."""
 
     def __init__(self) -> None:
-        """Belongs to the event loop that runs."""
+        """The channel belongs to the running event loop."""
         self.loop = asyncio.get_running_loop()
         self._steps: deque[tuple[int, Step | Exception] | None] = deque()
         self._waiting: Counter[int] = Counter()
         self._reader: asyncio.Future[None] | None = None
-        self._heard = self.loop.time()
+        self._last_event_at = self.loop.time()
 
     def put(self, index: int, step: Step | Exception) -> None:
         """Append a step of choice `index`, or what ends the answer."""
@@ -62,7 +63,7 @@ class Channel:
         Raises:
             TimeoutError: the deadline of `watched` is over.
             EngineFailedError: a pass failed.
-            ClientGoneError: as it says.
+            ClientGoneError: nobody reads the answer any more.
         """
         if not self._steps:
             self._reader = self.loop.create_future()
@@ -76,21 +77,46 @@ class Channel:
             raise step
         return index, step
 
+    async def follow(
+        self, choices: int, timeout: float, ping_interval: float
+    ) -> AsyncIterator[tuple[int, Step] | None]:
+        """Steps as they come, each with its choice's number, until all choices have ended.
+
+        None comes after `ping_interval` seconds without a step.
+
+        Raises:
+            TimeoutError: the choices did not end in time.
+            EngineFailedError: a pass failed.
+            ClientGoneError: nobody reads the answer any more.
+        """
+        with self.watched(timeout, ping_interval):
+            while choices:
+                found = await self.get()
+                if found is not None:
+                    choices -= found[1].finish_reason is not None
+                yield found
+
+    async def follow_to_end(self, choices: int, timeout: float) -> AsyncIterator[tuple[int, Step]]:
+        """As `follow`, for an answer that is sent as one object: no pings."""
+        async for found in self.follow(choices, timeout, math.inf):
+            if found is not None:
+                yield found
+
     def overtaken(self, index: int) -> bool:
         """Whether newer steps of a choice wait."""
         return self._waiting[index] > 0
 
     @contextmanager
     def watched(self, timeout: float, ping_interval: float) -> Iterator[None]:
-        """Have `get` end after `timeout` seconds, and return after `ping_interval` without a step.
+        """Let `get` fail after `timeout` seconds, and return after `ping_interval` without a step.
 
-        One timer for the answer: one for each `get` costs as much as the rest of it.
+        There is one timer for the whole answer: a timer for each `get` would double its cost.
         """
-        self._heard = self.loop.time()
-        deadline = self._heard + timeout
+        self._last_event_at = self.loop.time()
+        deadline = self._last_event_at + timeout
 
         def next_look() -> asyncio.TimerHandle:
-            return self.loop.call_at(min(deadline, self._heard + ping_interval), look)
+            return self.loop.call_at(min(deadline, self._last_event_at + ping_interval), look)
 
         def look() -> None:
             nonlocal timer
@@ -98,7 +124,7 @@ class Channel:
             if now >= deadline:
                 self.put(0, TimeoutError())
                 return
-            if now >= self._heard + ping_interval:
+            if now >= self._last_event_at + ping_interval:
                 self._append(None)
             timer = next_look()
 
@@ -110,6 +136,6 @@ class Channel:
 
     def _append(self, found: tuple[int, Step | Exception] | None) -> None:
         self._steps.append(found)
-        self._heard = self.loop.time()
+        self._last_event_at = self.loop.time()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)

@@ -1,4 +1,4 @@
-"""The page at `/` and its files. They are plain files: what the page shows comes over the API."""
+"""The playground at `/`: static files. The page gets all it shows from the API."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
-_PLAYGROUND = Path(__file__).with_name("playground")
+_PLAYGROUND = Path(__file__).parents[1] / "playground"
 
 
 class _OwnFiles(StaticFiles):
-    """Files that a browser may only combine with others of this server."""
+    """Files that a browser may combine with files of this server only."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -25,7 +25,7 @@ class _OwnFiles(StaticFiles):
 
 
 def add_routes(app: FastAPI) -> None:
-    """Serve the page."""
+    """Add the page and its files."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

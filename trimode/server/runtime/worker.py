@@ -1,7 +1,7 @@
 """The thread that owns the engine, and what the event loop sees of it.
 
-Requests and cancellations go in through one queue; updates come out through each answer's channel.
-Nothing else is shared.
+Requests and cancellations go in through one queue. Steps come out through the channel of each
+answer. Nothing else is shared.
 """
 
 import asyncio
@@ -13,28 +13,34 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from trimode.config import GenerationOptions
 from trimode.decoding import Drafted, Event
 from trimode.engine import Engine, Sequence
 from trimode.errors import InputError, TrimodeError
-from trimode.server.steps import Channel, Step, joined
+from trimode.server.runtime.steps import Channel, Step, joined
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Choice = tuple[tuple[int, ...], GenerationOptions]
-"""A prompt and what is asked for."""
+
+class Choice(NamedTuple):
+    """What one choice of an answer asks of the engine."""
+
+    prompt: tuple[int, ...]
+    options: GenerationOptions
 
 
 _CHUNKS_A_SECOND = 100
-"""Of text, to all streaming clients together. Sending runs on a core that the passes use too: a
-chunk holds them up for some 0.15 ms, so tokens of many clients travel several in a chunk, those of
-one client as they come."""
+"""Chunks of text for all streaming clients together.
+
+A chunk is sent on a core that the passes use too, and delays them by some 0.15 ms. With many
+clients a chunk therefore holds several tokens; with one client each token is sent at once.
+"""
 _LONGEST_HOLD = 0.15
-"""Seconds that text may wait for the next at most, however many clients there are."""
+"""Most seconds for which text is held, however many clients there are."""
 
 
 class QueueFullError(TrimodeError):
@@ -54,32 +60,33 @@ class StoppedError(EngineFailedError):
 
 
 EndReason = Literal["stop", "length", "abort", "error"]
-"""How a request ended: by itself, because its client left or its time was over, or by a fault."""
+"""How a request ended: by itself (`stop`, `length`), because its client left or its time was over
+(`abort`), or by a fault (`error`)."""
 
 
 @dataclass(eq=False)
-class Request:
-    """A request in the engine, as its handler sees it."""
+class ActiveRequest:
+    """One choice in the engine, from its arrival to its end."""
 
     sequence: Sequence
     channel: Channel
     """Shared by the choices of an answer."""
     arrived: float
-    """When it was submitted, on the monotonic clock."""
+    """Monotonic time at which it was submitted."""
     index: int
-    """Its place among the choices submitted with it."""
+    """The number of its choice in the answer."""
     on_finish: "OnFinish"
     stream: bool
     """Whether its client gets text before the end."""
     held: list[Step] = field(default_factory=list)
-    """On their way out of the engine's thread."""
+    """Steps that have not left the engine's thread yet."""
     begun: bool = False
-    """Whether any have left it."""
+    """Whether any step has left it."""
     first_draft_at: float | None = None
     accepted: Counter[int] = field(default_factory=Counter)
-    """Draft tokens that were right, by their place in the draft."""
+    """Accepted draft tokens by their position in the draft."""
     switches: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """In mode `auto`: how often it went from one plan to another."""
+    """Mode `auto`: how often it changed from one plan to another."""
     _plan: str | None = None
 
     def count(self, event: Event) -> None:
@@ -95,23 +102,23 @@ class Request:
             self._plan = event.plan
 
     def due(self, *, tick: bool) -> bool:
-        """Whether what is held should go; what need not go at once waits for the next tick."""
+        """Whether held steps should leave now: at a tick, or at once for first text and drafts."""
         if not self.held or not self.stream:
             return False
         return tick or not self.begun or self.sequence.options.show_drafts
 
     def take(self) -> list[Step]:
-        """What is held: with drafts as it happened, otherwise as one step."""
+        """Held steps: all of them for a client that wants drafts, otherwise joined into one."""
         held, self.held, self.begun = self.held, [], True
         return held if self.sequence.options.show_drafts else [joined(held)]
 
 
-OnFinish = Callable[[Request, EndReason], None]
+OnFinish = Callable[[ActiveRequest, EndReason], None]
 """Called in the engine's thread when a request has ended."""
 
 
 class EngineWorker:
-    """Runs an engine in a thread of its own; idle without spinning."""
+    """Runs an engine in a thread of its own, which sleeps while there is nothing to decode."""
 
     def __init__(
         self,
@@ -123,16 +130,16 @@ class EngineWorker:
         """Nothing runs before `start`.
 
         Args:
-            engine: touched by its own thread only.
+            engine: only the engine's thread touches it.
             max_waiting: requests that may wait for a slot.
             thread: an executor of one thread. Give the one that loaded the model: OpenMP keeps a
-                team for each thread that computes, and once they are more than the cores they
-                stop spinning, which doubles the time of a small pass.
+                team of threads for each thread that computes. If there are more of them than
+                cores, they stop spinning, and a small pass takes twice as long.
         """
         self.engine = engine
         self.max_waiting = max_waiting
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._requests: dict[Sequence, Request] = {}
+        self._requests: dict[Sequence, ActiveRequest] = {}
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._running: Future[None] | None = None
         self._ticked_at = -math.inf
@@ -158,33 +165,33 @@ class EngineWorker:
 
     async def submit(
         self, choices: list[Choice], on_finish: OnFinish, *, stream: bool
-    ) -> list[Request]:
+    ) -> list[ActiveRequest]:
         """Queue one request per choice, all or none.
 
         Args:
-            choices: what is asked for.
-            on_finish: called for each that ends.
-            stream: whether updates come as they happen, but not more of them than the event loop
-                can take (drafts: all of them); or all at the end, as one.
+            choices: of one answer.
+            on_finish: called for each choice that ends.
+            stream: send text as it is decoded, joined so that the event loop can keep up (drafts
+                are never joined). Otherwise all text comes at the end, as one step.
 
         Raises:
-            InputError: the engine refuses one, or they are more than can ever be queued.
-            QueueFullError: too many wait.
+            InputError: the engine refuses a choice, or there are more than can ever be queued.
+            QueueFullError: too many requests wait.
         """
         channel, now = Channel(), time.monotonic()
         most = self.engine.max_sequences + self.max_waiting
         if len(choices) > most:
             raise InputError("choices", f"{len(choices)} answers", f"at most {most} at once")
 
-        def add() -> list[Request]:
-            requests: list[Request] = []
+        def add() -> list[ActiveRequest]:
+            requests: list[ActiveRequest] = []
             free = self.engine.max_sequences - len(self.engine.live)
             if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
                 raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
             try:
                 for index, (prompt, options) in enumerate(choices):
                     sequence = self.engine.add(prompt, options)
-                    requests.append(Request(sequence, channel, now, index, on_finish, stream))
+                    requests.append(ActiveRequest(sequence, channel, now, index, on_finish, stream))
             except Exception:
                 for request in requests:
                     self.engine.cancel(request.sequence)
@@ -196,7 +203,7 @@ class EngineWorker:
         try:
             return await asyncio.shield(added)
         except asyncio.CancelledError:
-            added.add_done_callback(self._drop)  # the requests exist or soon will
+            added.add_done_callback(self._cancel_added)  # the requests exist or soon will
             raise
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -210,18 +217,18 @@ class EngineWorker:
         def run() -> None:
             try:
                 result: object = function()
-            except Exception as error:  # noqa: BLE001 - it belongs to whoever asked
+            except Exception as error:  # noqa: BLE001 - the caller gets it
                 result = error
             loop.call_soon_threadsafe(_settle, done, result)
 
         self._commands.put(run)
         return done
 
-    def cancel(self, request: Request) -> None:
-        """Drop a request; harmless for one that has ended."""
+    def cancel(self, request: ActiveRequest) -> None:
+        """Cancel a request. Nothing happens if it has ended."""
         self._commands.put(lambda: self._cancel(request.sequence))
 
-    def _drop(self, added: "asyncio.Future[list[Request]]") -> None:
+    def _cancel_added(self, added: "asyncio.Future[list[ActiveRequest]]") -> None:
         if not added.cancelled() and added.exception() is None:
             for request in added.result():
                 self.cancel(request)
@@ -232,8 +239,8 @@ class EngineWorker:
         if (request := self._requests.get(sequence)) is not None:
             self._end(request, reason)
 
-    def _end(self, request: Request, reason: EndReason) -> None:
-        """Forget a request, last of all: who sees the worker idle finds it freed and counted."""
+    def _end(self, request: ActiveRequest, reason: EndReason) -> None:
+        """Report a request, then forget it: once the worker is idle, all requests are counted."""
         try:
             request.on_finish(request, reason)
         finally:
@@ -260,7 +267,7 @@ class EngineWorker:
             self._fail_all(EngineFailedError("the model failed on this batch"))
             return
         last = {update.sequence: i for i, update in enumerate(updates)}
-        finished: list[Request] = []
+        finished: list[ActiveRequest] = []
         for i, update in enumerate(updates):
             sequence = update.sequence
             request = self._requests.get(sequence)
@@ -268,7 +275,7 @@ class EngineWorker:
                 continue
             request.count(update.event)
             ended = sequence.finish_reason if last[sequence] == i else None
-            if ended is not None:  # counted before its client can ask for the figures
+            if ended is not None:  # count it before its client can read the metrics
                 self._end(request, "abort" if ended == "cancelled" else ended)
                 finished.append(request)
             request.held.append(Step(update, ended, sequence.stats.nfe))
@@ -277,7 +284,7 @@ class EngineWorker:
         self._deliver([(r, step) for r in (*finished, *due) for step in r.take()])
 
     def _tick(self) -> bool:
-        """Whether text has been held for long enough; all clients' goes at the same moment."""
+        """Whether text has been held for long enough; that of all clients leaves together."""
         streams = sum(request.stream for request in self._requests.values())
         hold = min(_LONGEST_HOLD, (streams - 1) / _CHUNKS_A_SECOND)
         now = time.monotonic()
@@ -288,18 +295,18 @@ class EngineWorker:
 
     def _fail_all(self, error: EngineFailedError) -> None:
         failed = [*self._requests.values()]
-        for request in failed:  # the engine is clean again before anyone hears of it
+        for request in failed:  # free the engine before clients are told
             self._cancel(request.sequence, "error")
         self._deliver([(r, step) for r in failed if r.due(tick=True) for step in r.take()])
         self._deliver([(request, error) for request in failed])
 
-    def _deliver(self, steps: "list[tuple[Request, Step | EngineFailedError]]") -> None:
+    def _deliver(self, steps: "list[tuple[ActiveRequest, Step | EngineFailedError]]") -> None:
         """Wake the event loop once for all of them."""
         if steps and not (loop := steps[0][0].channel.loop).is_closed():
             loop.call_soon_threadsafe(_put_all, steps)
 
 
-def _put_all(steps: list[tuple[Request, Step | EngineFailedError]]) -> None:
+def _put_all(steps: list[tuple[ActiveRequest, Step | EngineFailedError]]) -> None:
     for request, step in steps:
         request.channel.put(request.index, step)
 
