@@ -279,8 +279,14 @@ class GenerationOptions:
 
 @cache
 def _annotations(options: type[GenerationOptions]) -> dict[str, str]:
-    """Types of its fields by name."""
-    return {field.name: str(field.type) for field in fields(options)}
+    """Types of its fields by name, an optional one as `... | None`."""
+    found = {field.name: str(field.type) for field in fields(options)}
+    return {
+        name: f"{text[len('typing.Optional[') : -1]} | None"
+        if text.startswith("typing.Optional[")
+        else text
+        for name, text in found.items()
+    }
 
 
 def _pairs(value: object) -> object:
