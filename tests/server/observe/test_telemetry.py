@@ -14,8 +14,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from tests.server.asking import LONG, client_of, hang_up, until
 from tests.server.conftest import serving
-from tests.server.test_operations import LONG, hang_up, until
 from trimode.cli.serve import serve
 from trimode.errors import InputError
 from trimode.server import ServerSettings
@@ -81,12 +81,6 @@ def traced(model, collector, **settings):
         yield url, service
 
 
-def client_of(url, **headers):
-    return openai.OpenAI(
-        base_url=f"{url}/v1", api_key="none", max_retries=0, default_headers=headers
-    )
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_span_has_the_figures_of_its_answer_and_no_text(model, collector, stream):
     messages = [{"role": "user", "content": SECRET}]
@@ -94,7 +88,7 @@ def test_a_span_has_the_figures_of_its_answer_and_no_text(model, collector, stre
     more = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     before = time.time_ns()
     with traced(model, collector) as (url, _):
-        client = client_of(url, traceparent=f"00-{TRACE}-{PARENT}-01")
+        client = client_of(url, default_headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         answer = client.chat.completions.create(
             **asked, **more, top_p=0.75, stop=["no such text"], extra_body={"ignore_eos": True}
         )
@@ -162,7 +156,7 @@ def test_a_response_has_its_own_id(model, collector):
 
 def test_a_parent_that_is_not_sampled_has_no_child(model, collector):
     with traced(model, collector) as (url, _):
-        client = client_of(url, traceparent=f"00-{TRACE}-{PARENT}-00")
+        client = client_of(url, default_headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
         client.completions.create(model="tiny", prompt="a", max_tokens=2)
     assert collector.spans() == []
 

@@ -154,7 +154,8 @@ class ErrorBody(Strict):
     error: Error
 
 
-CHUNKS = {"/v1/chat/completions": ChatChunk, "/v1/completions": TextChunk}
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHUNKS = {CHAT: ChatChunk, TEXT: TextChunk}
 
 
 def post(url: str, path: str, body: dict[str, Any]) -> tuple[http.client.HTTPResponse, str]:

@@ -5,17 +5,14 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
+from tests.server.asking import SCHEMA, TOOL, in_mode
 from tests.server.conftest import serving
-from tests.server.wire import CHUNKS, ChatChunk, read
+from tests.server.stream_reader import CHAT, CHUNKS, TEXT, ChatChunk, read
 from trimode.config import GenerationOptions
 
-CHAT, TEXT = CHUNKS
 INPUT = {CHAT: {"messages": [{"role": "user", "content": "hi"}]}, TEXT: {"prompt": "hi"}}
 LOGPROBS = {CHAT: {"logprobs": True, "top_logprobs": 2}, TEXT: {"logprobs": 2}}
-NUMBER = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
-          "required": ["n"], "additionalProperties": False}  # fmt: skip
-TOOL = {"type": "function", "function": {"name": "add", "parameters": NUMBER}}
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": NUMBER}}
+FORM = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
 
 
 def shape(chunks, path):
@@ -41,8 +38,8 @@ def shape(chunks, path):
 @pytest.mark.parametrize("mode", ["ar", "linear", "quadratic", "diffusion", "auto"])
 @pytest.mark.parametrize("drafts", [False, True])
 def test_a_stream_holds_published_chunks_in_their_order(url, path, mode, drafts):
-    decoding = {"mode": mode, "block_length": 4, "show_drafts": drafts}
-    body = {"model": "tiny", "temperature": 0, "max_tokens": 12, "decoding": decoding}
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 12}
+    body |= in_mode(mode, show_drafts=drafts)
     options = {"stream_options": {"include_usage": True}, **LOGPROBS[path]}
     chunks, ended = read(url, path, {**body, **options, **INPUT[path]})
     assert ended == "done"
@@ -100,13 +97,13 @@ def test_a_stream_of_any_kind_validates(url, path, more):
 @pytest.mark.parametrize("mode", ["ar", "linear", "auto"])
 def test_streams_of_calls_and_schemas_validate(url, mode):
     body = {"model": "tiny", "max_tokens": 200, "temperature": 0, **INPUT[CHAT]}
-    decoding = {"decoding": {"mode": mode, "block_length": 4, "show_drafts": True}}
+    decoding = in_mode(mode, show_drafts=True)
     asked = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
     chunks, ended = read(url, CHAT, {**body, **asked, **decoding})
     assert ended == "done"
     letters = shape(chunks, CHAT)
     assert letters[0] + letters.strip("RT") == "RCCF"
-    chunks, ended = read(url, CHAT, {**body, "response_format": SCHEMA, **decoding})
+    chunks, ended = read(url, CHAT, {**body, "response_format": FORM, **decoding})
     assert ended == "done"
 
 

@@ -7,11 +7,10 @@ import logging
 import os
 
 import httpx2 as httpx
-import openai
 import pytest
 
+from tests.server.asking import client_of, until
 from tests.server.conftest import serving
-from tests.server.test_operations import until
 from trimode.server import log_to
 
 SECRET = "the name of the horse"
@@ -42,7 +41,7 @@ def log():
 
 def use(url):
     """A request that ends well, one that is refused for its text, and one with extra fields."""
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    client = client_of(url)
     client.completions.create(
         model="tiny:linear", prompt=SECRET, max_tokens=5, extra_body={"ignore_eos": True}
     )
@@ -99,7 +98,7 @@ def test_warnings_alone_are_quiet_until_something_breaks(model, log, monkeypatch
 def test_a_client_that_leaves_is_logged(model, log):
     lines = log()
     with serving(model) as (url, service):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        client = client_of(url)
         body = {"ignore_eos": True}
         stream = client.completions.create(
             model="tiny", prompt="a", max_tokens=900, stream=True, extra_body=body

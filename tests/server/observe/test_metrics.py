@@ -1,11 +1,10 @@
 """Prometheus: names, labels, and figures that agree with the answers."""
 
-import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.server.asking import LONG, client_of, get, in_mode, until
 from tests.server.conftest import serving
-from tests.server.test_operations import LONG, get, until
 
 COUNTERS = {
     "trimode_auto_passes": {"plan"},
@@ -59,10 +58,10 @@ def count(families, name):
 def asked(model):
     """A server that has answered in every mode, and the answers."""
     with serving(model) as (url, _):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        client = client_of(url)
         found = {}
         for mode in ("ar", "linear", "quadratic", "diffusion", "auto"):
-            body = {"ignore_eos": True, "decoding": {"mode": mode, "block_length": 4}}
+            body = {"ignore_eos": True, **in_mode(mode)}
             found[mode] = client.completions.create(
                 model="tiny", prompt="abcdefgh" * 4, max_tokens=16, temperature=0, extra_body=body
             )
@@ -124,7 +123,7 @@ def test_times_are_observed_once_a_request(asked):
 
 def test_the_queue_is_a_gauge(model):
     with serving(model, max_sequences=1, defaults=LONG) as (url, _):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        client = client_of(url)
         streams = [
             client.completions.create(model="tiny", prompt="a", stream=True) for _ in range(3)
         ]

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from tests.server.wire import CHUNKS, read
+from tests.server.stream_reader import CHAT, read
 from trimode import generate
 from trimode.config import GenerationOptions
 from trimode.decoding import Committed, Drafted
@@ -22,7 +22,6 @@ from trimode.server.runtime import (
 )
 from trimode.server.runtime.steps import joined
 
-CHAT, _ = CHUNKS
 OPTIONS = GenerationOptions(temperature=0, max_tokens=40, ignore_eos=True)
 AT_ONCE = 12
 

@@ -1,14 +1,12 @@
-"""/v1/completions and what else a client asks for."""
+"""/v1/completions: prompts as text and as tokens, lists of them, streams."""
 
 import openai
 import pytest
 
+from tests.server.asking import (
+    complete,
+)
 from trimode import generate
-
-
-def complete(client, prompt, **fields):
-    fields = {"model": "tiny", "temperature": 0, "max_tokens": 8, **fields}
-    return client.completions.create(prompt=prompt, **fields)
 
 
 def test_a_prompt_is_taken_as_it_is_text_or_tokens(client, model):
@@ -29,21 +27,8 @@ def test_a_stream_is_the_same_text(client):
     assert "".join(parts) == complete(client, "ab").choices[0].text
 
 
-def test_logprobs_come_in_the_old_form(client):
-    found = complete(client, "ab", logprobs=2).choices[0].logprobs
-    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == 8
-    assert max(found.top_logprobs[0].values()) == found.token_logprobs[0]
-
-
 @pytest.mark.parametrize("prompt", ["", [], [""]])
 def test_an_empty_prompt_is_refused(client, prompt):
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, prompt)
     assert caught.value.param == "prompt"
-
-
-def test_models_are_listed(client):
-    assert [card.id for card in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny:linear").id == "tiny"
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("other")

@@ -7,8 +7,12 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from tests.server.asking import (
+    LONG,
+    client_of,
+    until,
+)
 from tests.server.conftest import serving
-from tests.server.test_operations import LONG, until
 from trimode import generate
 
 BODY = {"model": "tiny", "prompt": "a", "temperature": 0}
@@ -17,7 +21,7 @@ BODY = {"model": "tiny", "prompt": "a", "temperature": 0}
 def test_what_runs_is_finished_and_what_is_new_gets_503(model):
     expected = generate(model, "a", raw=True, max_tokens=900, ignore_eos=True).text
     with serving(model, shutdown_timeout=60, defaults=LONG) as (url, service):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        client = client_of(url)
         stream = iter(client.completions.create(stream=True, **BODY))
         text = next(stream).choices[0].text
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -47,7 +51,7 @@ def test_who_runs_longer_than_the_grace_is_told(model, stream):
         concurrent.futures.ThreadPoolExecutor() as pool,
         serving(model, shutdown_timeout=0.01, defaults=LONG) as (url, service),
     ):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        client = client_of(url)
 
         def ask():
             return list(client.completions.create(stream=stream, **BODY))

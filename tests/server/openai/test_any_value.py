@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.server.wire import ErrorBody, post
+from tests.server.stream_reader import ErrorBody, post
 
 WORDS = {"type": "object", "properties": {"word": {"type": "string", "maxLength": 3}}}
 TOOL = {
