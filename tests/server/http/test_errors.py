@@ -18,7 +18,7 @@ from tests.server.stream_reader import CHAT
 
 
 def test_errors_have_four_keys_and_the_right_class(model, client, url):
-    """400 instead of 422, 401, 404, 405, 413; 429, 503 and 500 are in test_operations."""
+    """400 (not 422), 401, 404, 405, 413. For 429 and 500: test_worker; for 503: test_lifetime."""
     body = {"model": "tiny", "messages": HI}
     bad = {**body, "temperature": "hot"}, {**body, "stop": 3}, {**body, "n": "1"}, {"model": "tiny"}
     with serving(model, api_keys=("k",), max_body_bytes=500) as (locked, _):

@@ -38,7 +38,7 @@ def test_echo_alone_scores_a_text(client):
 
 
 def test_completions_check_the_tokens_they_only_echo(client):
-    """Token ids, lists and echo; their good cases are in test_completions, test_more_fields."""
+    """Token ids that are none, prompts that are too long."""
     echo = {"model": "tiny", "echo": True, "max_tokens": 0}
     for prompt in ([999_999], [-5], [[]], [[65], [70_000]], [1] * 1025):
         for logprobs in (None, 1):

@@ -28,7 +28,7 @@ def test_an_answer_fits_its_schema_in_every_lossless_mode(client, mode):
 
 @pytest.mark.parametrize("mode", LOSSLESS)
 def test_structured_output_holds_in_every_lossless_mode(client, mode):
-    """`response_format`, with speculation; diffusion's 400 is in test_more_fields."""
+    """With speculation too, and in streams."""
     form = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
     fields = {"response_format": form, "max_tokens": 60, "extra_body": in_mode(mode)}
     whole = ask(client, **fields).choices[0].message.content
