@@ -42,7 +42,16 @@ CHAT = {
     "logprobs": True,
     "top_logprobs": 2,
 }
-DIFFUSION = {"mode": "diffusion", "block_length": 4, "threshold": 0.5, "revision_threshold": 0.1}
+DIFFUSION = {
+    "mode": "diffusion",
+    "block_length": 4,
+    "threshold": 0.5,
+    "revision_threshold": 0.1,
+    "commit_rule": "threshold",
+    "max_denoising_steps": 4,
+    "seed_block": True,
+    "rolling_block": False,
+}
 STREAM = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 TOOLS = {
     "model": "tiny",
@@ -89,7 +98,10 @@ BODIES = {
         "/v1/chat/completions",
         {**CHAT, **STREAM, "decoding": {**DIFFUSION, "show_drafts": True}},
     ),
-    "quadratic": ("/v1/chat/completions", {**CHAT, "decoding": {"mode": "quadratic"}}),
+    "quadratic": (
+        "/v1/chat/completions",
+        {**CHAT, "decoding": {"mode": "quadratic", "draft_tree": False}},
+    ),
     "auto": ("/v1/chat/completions", {**CHAT, **STREAM, "decoding": {"mode": "auto"}}),
     "tools": ("/v1/chat/completions", TOOLS),
     "schema": ("/v1/chat/completions", SCHEMA),

@@ -22,14 +22,14 @@ _FLUSH_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-def log_to(stream: TextIO = sys.stderr, *, requests: bool = True) -> logging.Handler:
-    """Send what the server and its libraries log to a stream.
+def log_to(output: TextIO = sys.stderr, *, requests: bool = True) -> logging.Handler:
+    """Write what the server and its libraries log.
 
     Args:
-        stream: where to write.
+        output: the file to write to.
         requests: log a line for each request, not only warnings and errors.
     """
-    handler = LineWriter(stream)
+    handler = LineWriter(output)
     for name in ("trimode", "uvicorn", "opentelemetry"):
         found = logging.getLogger(name)
         found.handlers, found.propagate = [handler], False
@@ -42,9 +42,9 @@ def log_to(stream: TextIO = sys.stderr, *, requests: bool = True) -> logging.Han
 class LineWriter(logging.Handler):
     """Writes in a thread of its own: if nobody reads the pipe, the engine must not wait for it."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, output: TextIO) -> None:
         super().__init__()
-        self.stream = stream
+        self.output = output
         self._lines: queue.Queue[str] = queue.Queue(_MOST_LINES)
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
@@ -62,9 +62,9 @@ class LineWriter(logging.Handler):
     def _write(self) -> None:
         while True:
             text = self._lines.get()
-            with suppress(OSError, ValueError):  # the reader has gone, or the stream is closed
-                self.stream.write(text + "\n")
-                self.stream.flush()
+            with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+                self.output.write(text + "\n")
+                self.output.flush()
             self._lines.task_done()
 
 

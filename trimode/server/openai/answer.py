@@ -195,7 +195,7 @@ class Answer:
 
         for chunk in self.opening(len(requests)):
             yield sent(chunk)
-        async for found in _worth_showing(requests, settings):
+        async for found in _without_early_drafts(requests, settings):
             if found is None:
                 yield PING
                 continue
@@ -294,15 +294,15 @@ def joined_logprobs(parts: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {**parts[0], **lists}
 
 
-async def _worth_showing(
+async def _without_early_drafts(
     requests: list[ActiveRequest], settings: StreamSettings
 ) -> AsyncIterator[tuple[int, Step] | None]:
     """The steps as they come, without drafts that come too soon or that newer steps overtook."""
-    channel, shown = requests[0].channel, [-math.inf for _ in requests]
+    channel, last_draft_at = requests[0].channel, [-math.inf for _ in requests]
     async for found in channel.follow(len(requests), settings.timeout, settings.ping_interval):
         if found is not None and isinstance(found[1].update.event, Drafted):
             index, now = found[0], time.monotonic()
-            if channel.overtaken(index) or now - shown[index] < settings.draft_interval:
+            if channel.overtaken(index) or now - last_draft_at[index] < settings.draft_interval:
                 continue
-            shown[index] = now
+            last_draft_at[index] = now
         yield found

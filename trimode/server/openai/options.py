@@ -1,4 +1,4 @@
-"""From a body to what the engine is asked for: the one place where options are resolved."""
+"""From a body to the choices for the engine: options are resolved here and nowhere else."""
 
 import secrets
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tools and structured output: what the model is told, how its answer is held to a form, its calls.
+"""Tools and structured output: what the model sees of them, the form of its answer, its calls.
 
 A call is written as Hermes models write it: `<tool_call>`, a JSON object with `name` and
 `arguments`, `</tool_call>`. A grammar holds the model to that form once it begins a call.

@@ -1,4 +1,4 @@
-"""How many tokens an answer took: counted in one place for `usage` and for spans."""
+"""How many tokens an answer has, counted in one place for `usage` and for spans."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -48,13 +48,13 @@ class QueueFullError(TrimodeError):
 
 
 class EngineFailedError(TrimodeError):
-    """A pass failed; the requests in it are lost, the server goes on."""
+    """A pass failed. Its requests are lost; the server goes on."""
 
     status = 500
 
 
 class StoppedError(EngineFailedError):
-    """The server stops and waits no longer."""
+    """The server stops and no longer waits for requests to finish."""
 
     status = 503
 
@@ -284,7 +284,7 @@ class EngineWorker:
         self._deliver([(r, step) for r in (*finished, *due) for step in r.take()])
 
     def _tick(self) -> bool:
-        """Whether text has been held for long enough; that of all clients leaves together."""
+        """Whether text has been held for long enough. The text of all clients leaves together."""
         streams = sum(request.stream for request in self._requests.values())
         hold = min(_LONGEST_HOLD, (streams - 1) / _CHUNKS_A_SECOND)
         now = time.monotonic()
