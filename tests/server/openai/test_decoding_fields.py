@@ -36,7 +36,7 @@ WRONG = [
     ("block_length", "4"), ("block_length", True), ("block_length", 4.5), ("block_length", 0),
     ("commit_rule", 1), ("commit_rule", "best"),
     ("threshold", "high"), ("threshold", True), ("threshold", -1),
-    ("max_denoising_steps", [3]), ("max_denoising_steps", 0),
+    ("max_denoising_steps", [3]), ("max_denoising_steps", 0), ("max_denoising_steps", 2**31),
     ("revision_threshold", "0.1"), ("revision_threshold", 2),
     ("seed_block", 1), ("seed_block", "yes"),
     ("draft_tree", 0),
