@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from machine import header, save
 from rich.console import Console
 from rich.table import Table
-
 from trimode.model.linear import FbgemmLinear, OneDnnLinear
 
 LAYERS, HIDDEN, KV, INNER, VOCAB = 30, 576, 192, 1536, 49152

@@ -16,7 +16,6 @@ the cores of the server; what they take is listed.
 
 import argparse
 import asyncio
-import gc
 import itertools
 import multiprocessing
 import os
@@ -44,10 +43,9 @@ from trimode import load
 from trimode.config import GenerationOptions
 from trimode.decoding import Committed
 from trimode.engine import Engine, Sequence, Update, encode_prompt
-from trimode.engine.costs import cost_curve
-from trimode.server import HttpServer, ServerSettings, create_app
-from trimode.server.worker import EngineWorker
-from trimode.testing.serving import in_thread
+from trimode.server import ServerSettings, freeze_memory, open_service
+from trimode.server.runtime import EngineWorker
+from trimode.testing.serving import running
 
 TOKENS = 128
 PROMPTS = 4
@@ -145,17 +143,13 @@ def clients_of(url: str, prompts: list[str], decoding: dict, together: int, stop
 @contextmanager
 def serving_here(dtype: str, max_sequences: int) -> Iterator[tuple[str, EngineWorker]]:
     """As `trimode serve`, in threads of this process: its address and its engine's thread."""
-    thread = ThreadPoolExecutor(1)
-    model = thread.submit(load, dtype=dtype, progress=False).result()
-    costs = thread.submit(cost_curve, model).result()
     settings = ServerSettings(
         name=SERVED, defaults=GenerationOptions(), max_sequences=max_sequences
     )
-    app = create_app(model, settings, thread=thread, costs=costs)
-    gc.collect()
-    gc.freeze()
-    with in_thread(HttpServer(app)) as url:
-        yield url, app.state.service.worker
+    service = open_service(settings, partial(load, dtype=dtype, progress=False))
+    freeze_memory()
+    with running(service) as server:
+        yield server.url, service.worker
 
 
 def overhead(

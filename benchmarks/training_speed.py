@@ -23,11 +23,11 @@ from machine import header, save
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from trimode.model.linear import cpu_multiplies_bf16, describe
 
 from trimode import GenerationOptions, load
 from trimode.checkpoints import open_checkpoint
 from trimode.engine import Engine, drain, encode_prompt
-from trimode.model.linear import cpu_multiplies_bf16, describe
 from trimode.training import step as step_module
 from trimode.training.adapter import AdapterConfig, new_adapter, train_adapter
 from trimode.training.data import Batch

@@ -39,6 +39,9 @@ ROLLING_THRESHOLD = 0.15
 ROLLING_REVISION_THRESHOLD = 0.05
 """Defaults of a rolling block. AR revises what it fills, so bold filling pays (docs/lab.md)."""
 
+MOST_DENOISING_STEPS = 65_536
+"""A block's schedule is a list of so many numbers, so a request must not choose any length."""
+
 DECODING_FIELDS: dict[str, str] = {
     "mode": "ar, diffusion, linear, quadratic or auto.",
     "block_length": "Tokens of a draft or of a diffusion block [the model's own].",
@@ -242,7 +245,7 @@ class GenerationOptions:
         check_range("logprobs", self.logprobs, 0, 20)
         check_range("block_length", self.block_length, 1, None)
         check_range("threshold", self.threshold, 0.0, None)
-        check_range("max_denoising_steps", self.max_denoising_steps, 1, None)
+        check_range("max_denoising_steps", self.max_denoising_steps, 1, MOST_DENOISING_STEPS)
         check_range("revision_threshold", self.revision_threshold, 0.0, 1.0)
         check_range("max_thinking_tokens", self.max_thinking_tokens, 0, None)
         if any(not text for text in self.stop):
@@ -281,8 +284,14 @@ class GenerationOptions:
 
 @cache
 def _annotations(options: type[GenerationOptions]) -> dict[str, str]:
-    """Types of its fields by name."""
-    return {field.name: str(field.type) for field in fields(options)}
+    """Types of its fields by name, an optional one as `... | None`."""
+    found = {field.name: str(field.type) for field in fields(options)}
+    return {
+        name: f"{text[len('typing.Optional[') : -1]} | None"
+        if text.startswith("typing.Optional[")
+        else text
+        for name, text in found.items()
+    }
 
 
 def _pairs(value: object) -> object:

@@ -110,13 +110,15 @@ def narrowed(schema):
     message = {"type": "object", "properties": fields, "required": ["role", "content"]}
     share = {"type": "number", "minimum": 0, "maximum": 1}
     decoding = parts["DecodingFields"]["properties"]
+    for name in decoding.keys() - {"show_drafts"}:
+        del decoding[name]
     decoding |= {
         "mode": {"enum": ["ar", "linear", "quadratic", "diffusion", "auto"]},
         "block_length": {"type": "integer", "minimum": 1, "maximum": 40},
         "threshold": share,
         "revision_threshold": share,
     }
-    for kind in ("ChatRequest", "CompletionRequest"):
+    for kind in ("ChatBody", "CompletionBody"):
         fields = parts[kind]["properties"]
         fields |= {
             "model": {"const": "tiny"},
@@ -132,7 +134,7 @@ def narrowed(schema):
                 "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             },
         }
-    chat = parts["ChatRequest"]["properties"]
+    chat = parts["ChatBody"]["properties"]
     for name in ("tools", "tool_choice", "prediction", "response_format"):
         del chat[name]
     chat["messages"] = {"type": "array", "minItems": 1, "maxItems": 3, "items": message}

@@ -140,7 +140,7 @@ test('commands to copy ask for what the page asked for, without its drafts', () 
   const body = bodyOf(settings, [{ role: 'user', content: "it's" }]);
   assert.deepEqual(body.decoding, { mode: 'diffusion', block_length: 8, show_drafts: true, threshold: 0.4 });
   assert.equal(body.messages[0].content, 'Be brief.');
-  assert.equal(bodyOf(settings, [], 'ar').decoding.threshold, undefined);
+  assert.deepEqual(bodyOf(settings, [], 'ar').decoding, { mode: 'ar', show_drafts: true });
   assert.equal(bodyOf(settings, [], 'linear').decoding.threshold, 0.4);
   const curl = asCurl('http://x', body, '');
   assert.ok(curl.includes("it'\\''s") && !curl.includes('show_drafts') && !curl.includes('stream'));

@@ -6,20 +6,23 @@ import openai
 import pytest
 
 from trimode.config import GenerationOptions
-from trimode.server import HttpServer, ServerSettings, create_app
+from trimode.server import ServerSettings, open_service
 from trimode.testing import tiny_model
-from trimode.testing.serving import in_thread
+from trimode.testing.serving import running
 
 
 @contextlib.contextmanager
-def serving(model, *, shutdown_timeout=0.0, **settings):
-    """The address of a server that runs in a thread, and its state."""
-    fields = {"name": "tiny", "defaults": GenerationOptions(temperature=1.0, max_tokens=24)}
-    app = create_app(model, ServerSettings(**{**fields, **settings}))
-    server = HttpServer(app, shutdown_timeout=shutdown_timeout)
-    app.state.service.http_server = server  # for tests that stop it
-    with in_thread(server) as url:
-        yield url, app.state.service
+def serving(model, **settings):
+    """The address of a server that runs in a thread, and its service."""
+    fields = {
+        "name": "tiny",
+        "defaults": GenerationOptions(temperature=1.0, max_tokens=24),
+        "shutdown_timeout": 0.0,
+    }
+    service = open_service(ServerSettings(**{**fields, **settings}), lambda: model, measure=None)
+    with running(service) as server:
+        service.http_server = server  # for tests that stop it
+        yield server.url, service
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ app.command()(env)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from trimode import __version__
+        from trimode.version import __version__
 
         typer.echo(f"trimode {__version__}")
         raise typer.Exit

@@ -1,15 +1,17 @@
 """`trimode serve`: an OpenAI-compatible server."""
 
-import gc
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trimode.cli import options as opt
 from trimode.errors import InputError
+
+if TYPE_CHECKING:
+    from trimode.checkpoints import LoadedModel
+    from trimode.decoding import CostCurve
 
 _LOGS = ("warnings", "requests", "prompts")
 
@@ -78,54 +80,54 @@ def serve(
 ) -> None:
     """Serve a model to OpenAI clients; its decoding options are defaults for requests."""
     parameters = dict(locals())
-    from trimode.config import GenerationOptions, check_range
+    from trimode.config import GenerationOptions
 
     if log not in _LOGS:
         raise InputError("log", repr(log), f"allowed: {', '.join(_LOGS)}")
-    check_range("shutdown_timeout", shutdown_timeout, 0, None)
-    if otlp_traces_endpoint is not None:  # before the model loads
-        from trimode.server.telemetry import check_endpoint
-
-        check_endpoint(otlp_traces_endpoint)
-    defaults = GenerationOptions.from_mapping(opt.generation_values(parameters))
-    keys = (*(api_key or ()), *_keys_of(api_key_file))
-    thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-    loaded = thread.submit(opt.load_model, parameters, name or model).result()
-
     from trimode.cli.render import spinner
-    from trimode.engine.costs import cost_curve
-    from trimode.server import HttpServer, ServerSettings, create_app, log_to
 
-    with spinner("timing passes", enabled=not no_progress):
-        costs = thread.submit(cost_curve, loaded).result()
+    with spinner("starting", enabled=not no_progress):
+        from trimode.engine.costs import cost_curve
+        from trimode.server import (
+            ServerSettings,
+            freeze_memory,
+            log_to,
+            open_server,
+            open_service,
+        )
 
     settings = ServerSettings(
-        name=served_model_name or loaded.name,
-        defaults=defaults,
+        name=served_model_name,
+        defaults=GenerationOptions.from_mapping(opt.generation_values(parameters)),
         max_sequences=max_sequences,
         max_waiting=max_waiting,
         request_timeout=request_timeout,
-        api_keys=keys,
+        shutdown_timeout=shutdown_timeout,
+        api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
         cors_origins=tuple(cors_origin or ()),
         ping_interval=sse_ping_interval,
         log_prompts=log == "prompts",
         otlp_traces_endpoint=otlp_traces_endpoint,
     )
+
+    def load() -> "LoadedModel":
+        return opt.load_model(parameters, name or model)
+
+    def measure(loaded: "LoadedModel") -> "CostCurve":
+        with spinner("timing passes", enabled=not no_progress):
+            return cost_curve(loaded)
+
+    service = open_service(settings, load, measure=measure)
     log_to(sys.stderr, requests=log != "warnings")
-    app = create_app(loaded, settings, thread=thread, costs=costs)
-    server = HttpServer(app, host=host, port=port, shutdown_timeout=shutdown_timeout)
-    socket = server.config.bind_socket()  # taken now: a port in use is an error before "ready"
-    socket.listen()  # whoever reads the line below may connect at once
-    shown = socket.getsockname()[1]
+    server = open_server(service, host=host, port=port)
     sys.stderr.write(
-        f"{settings.name} at http://{host}:{shown}/v1, mode {defaults.mode}\n"
-        f"curl http://{host}:{shown}/v1/chat/completions -H 'Content-Type: application/json' "
-        f'-d \'{{"model": "{settings.name}", "messages": '
+        f"{service.name} at {server.url}/v1, mode {settings.defaults.mode}\n"
+        f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{service.name}", "messages": '
         '[{"role": "user", "content": "Hi"}]}\'\n'
     )
-    gc.collect()
-    gc.freeze()  # what lives as long as the server need not be looked through again and again
-    server.run(sockets=[socket])
+    freeze_memory()
+    server.run()
 
 
 def _keys_of(path: Path | None) -> list[str]:

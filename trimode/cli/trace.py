@@ -22,9 +22,9 @@ class Trace:
         Raises:
             InputError: it cannot be written.
         """
-        from trimode.server.frames import Answer
+        from trimode.server.openai.chat import ChatAnswer
 
-        self._answer = Answer(id="trace", kind="chat", model=model, name=model.name)
+        self._answer = ChatAnswer(id="trace", model=model, model_name=model.name)
         try:
             self._file = path.open("w", encoding="utf-8")
         except OSError as error:
@@ -32,7 +32,7 @@ class Trace:
         self._began = time.monotonic()
 
     def __enter__(self) -> "Trace":
-        self._write(self._answer.chunk(0, role=True))
+        self._write(self._answer.role_chunk(0))
         return self
 
     def __exit__(
@@ -45,15 +45,13 @@ class Trace:
 
     def show(self, update: "Update") -> None:
         """Take one update of the engine."""
-        from trimode.server.frames import finish
-        from trimode.server.worker import Step
+        from trimode.server.runtime import Step
 
         sequence = update.sequence
-        chunk = self._answer.step(0, Step(update, None, sequence.stats.nfe), show_drafts=True)
-        if chunk is not None:
+        step = Step(update, sequence.finish_reason, sequence.stats.nfe)
+        for chunk in self._answer.step_chunks(0, step, show_drafts=True):
             self._write(chunk)
         if sequence.finish_reason is not None:
-            self._write(self._answer.chunk(0, finish_reason=finish(sequence.finish_reason)))
             self._write(self._answer.usage_chunk([sequence]))
 
     def _write(self, chunk: dict[str, Any]) -> None:

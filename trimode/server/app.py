@@ -1,38 +1,21 @@
-"""The ASGI application: routes over one engine, and what stands around them."""
+"""The ASGI application: the endpoints over one service, and what surrounds them."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from trimode import __version__
-from trimode.checkpoints import LoadedModel
-from trimode.decoding import CostCurve
-from trimode.server import errors, generation, operations, pages
-from trimode.server.body_limit import BodyLimit
+from trimode.server.http import errors, operations, pages
+from trimode.server.http.body_limit import BodyLimit
+from trimode.server.openai import chat, completions, models, responses
 from trimode.server.service import Service
-from trimode.server.settings import ServerSettings
+from trimode.version import __version__
 
 
-def create_app(
-    model: LoadedModel,
-    settings: ServerSettings,
-    *,
-    thread: Executor | None = None,
-    costs: CostCurve | None = None,
-) -> FastAPI:
-    """The ASGI application; its lifespan starts and stops the engine.
-
-    Args:
-        model: what to serve.
-        settings: how.
-        thread: where the engine runs, best the one that loaded the model (see `EngineWorker`).
-        costs: of a pass; measured for the first request in mode `auto` by default.
-    """
-    service = Service(model, settings, thread=thread, costs=costs)
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application; its lifespan starts and stops the service."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -40,8 +23,8 @@ def create_app(
         yield
         await asyncio.to_thread(service.stop)
 
+    settings = service.settings
     app = FastAPI(title="trimode", version=__version__, lifespan=lifespan)
-    app.state.service = service
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     if settings.cors_origins:
         origins = [*settings.cors_origins]
@@ -50,6 +33,9 @@ def create_app(
         )
     errors.install(app)
     operations.add_routes(app, service)
-    generation.add_routes(app, service)
+    models.add_routes(app, service)
+    chat.add_routes(app, service)
+    responses.add_routes(app, service)
+    completions.add_routes(app, service)
     pages.add_routes(app)
     return app

@@ -1,41 +1,39 @@
-"""What the routes share: the model, its engine's thread, and how an answer gets to its client."""
+"""One model and its engine, as every way to reach them sees them. Knows no HTTP."""
 
 import asyncio
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
-
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 
 from trimode.checkpoints import LoadedModel
-from trimode.config import MODE_ALIASES, MODES, GenerationOptions
 from trimode.decoding import CostCurve
 from trimode.engine import Engine
-from trimode.server.errors import ApiError, fields_named
-from trimode.server.fingerprint import fingerprint
-from trimode.server.frames import Answer, Kind, ModeReason
-from trimode.server.logs import RequestLog
-from trimode.server.metrics import ServerMetrics
-from trimode.server.protocol import Body, GenerationRequest
+from trimode.server.observe import IgnoredFields, RequestLog, RequestSpan, ServerMetrics, Tracing
+from trimode.server.observe.telemetry import Operation
+from trimode.server.runtime import (
+    ActiveRequest,
+    Choice,
+    EndReason,
+    EngineWorker,
+    StoppedError,
+    fingerprint,
+)
 from trimode.server.settings import ServerSettings
-from trimode.server.streaming import EventStream, StreamSettings, events, gone, whole
-from trimode.server.telemetry import Trace, Tracing
-from trimode.server.worker import Choice, EndReason, EngineWorker
-from trimode.server.worker import Request as EngineRequest
 
 logger = logging.getLogger(__name__)
 
-_MOST_UNKNOWN = 100
-"""Names of unknown fields that are remembered, so that each is logged once."""
+_POLL = 0.05
+"""Seconds between two looks at what still runs, while the service drains."""
 
 
 class Service:
-    """One model and its engine, as the routes see them."""
+    """Takes choices, has the engine decode them, and observes how they end.
+
+    `start` and `stop` frame its life; between them `drain` finishes what runs. A web application,
+    a test or another host calls them.
+    """
 
     def __init__(
         self,
@@ -45,169 +43,101 @@ class Service:
         thread: Executor | None = None,
         costs: CostCurve | None = None,
     ) -> None:
+        """Nothing runs before `start`. `open_service` loads a model and calls this.
+
+        Args:
+            model: the model to serve.
+            settings: of the server.
+            thread: the engine's thread, best the one that loaded the model (see `EngineWorker`).
+            costs: of a pass. None: measured when the first request in mode `auto` comes.
+        """
         self.model, self.settings = model, settings
+        self.name = settings.name or model.name
+        """The model name that clients use."""
         self.defaults = settings.defaults
-        """Of requests; the mode may be changed at run time."""
-        self.metrics = ServerMetrics(settings.name)
+        """Options that a request does not give; the mode may be changed at run time."""
+        self.metrics = ServerMetrics(self.name)
+        self.ignored_fields = IgnoredFields()
         self.log = RequestLog(model.tokenizer, prompts=settings.log_prompts)
         engine = Engine(model, max_sequences=settings.max_sequences, costs=costs)
         self.metrics.watch(engine)
         self.worker = EngineWorker(engine, max_waiting=settings.max_waiting, thread=thread)
         endpoint = settings.otlp_traces_endpoint
-        self.tracing = None if endpoint is None else Tracing(endpoint, settings.name)
-        self.started = int(time.time())
+        self.tracing = None if endpoint is None else Tracing(endpoint, self.name)
+        self.created = int(time.time())
         self.stopping = False
         """Whether new requests are refused."""
         self.fingerprint = ""
-        self._unknown: set[str] = set()
 
     async def start(self) -> None:
-        """Start the engine's thread."""
+        """Start the engine's loop."""
         self.worker.start()
         self.fingerprint = await self.worker.call(lambda: fingerprint(self.model))
 
+    async def drain(self, cut_short: Callable[[], bool] = lambda: False) -> None:
+        """Refuse new requests, let running ones finish for `shutdown_timeout`, end the others.
+
+        Args:
+            cut_short: asked now and then whether to end the others at once.
+        """
+        self.stopping = True
+        timeout = self.settings.shutdown_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                while self.worker.busy and not cut_short():
+                    await asyncio.sleep(_POLL)
+        except TimeoutError:
+            logger.warning("requests cut off", extra={"facts": {"after": timeout}})
+        self.worker.fail_all(StoppedError("the server is stopping"))
+
     def stop(self) -> None:
-        """End what runs, then the engine's loop; then send the last spans."""
+        """Cancel what still runs, end the engine's loop and send the last spans; may block."""
         self.worker.stop()
         if self.tracing is not None:
             self.tracing.stop()
 
-    def refuse_if_stopping(self) -> None:
-        """Raise ApiError once the server has been told to stop."""
-        if self.stopping:
-            headers = {"Retry-After": "5"}
-            raise ApiError(503, "the server is stopping", code="stopping", headers=headers)
-
-    def mode_of(self, name: str) -> str | None:
-        """The mode that a model name asks for by its suffix.
-
-        Raises:
-            ApiError: it is not our model.
-        """
-        base, _, suffix = name.rpartition(":")
-        if name == self.settings.name:
-            return None
-        if base == self.settings.name and MODE_ALIASES.get(suffix, suffix) in MODES:
-            return suffix
-        raise ApiError(
-            404,
-            f"model: {name!r} is not served here; use {self.settings.name!r}, with or without a "
-            f"mode as suffix ({self.settings.name}:linear)",
-            param="model",
-            code="model_not_found",
-        )
-
-    def mode_reason(self, body: Body, options: GenerationOptions) -> ModeReason:
-        """What chose the mode that a request's options say."""
-        suffix = self.mode_of(body.model)
-        asked = body.decoding.mode or suffix or self.defaults.mode
-        if options.prediction and asked != "auto":
-            return "prediction"
-        if body.decoding.mode:
-            return "request"
-        return "model_suffix" if suffix else "server_default"
-
-    def note_unknown(self, names: Mapping[str, Any]) -> None:
-        """Log fields that are ignored, each once: clients cannot tell, whoever runs this can."""
-        for name in names:
-            if name not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
-                self._unknown.add(name)
-                logger.warning("ignored", extra={"facts": {"field": name[:80]}})
-
     async def submit(
         self,
-        http: Request,
         choices: list[Choice],
-        names: Mapping[str, str],
         *,
-        kind: Kind,
-        name: str,
+        operation: Operation,
+        model_name: str,
         answer_id: str,
+        headers: Mapping[str, str],
         stream: bool,
-    ) -> list[EngineRequest]:
-        """Queue the choices of an answer.
+    ) -> list[ActiveRequest]:
+        """Queue the choices of one answer, all or none.
 
-        `names`: what the body calls the fields that the engine knows.
+        Args:
+            choices: what the engine is asked for.
+            operation: the kind of endpoint, for the span.
+            model_name: the model name that the client gave.
+            answer_id: the answer's `id`.
+            headers: of the request; they may name a parent span.
+            stream: whether the client gets text before the end.
+
+        Raises:
+            InputError: the engine refuses a choice.
+            QueueFullError: too many requests wait.
         """
-        trace = self.tracing and self.tracing.trace(
-            http.headers, kind=kind, name=name, answer_id=answer_id, choices=len(choices)
+        span = self.tracing and self.tracing.begin(
+            headers,
+            operation=operation,
+            model_name=model_name,
+            answer_id=answer_id,
+            choices=len(choices),
         )
-        with fields_named(names):
-            return await self.worker.submit(choices, partial(self._finished, trace), stream=stream)
+        return await self.worker.submit(choices, partial(self._finished, span), stream=stream)
 
-    async def answer(
-        self,
-        http: Request,
-        answer: Answer,
-        body: GenerationRequest,
-        choices: list[Choice],
-        names: Mapping[str, str],
-    ) -> Any:
-        """Decode the choices and answer, streaming or not."""
-        requests = await self.submit(
-            http,
-            choices,
-            names,
-            kind=answer.kind,
-            name=answer.name,
-            answer_id=answer.id,
-            stream=bool(body.stream),
-        )
-        timeout = self.settings.request_timeout
-        if body.stream:
-            stream = StreamSettings(
-                include_usage=body.include_usage,
-                continuous_usage=body.continuous_usage,
-                show_drafts=body.decoding.show_drafts,
-                draft_interval=1 / self.settings.draft_fps,
-                ping_interval=self.settings.ping_interval,
-            )
-            return self.streamed(requests, events(answer, requests, stream, timeout))
-        return await self.at_once(http, requests, whole(answer, requests, timeout))
-
-    def streamed(self, requests: list[EngineRequest], lines: AsyncIterator[bytes]) -> EventStream:
-        """Server-sent events until their end, or until the client has gone."""
-        return EventStream(lines, requests, lambda: self._drop(requests))
-
-    async def at_once(
-        self, http: Request, requests: list[EngineRequest], answer: Coroutine[Any, Any, dict]
-    ) -> Response:
-        """The finished answer; nothing is left running if the client goes or time runs out."""
-        watcher = asyncio.create_task(gone(http.receive))
-        work = asyncio.create_task(answer)
-        try:
-            await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                return Response(status_code=499)
-            return JSONResponse(work.result())
-        except TimeoutError:
-            timeout = self.settings.request_timeout
-            raise ApiError(408, f"not finished within {timeout:g} seconds") from None
-        finally:
-            watcher.cancel()
-            work.cancel()
-            self._drop(requests)
-
-    def new_answer(self, kind: Kind, name: str, mode_reason: ModeReason, **more: Any) -> Answer:
-        """An answer with an id of its own."""
-        prefix = "chatcmpl" if kind == "chat" else "cmpl"
-        answer_id = f"{prefix}-{secrets.token_hex(12)}"
-        return Answer(
-            id=answer_id,
-            kind=kind,
-            model=self.model,
-            name=name,
-            fingerprint=self.fingerprint,
-            mode_reason=mode_reason,
-            **more,
-        )
-
-    def _drop(self, requests: list[EngineRequest]) -> None:
+    def cancel(self, requests: Iterable[ActiveRequest]) -> None:
+        """Free what the engine holds for requests; nothing happens to those that have ended."""
         for request in requests:
             self.worker.cancel(request)
 
-    def _finished(self, trace: Trace | None, request: EngineRequest, reason: EndReason) -> None:
+    def _finished(
+        self, span: RequestSpan | None, request: ActiveRequest, reason: EndReason
+    ) -> None:
         self.metrics.finished(request, reason)
         self.log.finished(request, reason)
-        if trace is not None:
-            trace.finished(request, reason)
+        if span is not None:
+            span.finished(request, reason)

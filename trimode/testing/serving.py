@@ -1,23 +1,23 @@
-"""A server in a thread of the program that asks it."""
+"""A server in a thread of the program that is its client."""
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from trimode.server import HttpServer
+from trimode.server import HttpServer, Service, open_server
 
 
 @contextmanager
-def in_thread(server: HttpServer) -> Iterator[str]:
-    """The address of the server while it runs; stopped at the end."""
-    socket = server.config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+def running(service: Service) -> Iterator[HttpServer]:
+    """A server for the service on a free port of loopback; stopped at the end."""
+    server = open_server(service)
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
         thread.join()

@@ -4,7 +4,8 @@
 export const WITH_THRESHOLD = ['diffusion', 'linear'];
 
 export function bodyOf(settings, messages, mode = settings.mode) {
-  const decoding = { mode, block_length: settings.block, show_drafts: true };
+  const decoding = { mode, show_drafts: true };
+  if (mode !== 'ar') decoding.block_length = settings.block;
   if (settings.threshold > 0 && WITH_THRESHOLD.includes(mode)) decoding.threshold = settings.threshold;
   const system = settings.system.trim() ? [{ role: 'system', content: settings.system }] : [];
   return {

@@ -1,0 +1,1 @@
+"""HTTP around the endpoints: errors, keys, limits, operations, how answers are sent."""

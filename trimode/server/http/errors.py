@@ -1,0 +1,130 @@
+"""Every failure as OpenAI's error object, with its status codes."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from trimode.errors import InputError
+from trimode.server.runtime import EngineFailedError, QueueFullError
+
+logger = logging.getLogger(__name__)
+
+_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPE_NAMES = ("str", "int", "float", "bool")
+"""What pydantic adds to the path of a field that may have several types."""
+_SHOWN = 80
+"""Most characters of a wrong value that an error repeats."""
+
+
+class ApiError(Exception):
+    """A request is answered with an error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers
+
+
+def error_object(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The body of an error."""
+    kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@contextmanager
+def fields_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Rename the fields of InputErrors from the engine's names to those of the request's body."""
+    try:
+        yield
+    except InputError as error:
+        if error.field not in names:
+            raise
+        raise InputError(names[error.field], error.found, error.allowed) from None
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure of the app an error object."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(http: Request, error: ApiError) -> JSONResponse:
+        return _answer(http, error.status, str(error), error.param, error.code, error.headers)
+
+    @app.exception_handler(InputError)
+    async def bad_input(http: Request, error: InputError) -> JSONResponse:
+        return _answer(http, 400, str(error), error.field)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_body(http: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _answer(http, 400, f"body: not JSON; {first['ctx']['error']}")
+        field = _field(first["loc"])
+        given = "" if first["type"] == "missing" else f" {_short(first['input'])};"
+        return _answer(http, 400, f"{field or 'body'}:{given} {first['msg']}", field)
+
+    @app.exception_handler(RecursionError)
+    async def too_deep(http: Request, _: RecursionError) -> JSONResponse:
+        return _answer(http, 400, "body: nested too deeply")
+
+    @app.exception_handler(QueueFullError)
+    async def full(http: Request, error: QueueFullError) -> JSONResponse:
+        message = f"the server is busy: {error}; try again"
+        return _answer(http, 429, message, code="queue_full", headers={"Retry-After": "1"})
+
+    @app.exception_handler(EngineFailedError)
+    async def failed(http: Request, error: EngineFailedError) -> JSONResponse:
+        return _answer(http, error.status, str(error))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(http: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers) if error.headers else None
+        return _answer(http, error.status_code, str(error.detail), headers=headers)
+
+    @app.exception_handler(Exception)
+    async def fault(http: Request, _: Exception) -> JSONResponse:
+        return _answer(http, 500, "the server failed; its log says more")
+
+
+def _answer(
+    http: Request,
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    # The message may repeat a part of the body, even of a prompt, so the log leaves it out.
+    facts = {"status": status, "path": http.url.path, "param": param, "code": code}
+    logger.info("refused", extra={"facts": facts})
+    return JSONResponse(error_object(status, message, param, code), status, headers)
+
+
+def _field(place: tuple[int | str, ...]) -> str | None:
+    """The path of a field in the body, such as `stop` or `tools[0].type`."""
+    path = ""
+    for part in place:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part != "body" and part not in _TYPE_NAMES and "[" not in part:
+            path += f".{part}" if path else part
+    return path or None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
