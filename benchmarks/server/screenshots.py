@@ -1,7 +1,7 @@
 """Pictures of the playground for the documents, taken from a running server in Chromium.
 
     trimode serve --port 8123 &
-    python benchmarks/screenshots.py --url http://127.0.0.1:8123 --output docs/pictures
+    python benchmarks/server/screenshots.py --url http://127.0.0.1:8123 --output docs/pictures
 
 Needs playwright and chromium (`make browser` installs them).
 """

@@ -1,6 +1,6 @@
 """How long `trimode generate` takes from process start to its first byte, and where it goes.
 
-    python benchmarks/start.py [--runs 5] [--model MODEL]
+    python benchmarks/cost/start.py [--runs 5] [--model MODEL]
 
 The first run only warms the disk's cache. Phases are those of a process that does the same step
 by step; what is left of the first byte's time is the interpreter's own start and the command line.
@@ -80,7 +80,10 @@ def main() -> None:
     if arguments.phases:
         phases(arguments.model)
         return
-    from machine import header, save  # the child's imports of PyTorch and trimode are timed
+    from benchmarks.lib.machine import (  # the child's imports of PyTorch and trimode are timed
+        header,
+        save,
+    )
 
     command = [sys.executable, __file__, "--phases", "--model", arguments.model]
     bytes_after, laps = [], []

@@ -1,6 +1,6 @@
 """What a forward pass costs as a function of its rows, and whether a row depends on its neighbours.
 
-    python benchmarks/pass_cost.py [--model MODEL] [--context 256] [--repeats 15]
+    python benchmarks/cost/pass_cost.py [--model MODEL] [--context 256] [--repeats 15]
 
 Prints a table and a plot, writes benchmarks/results/pass_cost.{json,png,svg}. Passes of all row
 counts are interleaved, medians with the quartiles are reported. For int8's C++ pass also the share
@@ -13,28 +13,20 @@ import time
 
 import matplotlib as mpl
 import torch
-from machine import RESULTS, header, save
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.passes import run
 from trimode import load
-from trimode.model import KVCache, Segment, Transformer
+from trimode.model import KVCache
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 TARGET = 1.6
 """A 16-row pass should cost at most this many 1-row passes."""
 OVERHEAD_TARGET = 0.3
 """Largest share of a pass beside its products."""
-
-
-def run(model: Transformer, cache: KVCache, rows: int) -> tuple[torch.Tensor, float]:
-    """Logits of a pass, and seconds that the head took."""
-    tokens = torch.arange(100, 100 + rows)
-    positions = torch.arange(cache.length, cache.length + rows)
-    hidden = model.run(tokens, positions, [Segment(0, rows, cache, "causal")])
-    began = time.perf_counter()
-    return model.logits(hidden), time.perf_counter() - began
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Tasks with checkable answers, small enough for a 135M model.
 
-    python recipes/tasks/make_tasks.py --output tasks [--train 6000] [--test 300]
+    python reproduce/tasks/make_tasks.py --output tasks [--train 6000] [--test 300]
 
 Writes train.jsonl and test.jsonl with `prompt`, `completion`, `task`. From `reasoning-gym`:
 keeping the numbers of a list that pass a condition, reversing a list of words, sorting numbers,

@@ -11,7 +11,7 @@ import torch
 
 import trimode
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def header() -> dict[str, Any]:

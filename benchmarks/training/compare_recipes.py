@@ -1,7 +1,7 @@
 """Recipes at equal compute: what each has learnt after the same seconds, or the same noisy tokens.
 
-    python benchmarks/recipes.py --data-file run.jsonl --data ../shared/data --output compared
-        [--seconds 600 | --noisy-tokens N] [--set adapter.rank=32]
+    python benchmarks/training/compare_recipes.py --data-file run.jsonl --data ../shared/data
+        --output compared [--seconds 600 | --noisy-tokens N] [--set adapter.rank=32]
         [--set step.objective.distance_decay=1 step.noise.draft_share=1] [--max-steps N]
 
 Compared: `denoise`, `nld_draft` (NLD's draft alignment on o_proj, rank 128), and `denoise` with the
@@ -10,9 +10,9 @@ from scratch on the same self-generated conversations (`trimode convert` writes 
 in bf16 where the CPU multiplies bf16, at a constant learning rate after the warm-up: how many steps
 fit is known at the end only. Seconds are those of training steps, without loading and saving.
 
-Scored like benchmarks/conversion.py, int8, temperature 0, on prompts that were not trained on:
-`linear` acceptance length with a line of tokens and with a draft tree. Drafts of `nld_draft` begin
-with their seed, as NLD's do, and are lines in both columns.
+Scored like benchmarks/quality/conversion.py, int8, temperature 0, on prompts that were not trained
+on: `linear` acceptance length with a line of tokens and with a draft tree. Drafts of `nld_draft`
+begin with their seed, as NLD's do, and are lines in both columns.
 
 An interrupted comparison continues: runs and scores are kept under `--output`.
 """
@@ -22,11 +22,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conversion import read_prompts, together
-from machine import header, save
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lib.machine import header, save
+from benchmarks.lib.prompts import prompt_sets
+from benchmarks.lib.scoring import together
 from trimode import generate_batch, load
 from trimode.cli.train import field_overrides
 from trimode.engine import encode_prompt
@@ -135,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kind = "seconds" if arguments.noisy_tokens is None else "noisy_tokens"
     amount = arguments.seconds if kind == "seconds" else arguments.noisy_tokens
-    sets = read_prompts(arguments.data, arguments.prompts)
+    sets = prompt_sets(arguments.data, arguments.prompts)
     options = {"max_tokens": arguments.max_tokens, "block_length": arguments.block_length}
     rows = []
     for name, config in configurations(arguments).items():

@@ -1,6 +1,6 @@
 """What a pass of NLD-3B and 8B costs here in int8: their shapes, random weights.
 
-    python benchmarks/large_shapes.py [--models 3b 8b] [--rows 1 8 16 32 64] [--repeats 5]
+    python benchmarks/cost/large_shapes.py [--models 3b 8b] [--rows 1 8 16 32 64] [--repeats 5]
 
 A pass over a cache of `--context` tokens, output head for every row; time does not depend on the
 weights' values. Prints milliseconds and the ratio to one row, and what building the model took of
@@ -20,13 +20,13 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
-from machine import header, megabytes, save, weight_bytes
-from pass_cost import run
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.lib.machine import header, megabytes, save, weight_bytes
+from benchmarks.lib.passes import run
 from trimode.config import ModelConfig, RopeConfig
 from trimode.model import KVCache, ReadTensor, Transformer, expected_tensors
 

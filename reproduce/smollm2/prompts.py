@@ -1,6 +1,6 @@
 """User turns for self-generation, from data that no benchmark of ours scores.
 
-    python recipes/smollm2/prompts.py --data ../shared/data --output prompts.jsonl
+    python reproduce/smollm2/prompts.py --data ../shared/data --output prompts.jsonl
 
 GSM8K train, MBPP outside the scored task ids (as a request and as a function to complete),
 self_instruct seed tasks and FLAN chain-of-thought questions, shuffled with a fixed seed.

@@ -1,6 +1,6 @@
 """Accuracy and tokens a pass of a task model in every mode.
 
-    python recipes/tasks/score.py --model DIR --tasks tasks/test.jsonl [--limit 300]
+    python reproduce/tasks/score.py --model DIR --tasks tasks/test.jsonl [--limit 300]
         [--dtype int8] [--block-length 16] [--name NAME]
 
 An answer counts if it is right, not if it is spelled alike: JSON is compared as data, a function by
@@ -12,7 +12,6 @@ import ast
 import contextlib
 import io
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,11 +19,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.lib.machine import header, save
 from trimode import LoadedModel, generate_batch, load
 from trimode.decoding import Stats
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from machine import header, save
 
 RUNS: list[tuple[str, dict]] = [
     ("ar", {"mode": "ar"}),

@@ -1,11 +1,11 @@
 """Train the learned commit rule of a converted model and compare it with the threshold rule.
 
-    python recipes/smollm2/commit_rule.py --adapter DIR --prompts prompts.jsonl
+    python reproduce/smollm2/commit_rule.py --adapter DIR --prompts prompts.jsonl
         [--count 300] [--max-tokens 96] [--block-length 16] [--dtype int8] [--save]
 
 Prints the AUC on held-out blocks, of the rule and of the confidence that the threshold rule uses.
 `--save` writes the rule beside the adapter. The curve of tokens a pass against quality is
-`benchmarks/conversion.py --commit-rule learned`.
+`benchmarks/quality/conversion.py --commit-rule learned`.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How far each dtype's distribution is from fp32's, on fp32's own greedy answers.
 
-    python benchmarks/dtype_quality.py --data ../shared/data [--prompts 8] [--max-tokens 64]
+    python benchmarks/quality/dtype_quality.py --data ../shared/data [--prompts 8] [--max-tokens 64]
 
 Perplexity ratio: the answers' AR perplexity in a dtype / in fp32. Agreement: share of the answers'
 tokens that the dtype's AR would choose after the same prefix.
@@ -10,11 +10,12 @@ import argparse
 import math
 from pathlib import Path
 
-from conversion import read_prompts, score
-from machine import header, save
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lib.machine import header, save
+from benchmarks.lib.prompts import prompt_sets
+from benchmarks.lib.scoring import score
 from trimode import LoadedModel, generate_batch, load
 from trimode.engine import encode_prompt
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     arguments = parser.parse_args()
     model = load(arguments.model, dtype="fp32", progress=False)
-    texts = [t for part in read_prompts(arguments.data, arguments.prompts).values() for t in part]
+    texts = [t for part in prompt_sets(arguments.data, arguments.prompts).values() for t in part]
     prompts = [encode_prompt(model, text) for text in texts]
     answers = generate_batch(model, prompts, max_tokens=arguments.max_tokens)
     pairs = [(p, list(a.token_ids)) for p, a in zip(prompts, answers, strict=True)]

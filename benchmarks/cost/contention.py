@@ -1,6 +1,6 @@
 """How a pass slows down while another program keeps the cores busy.
 
-    python benchmarks/contention.py
+    python benchmarks/cost/contention.py
 
 OpenMP threads that wait by spinning keep the core from the thread they wait for. The pass is timed
 with GNU OpenMP's default and with GOMP_SPINCOUNT=20000 (what the `trimode` command sets), on an
@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 
-from machine import header, save
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.lib.machine import header, save
 
 BUSY = "while True: pass"
 REPEATS = 15
@@ -24,12 +25,12 @@ REPEATS = 15
 def child() -> None:
     """Time 1-row and 16-row passes and print the medians."""
     import torch
-    from pass_cost import run
 
+    from benchmarks.lib.passes import run
     from trimode import load
     from trimode.model import KVCache
 
-    model = load(progress=False).transformer
+    model = load(dtype="fp32", progress=False).transformer
     cache = KVCache(model.config, 600)
     with torch.inference_mode():
         run(model, cache, 256)

@@ -1,6 +1,6 @@
 """Noisy tokens a second of a training step, against a plain implementation of the same recipe.
 
-    python benchmarks/training_speed.py [--steps 3] [--rows 4] [--precision auto|fp32|bf16]
+    python benchmarks/training/training_speed.py [--steps 3] [--rows 4] [--precision auto|fp32|bf16]
 
 Both train a rank-64 adapter on all linears of SmolLM2-135M by distillation from the AR half, blocks
 of 16, both under bf16 autocast where the CPU multiplies bf16 (`--precision auto`), else in fp32.
@@ -19,11 +19,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from machine import header, save
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.lib.machine import header, save
 from trimode import GenerationOptions, load
 from trimode.checkpoints import open_checkpoint
 from trimode.engine import Engine, drain, encode_prompt

@@ -1,6 +1,6 @@
 """Memory of an engine at rest, and whether it grows over thousands of requests.
 
-    python benchmarks/memory.py [--requests 10000] [--every 500] [--kv-cache-mb 256]
+    python benchmarks/cost/memory.py [--requests 10000] [--every 500] [--kv-cache-mb 256]
 
 At rest: what the process holds after loading, less an interpreter that has imported PyTorch,
 against the weights and the KV pool; the target is 1.3 times these. Resident memory counts the pages
@@ -19,11 +19,11 @@ import sys
 from typing import Any
 
 import numpy as np
-from machine import header, megabytes, save, weight_bytes
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.lib.machine import header, megabytes, save, weight_bytes
 from trimode import Engine, GenerationOptions, LoadedModel, load
 from trimode.engine import drain, encode_prompt
 from trimode.model import KVCache

@@ -1,6 +1,6 @@
 """A server under rude clients for a while: no wrong text, no stuck slot, no leak.
 
-    python benchmarks/soak.py --data ../shared/data --minutes 20 [--clients 16]
+    python benchmarks/server/soak.py --data ../shared/data --minutes 20 [--clients 16]
 
 Clients ask in mixed modes and compare each answer with the one the same request got alone before;
 in int8 these are equal. Between such requests they hang up in the middle, send garbage, send
@@ -17,11 +17,13 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from conversion import read_prompts
-from machine import header, save
-from peers import SERVED, start
 from rich.console import Console
 from rich.progress import track
+
+from benchmarks.lib.clients import SERVED
+from benchmarks.lib.machine import header, save
+from benchmarks.lib.peers import start
+from benchmarks.lib.prompts import prompt_sets
 
 MODES = [("ar", None), ("linear", 5), ("linear", 16), ("quadratic", 3), ("diffusion", 8),
          ("auto", None)]  # fmt: skip
@@ -117,7 +119,7 @@ def main() -> None:
     engine = start("trimode-int8", 16, Path())
     try:
         draw = random.Random(0)
-        sets = read_prompts(arguments.data, 8)
+        sets = prompt_sets(arguments.data, 8)
         cases = [
             {"prompt": text, "mode": MODES[i % len(MODES)], "temperature": draw.choice([0, 0.8]),
              "seed": i}

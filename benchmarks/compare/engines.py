@@ -1,8 +1,8 @@
 """Ours against llama.cpp and transformers: the same prompts, machine and client, in one run.
 
-    python benchmarks/engines.py --data ../shared/data [--concurrency 1 4 16] [--rounds 3]
+    python benchmarks/compare/engines.py --data ../shared/data [--concurrency 1 4 16] [--rounds 3]
         [--prompts 6] [--max-tokens 128] [--only trimode-int8 llama-Q8_0]
-    python benchmarks/engines.py --model DIR [--adapter DIR] --prompt-file FILE.jsonl
+    python benchmarks/compare/engines.py --model DIR [--adapter DIR] --prompt-file FILE.jsonl
 
 A round measures each engine and mode once, in an order that alternates from round to round.
 Tokens a second: completion tokens of all requests / time from the first request to the last
@@ -28,12 +28,13 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conversion import read_prompts
-from machine import RESULTS, header, save
-from peers import MODES, ONE_AT_A_TIME, HttpEngine, Mode, start
 from rich.console import Console
 from rich.table import Table
-from servers import Load, measure, percentile
+
+from benchmarks.lib.clients import ClientLoad, measure, percentile
+from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.peers import MODES, ONE_AT_A_TIME, HttpEngine, Mode, start
+from benchmarks.lib.prompts import prompt_sets
 
 WARM_UP_PROMPTS, WARM_UP_TOKENS = 3, 48
 
@@ -43,7 +44,7 @@ class Measured:
     """One engine in one mode at one concurrency, over the rounds."""
 
     rates: list[float] = field(default_factory=list)
-    times: Load = field(default_factory=Load)
+    times: ClientLoad = field(default_factory=ClientLoad)
     memory: float = 0.0
 
 
@@ -72,7 +73,7 @@ def prompts_for(arguments: argparse.Namespace) -> list[str]:
         lines = arguments.prompt_file.read_text().splitlines()
         prompts = [json.loads(line)["prompt"] for line in lines if line.strip()]
     elif arguments.data:
-        sets = read_prompts(arguments.data, -(-count // 3))
+        sets = prompt_sets(arguments.data, -(-count // 3))
         prompts = [text for group in zip(*sets.values(), strict=True) for text in group]
     else:
         raise SystemExit("--data or --prompt-file is needed")

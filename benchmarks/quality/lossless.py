@@ -1,6 +1,6 @@
 """How often `linear` and `quadratic` differ from `ar` on real prompts, and by what logit gap.
 
-    python benchmarks/lossless.py --data ../shared/data [--prompts 200] [--temperature 0.8]
+    python benchmarks/quality/lossless.py --data ../shared/data [--prompts 200] [--temperature 0.8]
         [--only "all modes mixed" "each alone"]
 
 Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others
@@ -14,11 +14,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from machine import RESULTS, header, save
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.prompts import mixed_prompts
 from trimode import load
 from trimode.engine import encode_prompt
 from trimode.evaluation import lossless
@@ -26,27 +27,6 @@ from trimode.evaluation import lossless
 BLOCK_LENGTHS = (1, 2, 5, 8, 16, 32)
 QUADRATIC_SHARE = {8: 4, 16: 10, 32: 40}
 """A quadratic pass has B(B+1) rows: at these lengths only one prompt in so many is run."""
-
-
-def read_prompts(folder: Path, count: int) -> list[str]:
-    """User instructions, GSM8K test questions and HumanEval-style tasks, in turn."""
-    sources = [
-        [
-            "\n".join(filter(None, (row["instruction"], row["instances"][0]["input"])))
-            for row in _rows(folder / "self_instruct" / "user_oriented_instructions.jsonl")
-        ],
-        [row["question"] for row in _rows(folder / "gsm8k" / "test.jsonl")],
-        [row["prompt"] for row in _rows(folder / "ifeval" / "input_data.jsonl")],
-        [row["text"] for row in _rows(folder / "mbpp" / "mbpp.jsonl")],
-    ]
-    mixed = [text for group in zip(*sources, strict=False) for text in group]
-    if len(mixed) < count:
-        raise SystemExit(f"--prompts: {count} asked, {len(mixed)} available")
-    return mixed[:count]
-
-
-def _rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def main() -> None:
@@ -61,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = load(arguments.model, dtype=arguments.dtype, progress=False)
-    texts = read_prompts(arguments.data, arguments.prompts)
+    texts = mixed_prompts(arguments.data, arguments.prompts)
     prompts = [encode_prompt(model, text)[:1024] for text in texts]
 
     wanted = lossless.runs(

@@ -1,6 +1,7 @@
 """What the server costs beside its engine alone, at many clients.
 
-    python benchmarks/overhead.py --data ../shared/data [--clients 16] [--rounds 6] [--seconds 10]
+    python benchmarks/server/overhead.py --data ../shared/data [--clients 16] [--rounds 6]
+        [--seconds 10]
 
 One engine in one thread of one process: clients in a closed loop keep the server busy, and once a
 second the engine puts their requests aside and works for as long on the same requests of its own,
@@ -31,15 +32,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lossless import read_prompts
-from machine import header, save
-from peers import SERVED, HttpClient
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from serve import MODES
-from servers import Load
 
+from benchmarks.lib.clients import SERVED, ClientLoad, HttpClient
+from benchmarks.lib.machine import header, save
+from benchmarks.lib.prompts import mixed_prompts
+from benchmarks.server.serve import MODES
 from trimode import load
 from trimode.config import GenerationOptions
 from trimode.decoding import Committed
@@ -89,7 +89,7 @@ class Alone:
     ended: tuple[int, float] = (0, 0.0)
     """Tokens and time at the end of the last turn, when the server's began."""
 
-    def turn(self, seconds: float) -> tuple[Load, Load]:
+    def turn(self, seconds: float) -> tuple[ClientLoad, ClientLoad]:
         """Work on them for a while, in the engine's thread.
 
         Returns tokens and time of the server's turn, which this ends, and of this one.
@@ -102,7 +102,7 @@ class Alone:
         self.ended = self.counted.tokens, time.perf_counter()
         return served, own
 
-    def _run(self, seconds: float) -> Load:
+    def _run(self, seconds: float) -> ClientLoad:
         engine, before, began = self.counted.engine, self.counted.tokens, time.perf_counter()
         while time.perf_counter() - began < seconds:
             while len(engine.live) + len(engine.waiting) < engine.max_sequences:
@@ -111,8 +111,8 @@ class Alone:
             engine.step()
         return self._since(before, began)
 
-    def _since(self, tokens: int, began: float) -> Load:
-        return Load(time.perf_counter() - began, self.counted.tokens - tokens)
+    def _since(self, tokens: int, began: float) -> ClientLoad:
+        return ClientLoad(time.perf_counter() - began, self.counted.tokens - tokens)
 
     def _swap(self) -> None:
         engine = self.counted.engine
@@ -179,7 +179,7 @@ def overhead(
 
     alone = Alone(counted, add)
 
-    def turn(seconds: float) -> tuple[Load, Load]:
+    def turn(seconds: float) -> tuple[ClientLoad, ClientLoad]:
         return asyncio.run(worker.call(partial(alone.turn, seconds)))
 
     asking = pool.submit(clients_of, url, prompts, decoding, together, stop)
@@ -189,7 +189,7 @@ def overhead(
     turn(arguments.warm_up)
     rounds = []
     for _ in track(range(arguments.rounds), f"overhead, {mode}", transient=True):
-        served, bare = Load(), Load()
+        served, bare = ClientLoad(), ClientLoad()
         for _ in range(round(arguments.seconds / TURN)):
             time.sleep(TURN)
             there, here = turn(TURN)
@@ -197,7 +197,7 @@ def overhead(
         rounds.append((served, bare))
     stop.set()
     cores = asking.result()
-    all_served, all_bare = (sum(side, Load()) for side in zip(*rounds, strict=True))
+    all_served, all_bare = (sum(side, ClientLoad()) for side in zip(*rounds, strict=True))
     return {
         "mode": mode,
         "clients": together,
@@ -243,7 +243,7 @@ def main() -> None:
     if "GOMP_SPINCOUNT" not in os.environ:  # read when torch is loaded; the command sets it too
         os.environ["GOMP_SPINCOUNT"] = "20000"
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    prompts = read_prompts(arguments.data, PROMPTS)
+    prompts = mixed_prompts(arguments.data, PROMPTS)
     context = multiprocessing.get_context("spawn")
     with (
         serving_here(arguments.dtype, arguments.clients) as (url, worker),

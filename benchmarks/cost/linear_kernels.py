@@ -1,6 +1,6 @@
 """Milliseconds of all linears and the head of a 135M model, by weight format and rows.
 
-    python benchmarks/linear_kernels.py
+    python benchmarks/cost/linear_kernels.py
 
 Only the matrix products: no attention, no norms. Shapes are SmolLM2-135M's, weights random. The
 last columns say whether a row's result is bit-identical in every slicing tried.
@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from machine import header, save
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lib.machine import header, save
 from trimode.model.linear import FbgemmLinear, OneDnnLinear
 
 LAYERS, HIDDEN, KV, INNER, VOCAB = 30, 576, 192, 1536, 49152

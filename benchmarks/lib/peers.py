@@ -1,30 +1,24 @@
-"""The engines that benchmarks/engines.py compares: each a server process of its own.
+"""The engines that benchmarks/compare/engines.py compares: each a server process of its own.
 
 Run as a program it is one of the others' servers:
 
-    python benchmarks/peers.py llama PATH SLOTS [ngram_simple | ngram_map_k | ngram_mod]
-    python benchmarks/peers.py transformers fp32 | bf16
+    python benchmarks/lib/peers.py llama PATH SLOTS [ngram_simple | ngram_map_k | ngram_mod]
+    python benchmarks/lib/peers.py transformers fp32 | bf16
 """
 
 import concurrent.futures
-import http.client
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from machine import megabytes
-
+from benchmarks.lib.clients import SERVED, HttpClient
+from benchmarks.lib.machine import megabytes
 from trimode.checkpoints import resolve
-
-SERVED = "measured"
-"""What requests call the model."""
 
 
 @dataclass(frozen=True)
@@ -77,78 +71,10 @@ _NGRAM, _DRAFT = 3, 8
 defaults of 12 and 48 are for much longer answers."""
 
 
-class HttpClient:
-    """A client of a server that speaks OpenAI's protocol; a connection for each thread.
-
-    Connections are kept open between requests, as OpenAI's own client does.
-    """
-
-    _LONGEST_IDLE = 2.0
-    """Seconds; servers close what is idle for longer."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._own = threading.local()
-
-    def _connection(self) -> http.client.HTTPConnection:
-        """This thread's."""
-        own, now = self._own, time.perf_counter()
-        if not hasattr(own, "connection"):
-            own.connection = http.client.HTTPConnection(urlsplit(self.url).netloc)
-            own.used = now
-        if now - own.used > self._LONGEST_IDLE:
-            own.connection.close()  # the next request opens it again
-        return own.connection
-
-    def ask(self, prompt: str, max_tokens: int, decoding: dict) -> tuple[int, list[float]]:
-        """Tokens of the answer, and when text came: seconds since the request was sent."""
-        return self.understood(self.heard(prompt, max_tokens, decoding))
-
-    def heard(self, prompt: str, max_tokens: int, decoding: dict) -> list[tuple[float, bytes]]:
-        """Pieces of the answer, and when they came: seconds since the request was sent."""
-        body = {
-            "model": SERVED,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": max_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if decoding:
-            body["decoding"] = decoding
-        connection, text = self._connection(), json.dumps(body).encode()
-        began = time.perf_counter()
-        connection.request(
-            "POST", "/v1/chat/completions", text, {"Content-Type": "application/json"}
-        )
-        with connection.getresponse() as answer:
-            if answer.status != 200:
-                raise RuntimeError(f"{answer.status}: {answer.read(1000)!r}")
-            pieces = iter(answer.read1, b"")
-            heard = [(time.perf_counter() - began, piece) for piece in pieces]
-        self._own.used = time.perf_counter()
-        return heard
-
-    def understood(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
-        """Tokens and times of text in what was heard."""
-        times, tokens, rest = [], 0, b""
-        for seconds, piece in pieces:
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                if not line.startswith(b"data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if any(c["delta"].get("content") for c in chunk["choices"]):
-                    times.append(seconds)
-                if chunk.get("usage"):
-                    tokens = chunk["usage"]["completion_tokens"]
-        return tokens, times
-
-
 class HttpEngine(HttpClient):
     """Such a server in a process of its own."""
 
-    def __init__(self, command: list[str], marker: str) -> None:
+    def __init__(self, command: list[str], marker: str, *, keep_open: float = 2.0) -> None:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -158,7 +84,7 @@ class HttpEngine(HttpClient):
             seen.append(line)
             address = next((word for word in line.split() if word.startswith("http")), None)
             if marker in line and address:
-                super().__init__(address.rstrip(",").removesuffix("/v1"))
+                super().__init__(address.rstrip(",").removesuffix("/v1"), keep_open=keep_open)
                 break
         else:
             raise SystemExit("".join(seen[-20:]))
@@ -242,7 +168,8 @@ def start(
     gguf_path = next(resolve("smollm2-135m-instruct").path.glob("*.gguf"))
     path = gguf_path if kind == "Q4_1" else q8_of(gguf_path, folder)
     command = [sys.executable, __file__, "llama", str(path), str(slots), *server]
-    return HttpEngine(command, "listening")
+    # It promises "Keep-Alive: timeout=5", but closes each connection when a stream ends.
+    return HttpEngine(command, "listening", keep_open=0.0)
 
 
 def q8_of(gguf_path: Path, folder: Path) -> Path:

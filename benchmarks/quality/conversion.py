@@ -1,6 +1,6 @@
 """What a converted model gains: acceptance, tokens a pass, and diffusion's quality by threshold.
 
-    python benchmarks/conversion.py --data ../shared/data --adapter DIR
+    python benchmarks/quality/conversion.py --data ../shared/data --adapter DIR
         [--prompts 20] [--max-tokens 128] [--block-length 16] [--commit-rule threshold]
         [--name NAME] [--thresholds 0.5 0.9]
 
@@ -13,59 +13,22 @@ same prefix.
 """
 
 import argparse
-import gzip
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from machine import RESULTS, header, save
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.prompts import prompt_sets
+from benchmarks.lib.scoring import score, together
 from trimode import LoadedModel, generate_batch, load
-from trimode.decoding import Stats
 from trimode.engine import GenerationResult, encode_prompt
-from trimode.evaluation.lossless import prefill_logits
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-
-
-def read_prompts(folder: Path, count: int) -> dict[str, list[str]]:
-    """The same number of prompts from each set, evenly spread."""
-    with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "rt") as file:
-        humaneval = [json.loads(line)["prompt"] for line in file]
-    sets = {
-        "instructions": [
-            "\n".join(filter(None, (row["instruction"], row["instances"][0]["input"])))
-            for row in _rows(folder / "self_instruct" / "user_oriented_instructions.jsonl")
-        ],
-        "gsm8k": [row["question"] for row in _rows(folder / "gsm8k" / "test.jsonl")],
-        "humaneval": humaneval,
-    }
-    return {name: texts[:: len(texts) // count][:count] for name, texts in sets.items()}
-
-
-def _rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
-@torch.inference_mode()
-def score(model: LoadedModel, prompt: list[int], answer: list[int]) -> tuple[float, int]:
-    """Negative log-likelihood of an answer under AR, and how many of its tokens AR would choose."""
-    logits = prefill_logits(model, prompt + answer[:-1], first=len(prompt) - 1)
-    targets = torch.tensor(answer, device=logits.device)
-    loss = float(F.cross_entropy(logits, targets, reduction="sum"))
-    return loss, int((logits.argmax(-1) == targets).sum())
-
-
-def together(results: list[GenerationResult]) -> Stats:
-    """Figures of all results together."""
-    return Stats.pooled(result.stats for result in results)
 
 
 def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict) -> dict:
@@ -163,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype, adapter=arguments.adapter, progress=False)
     options = {"max_tokens": arguments.max_tokens, "block_length": arguments.block_length}
-    sets = read_prompts(arguments.data, arguments.prompts)
+    sets = prompt_sets(arguments.data, arguments.prompts)
     encoded = {name: [encode_prompt(model, t) for t in texts] for name, texts in sets.items()}
     encoded["all"] = [prompt for prompts in encoded.values() for prompt in prompts]
     everything = generate_batch(model, encoded["all"], max_tokens=arguments.max_tokens)

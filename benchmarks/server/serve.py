@@ -1,6 +1,6 @@
 """The server under load, ours in every mode and llama.cpp's; the page's first load.
 
-    python benchmarks/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 96]
+    python benchmarks/server/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 96]
         [--max-tokens 64] [--rounds 1] [--only trimode-int8 llama-Q8_0]
 
 Each client sends a request, reads the stream to its end and sends the next; a load is at least
@@ -30,13 +30,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from lossless import read_prompts
-from machine import header, save
-from peers import start
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from servers import Load, measure, percentile
+
+from benchmarks.lib.clients import ClientLoad, measure, percentile
+from benchmarks.lib.machine import header, save
+from benchmarks.lib.peers import start
+from benchmarks.lib.prompts import mixed_prompts
 
 MODES: dict[str, dict[str, Any]] = {
     "ar": {"mode": "ar"},
@@ -64,7 +65,7 @@ def loads(prompts: list[str], folder: Path, arguments: argparse.Namespace) -> li
         for name in arguments.only
         for mode, decoding in modes_of(name, arguments.modes).items()
     ]
-    pooled: dict[tuple[str, str, int], Load] = {}
+    pooled: dict[tuple[str, str, int], ClientLoad] = {}
     bursts: dict[tuple[str, str, int], list[float]] = {}
     rates: dict[tuple[str, str, int], list[float]] = {}
     turns = [w for r in range(arguments.rounds) for w in work[:: 1 if r % 2 == 0 else -1]]
@@ -77,7 +78,7 @@ def loads(prompts: list[str], folder: Path, arguments: argparse.Namespace) -> li
             found = measure(server, asked, arguments.max_tokens, decoding, clients, burst.seconds)
         key = (name, mode, clients)
         rates.setdefault(key, []).append(found.rate)
-        pooled[key] = pooled.get(key, Load()) + found
+        pooled[key] = pooled.get(key, ClientLoad()) + found
         bursts.setdefault(key, []).extend(burst.first)
     rows = []
     for name, mode, _, clients in work:
@@ -151,7 +152,9 @@ def main() -> None:
     arguments = parser.parse_args()
     ours = next((name for name in arguments.only if name.startswith("trimode")), None)
     most = max(arguments.clients, default=0)
-    prompts = read_prompts(arguments.data, max(arguments.requests, REQUESTS_A_CLIENT * most) + most)
+    prompts = mixed_prompts(
+        arguments.data, max(arguments.requests, REQUESTS_A_CLIENT * most) + most
+    )
     result: dict[str, Any] = {"page": {}}
     with tempfile.TemporaryDirectory() as folder:
         result["load"] = loads(prompts, Path(folder), arguments)
