@@ -138,8 +138,11 @@ def test_logprobs_are_in_the_json_object_one_a_token(answer, mode):
 
 
 def test_the_greedy_token_is_the_first_alternative_of_its_logprobs(answer):
-    for entry in answer("hi", "--logprobs", 2)["logprobs"]:
-        assert entry["top"][0] == [entry["token"], entry["logprob"]]
+    row = answer("hi", "--logprobs", 2)
+    assert [entry["top"][0] for entry in row["logprobs"]] == [
+        [entry["token"], entry["logprob"]] for entry in row["logprobs"]
+    ]
+    assert len(row["logprobs"]) == row["completion_tokens"] > 0
 
 
 def test_zero_alternatives_leave_the_logprob_itself(answer):
