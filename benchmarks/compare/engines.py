@@ -4,18 +4,18 @@
         [--prompts 6] [--max-tokens 128] [--only trimode-int8 llama-Q8_0]
     python benchmarks/compare/engines.py --model DIR [--adapter DIR] --prompt-file FILE.jsonl
 
-A round measures each engine and mode once, in an order that alternates from round to round.
-Tokens a second: completion tokens of all requests / time from the first request to the last
-answer. Medians over the rounds. TPOT: (last text - first text) / (tokens - 1), without the reading
-of the prompt.
+A round measures each engine and mode once, in an order that alternates from round to round. Tokens
+a second: completion tokens of all requests / time from the first request to the last answer. TPOT:
+(last text - first text) / (tokens - 1), without reading the prompt. Figures are medians over the
+rounds.
 
-Each measurement has a server process of its own (transformers: a worker that answers one request
-at a time), started for it and warmed up with three other prompts in the measured mode. So all
-answer the same prompts and none has seen them before: servers remember prompts, and some remember
-answers to draft from. Nobody's idle process shares the cores or the memory figures.
+Each measurement starts a server process (for transformers, a worker that answers one request at a
+time) and warms it up with three other prompts in the measured mode. So all answer the same prompts,
+and none has seen them before: servers remember prompts, and some draft from answers they remember.
+No idle process shares the cores or the memory figures.
 
-With --model or --adapter our engines are measured alone; --prompt-file gives prompts of the task
-that a model was made for, JSONL with a `prompt` a line.
+With --model or --adapter only our engines are measured. --prompt-file gives prompts of the task
+that a model was made for: JSONL with a `prompt` a line.
 
 llama.cpp is `xllamacpp` (pip install xllamacpp), on the built-in model's own Q4_1 GGUF and on a
 Q8_0 made of it.
@@ -67,7 +67,7 @@ def measure_warm(
 
 
 def prompts_for(arguments: argparse.Namespace) -> list[str]:
-    """As many as the widest measurement asks, and those to warm up with at the end."""
+    """As many as the widest measurement asks for. The last ones are for warming up."""
     count = max(arguments.prompts, *arguments.concurrency) + WARM_UP_PROMPTS
     if arguments.prompt_file:
         lines = arguments.prompt_file.read_text().splitlines()
@@ -83,7 +83,7 @@ def prompts_for(arguments: argparse.Namespace) -> list[str]:
 
 
 def engines_for(arguments: argparse.Namespace) -> list[str]:
-    """The engines asked for; all by default, of which only ours can load other models."""
+    """The engines asked for, or all. Only ours can load other models."""
     ours = [name for name in MODES if name.startswith("trimode")]
     other_model = arguments.model or arguments.adapter
     chosen = arguments.only or (ours if other_model else list(MODES))

@@ -2,9 +2,9 @@
 
     python benchmarks/cost/contention.py
 
-OpenMP threads that wait by spinning keep the core from the thread they wait for. The pass is timed
-with GNU OpenMP's default and with GOMP_SPINCOUNT=20000 (what the `trimode` command sets), on an
-idle machine and beside one busy process a core.
+An OpenMP thread that spins while it waits keeps the core from the thread it waits for. The pass is
+timed with GNU OpenMP's default and with GOMP_SPINCOUNT=20000, which the `trimode` command sets: on
+an idle machine, and beside one busy process a core.
 """
 
 import os

@@ -2,14 +2,15 @@
 
     python benchmarks/cost/large_shapes.py [--models 3b 8b] [--rows 1 8 16 32 64] [--repeats 5]
 
-A pass over a cache of `--context` tokens, output head for every row; time does not depend on the
-weights' values. Prints milliseconds and the ratio to one row, and what building the model took of
-memory; writes benchmarks/results/large_shapes.json. The int8 weights of the 3B are 3.8 GB and
-those of the 8B 8.5 GB, of which the embeddings stay bf16 and take as much again.
+A pass runs over a cache of `--context` tokens, with the output head for every row. Its time does
+not depend on the values of the weights. The script prints milliseconds, the ratio to one row, and
+the memory that building the model took. It writes benchmarks/results/large_shapes.json. The int8
+weights are 3.8 GB for the 3B and 8.5 GB for the 8B. The embeddings stay bf16 and take as much
+again.
 
-Shapes: the 3B's from a config of its base checkpoint, the 8B's from one of its instruct checkpoint
-(its base config was not found); heads and head_dim are those of Ministral 3, which both are made
-from and with which the published parameter counts come out.
+The 3B's shapes are from a config of its base checkpoint. The 8B's are from its instruct checkpoint,
+since its base config was not found. Heads and head_dim are those of Ministral 3, which both models
+are made from. With these the published parameter counts come out.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def measure(
 
 
 def show(found: list[dict[str, Any]], context: int) -> None:
-    """One table, a column a model."""
+    """A table with a column for each model."""
     console = Console()
     table = Table(title=f"int8, one pass over {context} cached tokens: ms (least..most), ratio")
     table.add_column("rows", justify="right")

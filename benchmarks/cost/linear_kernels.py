@@ -2,8 +2,8 @@
 
     python benchmarks/cost/linear_kernels.py
 
-Only the matrix products: no attention, no norms. Shapes are SmolLM2-135M's, weights random. The
-last columns say whether a row's result is bit-identical in every slicing tried.
+Only the matrix products: no attention, no norms. The shapes are those of SmolLM2-135M, the weights
+are random. The last columns say whether a row's result has the same bits in every slicing tried.
 """
 
 import statistics

@@ -2,12 +2,12 @@
 
     python benchmarks/cost/memory.py [--requests 10000] [--every 500] [--kv-cache-mb 256]
 
-At rest: what the process holds after loading, less an interpreter that has imported PyTorch,
-against the weights and the KV pool; the target is 1.3 times these. Resident memory counts the pages
-of PyTorch's libraries that a pass touches; private memory does not, processes share them.
+At rest: what the process holds after loading, less what an interpreter with PyTorch holds. The
+target is 1.3 times the weights and the KV pool. Resident memory counts the pages of PyTorch's
+libraries that a pass touches. Private memory does not, since processes share these pages.
 
-Growth: short requests of all modes, sixteen at a time, through one engine; memory is read whenever
-all of a batch are answered. The slope leaves the first fifth out: until then the KV pool fills.
+Growth: one engine answers short requests of all modes, sixteen at a time. Memory is read each time
+that a whole batch is answered. The slope leaves out the first fifth, in which the KV pool fills.
 Linux only.
 
 Writes benchmarks/results/memory.json.

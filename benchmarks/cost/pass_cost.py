@@ -2,9 +2,9 @@
 
     python benchmarks/cost/pass_cost.py [--model MODEL] [--context 256] [--repeats 15]
 
-Prints a table and a plot, writes benchmarks/results/pass_cost.{json,png,svg}. Passes of all row
-counts are interleaved, medians with the quartiles are reported. For int8's C++ pass also the share
-that is not products with weights: attention, norms, rotation, quantising, Python.
+Prints a table and writes benchmarks/results/pass_cost.{json,png,svg}. Passes of all row counts take
+turns. Medians and quartiles are reported. Of int8's C++ pass it also reports the share that is not
+products with weights: attention, norms, rotation, quantising, Python.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How long `trimode generate` takes from process start to its first byte, and where it goes.
+"""How long `trimode generate` takes from process start to its first byte, and what takes the time.
 
     python benchmarks/cost/start.py [--runs 5] [--model MODEL]
 
-The first run only warms the disk's cache. Phases are those of a process that does the same step
-by step; what is left of the first byte's time is the interpreter's own start and the command line.
+The first run only warms the disk's cache. The phases are those of a process that does the same step
+by step. The rest of the time is the interpreter's own start and the command line.
 Writes benchmarks/results/start.json.
 """
 

@@ -1,6 +1,6 @@
-"""The engines that benchmarks/compare/engines.py compares: each a server process of its own.
+"""The engines that benchmarks/compare/engines.py compares, each in a server process.
 
-Run as a program it is one of the others' servers:
+Run as a program, it is the server of another engine:
 
     python benchmarks/lib/peers.py llama PATH SLOTS [ngram_simple | ngram_map_k | ngram_mod]
     python benchmarks/lib/peers.py transformers fp32 | bf16
@@ -42,8 +42,8 @@ def _ours(*modes: tuple[str, int | None]) -> list[Mode]:
 
 _LLAMA = [
     Mode("ar"),
-    # llama.cpp's speculation without a second model, but for ngram_cache: it drafts from statistics
-    # of earlier text and made no draft in answers as short as these.
+    # llama.cpp's speculation without a second model, except ngram_cache: that one drafts from
+    # statistics of earlier text and made no draft in such short answers.
     *(Mode(kind, server=(kind,)) for kind in ("ngram_simple", "ngram_map_k", "ngram_mod")),
 ]
 MODES: dict[str, list[Mode]] = {
@@ -59,20 +59,20 @@ MODES: dict[str, list[Mode]] = {
     "transformers-bf16": [
         Mode("ar"),
         Mode("prompt lookup", {"prompt_lookup_num_tokens": 8}),
-        # The model's own first 24 of 30 layers draft. It was not trained to exit early: half of
-        # the layers draft next to nothing right.
+        # The first 24 of the model's 30 layers draft. It was not trained to exit early: with half
+        # of its layers hardly any draft is right.
         Mode("early exit 24", {"assistant_early_exit": 24}),
     ],
 }  # fmt: skip
 ONE_AT_A_TIME = ("transformers-fp32", "transformers-bf16")
 
 _NGRAM, _DRAFT = 3, 8
-"""llama.cpp drafts this many tokens behind a repetition of that many, as our lookup does; its own
-defaults of 12 and 48 are for much longer answers."""
+"""llama.cpp drafts 8 tokens after a repetition of 3, as our lookup does. Its own defaults of 12 and
+48 are for much longer answers."""
 
 
 class HttpEngine(HttpClient):
-    """Such a server in a process of its own."""
+    """A client of a server that runs in a child process."""
 
     def __init__(self, command: list[str], marker: str, *, keep_open: float = 2.0) -> None:
         self.process = subprocess.Popen(

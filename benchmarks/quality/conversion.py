@@ -4,12 +4,12 @@
         [--prompts 20] [--max-tokens 128] [--block-length 16] [--commit-rule threshold]
         [--name NAME] [--thresholds 0.5 0.9]
 
-Prompts that were neither trained on nor sampled by the model: self_instruct user instructions,
-GSM8K test, HumanEval; `--prompts` of each. Temperature 0.
+The prompts are self_instruct user instructions, GSM8K test and HumanEval, `--prompts` of each. The
+model was not trained on them and did not sample them. Temperature 0.
 
-Perplexity ratio: AR perplexity of the diffusion answer / that of AR's own greedy answer, over the
-prompts' tokens together. Agreement: share of the answer's tokens that AR would choose after the
-same prefix.
+Perplexity ratio: AR perplexity of the diffusion answer / that of AR's own greedy answer, over all
+answers together. Agreement: share of the answer's tokens that AR would choose after the same
+prefix.
 """
 
 import argparse
@@ -32,7 +32,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict) -> dict:
-    """Acceptance and tokens a pass of both lossless modes, and whether they were."""
+    """Acceptance and tokens a pass of both lossless modes, and how many answers equal AR's."""
     row: dict = {}
     runs = [("linear", options["block_length"]), ("quadratic", 8), ("quadratic", 16)]
     for (mode, block_length), tree in itertools.product(runs, (False, True)):

@@ -4,9 +4,9 @@
         [--only "all modes mixed" "each alone"]
 
 Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others
-of its mode; then each in one mode and length, packed with others of every mode, and alone.
-A difference is a flip: where the two answers part, the verifier's two best logits were nearly
-tied. The gap at that point (recomputed by a fresh prefill) is printed for each.
+of its mode. Then it runs in one mode and length, packed with others of every mode, and alone.
+A difference is a flip: the verifier's two best logits were nearly tied at the first token that
+differs. The gap there (recomputed by a fresh prefill) is printed for each.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Whether a change of the code changes answers: token ids of 50 real prompts in many settings.
+"""Whether a change of the code changes answers to 50 real prompts in many settings.
 
     python benchmarks/quality/same_answers.py --data ../shared/data --write before.json
     python benchmarks/quality/same_answers.py --data ../shared/data --compare before.json
         [--write after.json] [--only "ar" "linear 8"] [--dtype int8]
 
-For changes that must not change a bit. Of each answer it keeps the token ids, the passes, cycles
-and revisions, and why it ended. It exits with 1 if an answer differs from the earlier file, and
-names the first prompt and token that do. `auto` is not among the settings: what it does depends on
-times. Floats round differently from machine to machine: compare on one.
+Use it for refactorings, which must not change a bit. It keeps the token ids of each answer, its
+passes, cycles and revisions, and why it ended. If an answer differs from the earlier file, it names
+the first such prompt and token and exits with 1. `auto` is not among the settings, since its
+choices depend on times. Compare files of one machine, since floats round differently on another.
 """
 
 import argparse

@@ -3,16 +3,15 @@
     python benchmarks/server/overhead.py --data ../shared/data [--clients 16] [--rounds 6]
         [--seconds 10]
 
-One engine in one thread of one process: clients in a closed loop keep the server busy, and once a
-second the engine puts their requests aside and works for as long on the same requests of its own,
-without a server. A machine whose speed changes by a tenth from one second to the next, as shared
-ones do, so changes for both. In each round both have `--seconds` seconds.
+There is one engine, in one thread of one process. Clients in a closed loop keep the server busy.
+Every second the engine puts their requests aside and works for a second on the same requests
+without a server. A shared machine can change its speed by a tenth from one second to the next: so
+it changes for both. In each round both have `--seconds` seconds.
 
-Tokens a second: tokens committed / time. Overhead: 1 - the server's / the engine's, over all
-rounds; beside it that of each round. Both sides ask the same few prompts, so that drafts are as
-good for the one as for the other and the cache always holds the prompt, and answers begin one after
-the other, as they do in a load that has gone on for a while. Clients are a process of their own on
-the cores of the server; what they take is listed.
+Tokens a second: committed tokens / time. Overhead: 1 - the server's / the engine's, over all rounds
+and for each round. Both sides ask the same few prompts: drafts are equally good for both, and the
+cache always holds the prompt. Answers begin one after the other, as in a load that has run for a
+while. The clients are a process on the same cores. The table lists what they take.
 """
 
 import argparse
@@ -59,7 +58,7 @@ SETTLING = 0.05
 
 @dataclass
 class Counted:
-    """An engine whose tokens are counted, whoever they are for."""
+    """An engine that counts its tokens, whoever asked for them."""
 
     engine: Engine
     tokens: int = 0

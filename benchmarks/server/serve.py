@@ -3,20 +3,19 @@
     python benchmarks/server/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 96]
         [--max-tokens 64] [--rounds 1] [--only trimode-int8 llama-Q8_0]
 
-Each client sends a request, reads the stream to its end and sends the next; a load is at least
-eight requests a client. Every load has a server that was just started and the same prompts, so no
-prompt is in its cache but what all begin with. Before it comes a burst, whose TTFT is listed beside
-the load's: one other request of each client, all at the same moment. The load's clients begin one
-after the other over as many seconds as the burst took: answers are of one length, so clients that
-begin together stay together, and each load would be a row of bursts on a machine that needs longer
-for an answer than they take to begin.
+Each client sends a request, reads the stream to its end and sends the next. A load has at least
+eight requests a client. Every load has a server that was just started and the same prompts, so the
+cache holds nothing of a prompt except the common beginning. A burst comes before the load: one
+other request of each client, all at the same moment. Its TTFT is listed beside the load's. The
+clients of the load begin one after the other, over as many seconds as the burst took. Answers are
+of one length, so clients that begin together stay together, and the load would be a row of bursts.
 
 Tokens a second: completion tokens / time from the first request to the last answer, the median of
-the rounds. TTFT: from sending a request to its first text, queue included. Gap: between a text and
-the next, which may be several tokens. TPOT: (last text - first text) / (tokens - 1). Percentiles
+the rounds. TTFT: from sending a request to its first text, queue included. Gap: from a text to the
+next; a text may be several tokens. TPOT: (last text - first text) / (tokens - 1). Percentiles are
 over the requests of all rounds.
 
-What the server costs beside its engine alone: `overhead.py`.
+`overhead.py` measures what the server costs beside its engine alone.
 """
 
 import argparse
@@ -51,7 +50,7 @@ REQUESTS_A_CLIENT = 8
 
 
 def modes_of(name: str, chosen: list[str]) -> dict[str, dict[str, Any]]:
-    """Modes of a server: ours has those chosen, others have AR."""
+    """The modes of a server: the chosen ones for ours, AR for others."""
     if name.startswith("trimode"):
         return {mode: MODES[mode] for mode in chosen}
     return {"ar": {}}

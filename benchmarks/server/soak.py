@@ -2,9 +2,9 @@
 
     python benchmarks/server/soak.py --data ../shared/data --minutes 20 [--clients 16]
 
-Clients ask in mixed modes and compare each answer with the one the same request got alone before;
-in int8 these are equal. Between such requests they hang up in the middle, send garbage, send
-bodies that are too large, and read slowly. Memory and slots are read at the end.
+Clients ask in mixed modes and compare each answer with the answer that the same request got alone
+before. In int8 these are equal. Between such requests clients hang up in the middle, send garbage,
+send bodies that are too large, and read slowly. Memory and slots are read at the end.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def body_of(case: dict, *, stream: bool) -> bytes:
 
 
 def post(url: str, body: bytes, *, pause: float = 0.0, hang_up_after: int = 0) -> tuple[int, str]:
-    """Status and body; slowly, or only the first bytes, where asked."""
+    """Status and body, read slowly or only in part if asked."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
     try:
         connection.request(

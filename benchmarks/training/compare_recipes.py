@@ -1,20 +1,20 @@
-"""Recipes at equal compute: what each has learnt after the same seconds, or the same noisy tokens.
+"""Recipes at equal compute: what each has learnt after the same seconds or noisy tokens.
 
     python benchmarks/training/compare_recipes.py --data-file run.jsonl --data ../shared/data
         --output compared [--seconds 600 | --noisy-tokens N] [--set adapter.rank=32]
         [--set step.objective.distance_decay=1 step.noise.draft_share=1] [--max-steps N]
 
-Compared: `denoise`, `nld_draft` (NLD's draft alignment on o_proj, rank 128), and `denoise` with the
-fields of each `--set` (one or more, each `--set` is one variant). All train an adapter of SmolLM2
-from scratch on the same self-generated conversations (`trimode convert` writes such a file),
-in bf16 where the CPU multiplies bf16, at a constant learning rate after the warm-up: how many steps
-fit is known at the end only. Seconds are those of training steps, without loading and saving.
+Compared are `denoise`, `nld_draft` (NLD's draft alignment on o_proj, rank 128), and one variant of
+`denoise` for each `--set`, with its fields. All train an adapter of SmolLM2 from scratch on the
+same self-generated conversations (`trimode convert` writes such a file), in bf16 if the CPU
+multiplies bf16. The learning rate is constant after the warm-up, since the number of steps is known
+only at the end. Seconds are those of training steps, without loading and saving.
 
-Scored like benchmarks/quality/conversion.py, int8, temperature 0, on prompts that were not trained
-on: `linear` acceptance length with a line of tokens and with a draft tree. Drafts of `nld_draft`
-begin with their seed, as NLD's do, and are lines in both columns.
+The score is the acceptance length of `linear`, with a line of tokens and with a draft tree, as in
+benchmarks/quality/conversion.py: int8, temperature 0, prompts that were not trained on. Drafts of
+`nld_draft` begin with their seed, as NLD's do, and are lines in both columns.
 
-An interrupted comparison continues: runs and scores are kept under `--output`.
+Runs and scores are kept under `--output`. The same command continues an interrupted comparison.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def spent(run: Path) -> dict[str, float]:
 
 
 def trained(config: TrainConfig, budget: str, amount: float) -> bool:
-    """Train until the budget is spent; False where a signal ended it before."""
+    """Train until the budget is spent; False if a signal ended it before."""
     run = Path(config.output)
     if (run / "final").exists() and spent(run)[budget] >= amount:
         return True
@@ -101,7 +101,7 @@ def scored(config: TrainConfig, sets: dict[str, list[str]], options: dict[str, A
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
-    """One line a recipe."""
+    """A table with a line for each recipe."""
     table = Table(title=title)
     for column in ("recipe", "steps", "seconds", "noisy tokens", "line", "tree", "tree, TPF"):
         table.add_column(column)

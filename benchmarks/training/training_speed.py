@@ -3,12 +3,12 @@
     python benchmarks/training/training_speed.py [--steps 3] [--rows 4] [--precision auto|fp32|bf16]
 
 Both train a rank-64 adapter on all linears of SmolLM2-135M by distillation from the AR half, blocks
-of 16, both under bf16 autocast where the CPU multiplies bf16 (`--precision auto`), else in fp32.
-Plain: [noisy | clean] of 256 tokens each as one sequence under a dense mask, keys repeated
+of 16. With `--precision auto` both run under bf16 autocast if the CPU multiplies bf16, else in
+fp32. Plain: [noisy | clean] of 256 tokens each as one sequence under a dense mask, keys repeated
 for grouped attention, logits of every row of both halves. Ours: `trimode/training`.
 
-Also: where a step's time goes, peak memory, and tokens a second of self-generation in the engine's
-default dtype.
+It also prints what takes a step's time, peak memory, and tokens a second of self-generation in the
+engine's default dtype.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python reproduce/smollm2/commit_rule.py --adapter DIR --prompts prompts.jsonl
         [--count 300] [--max-tokens 96] [--block-length 16] [--dtype int8] [--save]
 
-Prints the AUC on held-out blocks, of the rule and of the confidence that the threshold rule uses.
-`--save` writes the rule beside the adapter. The curve of tokens a pass against quality is
-`benchmarks/quality/conversion.py --commit-rule learned`.
+Prints the AUC of the rule on held-out blocks, and that of the confidence that the threshold rule
+uses. `--save` writes the rule beside the adapter. `benchmarks/quality/conversion.py --commit-rule
+learned` plots tokens a pass against quality.
 """
 
 import argparse

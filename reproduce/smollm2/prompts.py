@@ -1,4 +1,4 @@
-"""User turns for self-generation, from data that no benchmark of ours scores.
+"""User turns for self-generation, from data that none of our benchmarks scores.
 
     python reproduce/smollm2/prompts.py --data ../shared/data --output prompts.jsonl
 

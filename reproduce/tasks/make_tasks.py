@@ -2,10 +2,10 @@
 
     python reproduce/tasks/make_tasks.py --output tasks [--train 6000] [--test 300]
 
-Writes train.jsonl and test.jsonl with `prompt`, `completion`, `task`. From `reasoning-gym`:
-keeping the numbers of a list that pass a condition, reversing a list of words, sorting numbers,
-sums. Ours: a record as JSON, and a short Python function. Seeds of train and test differ, and no
-prompt of the test set is in the training set.
+Writes train.jsonl and test.jsonl with `prompt`, `completion`, `task`. Tasks of `reasoning-gym`:
+keep the numbers of a list that pass a condition, reverse a list of words, sort numbers, add
+numbers. Tasks of ours: write a record as JSON, write a short Python function. Seeds of train and
+test differ. No prompt of the test set is in the training set.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def gym(name: str) -> Callable[[int], tuple[str, str]]:
 
 
 def record(number: int) -> tuple[str, str]:
-    """A sentence about a person, to be put into JSON."""
+    """A sentence about a person; the answer is JSON."""
     draw = random.Random(f"record {number}")
     fields = {
         "name": draw.choice(NAMES.split()),

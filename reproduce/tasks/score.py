@@ -3,8 +3,8 @@
     python reproduce/tasks/score.py --model DIR --tasks tasks/test.jsonl [--limit 300]
         [--dtype int8] [--block-length 16] [--name NAME]
 
-An answer counts if it is right, not if it is spelled alike: JSON is compared as data, a function by
-running it, a list without regard to spaces. Temperature 0.
+An answer counts if it is right, also if it is spelled in another way: JSON is compared as data, a
+function by running it, a list without regard to spaces. Temperature 0.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def _values(code: str) -> list | None:
 
 
 def run(model: LoadedModel, rows: list[dict], fields: dict) -> dict:
-    """Accuracy in all and by task, TPF and acceptance length."""
+    """Accuracy overall and by task, TPF and acceptance length."""
     results = generate_batch(model, [row["prompt"] for row in rows], max_tokens=96, **fields)
     right = defaultdict(list)
     for row, result in zip(rows, results, strict=True):
@@ -120,7 +120,7 @@ def main() -> None:
         "--modes", nargs="+", help="names of runs: ar, linear, 'diffusion 0.9', ..."
     )
     parser.add_argument("--dtype", default="int8")
-    parser.add_argument("--block-length", type=int, default=16, help="but for quadratic: 8")
+    parser.add_argument("--block-length", type=int, default=16, help="8 for quadratic")
     parser.add_argument("--name", default="tasks")
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype, progress=False)

@@ -289,7 +289,7 @@ class Journal:
         file.flush()
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Rows up to the first torn one; remembers where the intact part ends."""
+        """Rows up to the first torn one; remembers the end of the intact part."""
         rows, self._intact = [], 0
         if not self.path.exists():
             return rows

@@ -124,7 +124,7 @@ def _one(
         with printer(show_drafts=options.show_drafts) as out:
             for update in updates:
                 out.show(update)
-    finally:  # also after Ctrl-C: what was printed stays, on a line of its own
+    finally:  # also after Ctrl-C: what was printed stays, on its own line
         sys.stdout.write("\n")
         sys.stdout.flush()
     if not output.quiet:
