@@ -89,7 +89,7 @@ def _loop(session: Session) -> None:
 
 
 def _react(session: Session, text: str, quoted: bool) -> str | None:
-    """Carry out a command, whose name is returned, or answer a message; errors are said."""
+    """Carry out a command and return its name, or answer a message; print errors."""
     try:
         if text.startswith("/") and not quoted:
             return _command(session, text)
@@ -101,7 +101,7 @@ def _react(session: Session, text: str, quoted: bool) -> str | None:
 
 
 def _read_message() -> tuple[str, bool] | None:
-    """A line, or the lines between triple quotes, and whether it was these; None at the end."""
+    """A line, or the lines between triple quotes, and whether it was quoted; None at the end."""
     prompt = ">>> " if sys.stdin.isatty() else ""
     try:
         line = input(prompt)
@@ -210,7 +210,7 @@ def _conversation(session: Session) -> list[dict[str, Any]]:
 
 
 def _answer(session: Session, message: str) -> None:
-    """Decode one answer; Ctrl-C ends it and keeps what there is of it."""
+    """Decode one answer; Ctrl-C ends it and keeps the part that is there."""
     from trimode.cli.render import printer, summary
     from trimode.engine import Engine, drain, encode_prompt
 

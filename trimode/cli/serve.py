@@ -19,7 +19,7 @@ _LOGS = ("warnings", "requests", "prompts")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkOptions:
-    """Where the server listens, and to whom."""
+    """Where the server listens, and who may use it."""
 
     host: Annotated[str, typer.Option("--host", envvar="TRIMODE_HOST", help="Address to bind.")] = (
         "127.0.0.1"
@@ -46,7 +46,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOptions:
-    """How many requests, and how long."""
+    """How many requests it takes, and how long they may last."""
 
     max_sequences: Annotated[
         int, typer.Option("--max-sequences", help="Requests decoded at once.")
@@ -82,7 +82,7 @@ class RecordOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDefaults(opt.DecodingOptions):
-    """What a request gets that does not say: the defaults of OpenAI's own server."""
+    """Decoding options of requests that do not give them; OpenAI has the same temperature."""
 
     max_tokens: opt.MaxTokens = 1024
     temperature: opt.Temperature = 1.0

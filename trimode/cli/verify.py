@@ -45,8 +45,8 @@ def verify(
 ) -> None:
     """Compare every lossless mode with ar, greedy and sampled, packed and alone.
 
-    Exit code 1 if an answer differs. int8 promises that none does; floats round, so there two
-    answers part now and then where two logits were nearly tied.
+    The exit code is 1 if an answer differs. In int8 none does. Floats round: there an answer
+    differs now and then, if two logits were nearly tied.
     """
     texts = _TEXTS if input_file is None else _read(input_file)
     loaded = opt.load_model(model.named(name), progress=not no_progress)
