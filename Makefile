@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 DATA ?= ../shared/data
 
-.PHONY: demo tasks test test-slow browser clients peers check bench lossless conversion format clean
+.PHONY: demo tasks test test-slow browser clients peers peers-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
@@ -18,7 +18,7 @@ TEST_ENV := TRIMODE_TEST_CACHE=$(CACHE) OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 
 test: $(VENV)/.dev
 	TRIMODE_CACHE=$(CACHE) $(BIN)/python -c "from trimode.checkpoints import resolve; resolve()"
-	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not browser and not clients"
+	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not browser and not clients and not peers"
 
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow
@@ -35,12 +35,17 @@ clients: $(VENV)/.dev
 	npm install --silent --prefix $(VENV)/npm openai
 	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/clients
 
+# Whether each engine that `make peers` compares starts and answers.
+peers-test: $(VENV)/.dev
+	$(BIN)/pip install --quiet --group peers
+	$(TEST_ENV) $(BIN)/pytest -m peers tests/benchmarks
+
 # Ours beside llama.cpp and transformers, each measurement in a process of its own, and the servers under
 # load: hours.
 peers: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
-	$(BIN)/python benchmarks/engines.py --data $(DATA)
-	$(BIN)/python benchmarks/serve.py --data $(DATA)
+	$(BIN)/python benchmarks/compare/engines.py --data $(DATA)
+	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -53,30 +58,30 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/linear_kernels.py
-	$(BIN)/python benchmarks/pass_cost.py
-	$(BIN)/python benchmarks/contention.py
-	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/cost/linear_kernels.py
+	$(BIN)/python benchmarks/cost/pass_cost.py
+	$(BIN)/python benchmarks/cost/contention.py
+	$(BIN)/python benchmarks/training/training_speed.py
 
 # Half an hour: every prompt in every lossless mode and block length.
 lossless: $(VENV)/.dev
-	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 200
-	$(BIN)/python benchmarks/lossless.py --data $(DATA) --prompts 100 --max-tokens 10 --temperature 0.8
+	$(BIN)/python benchmarks/quality/lossless.py --data $(DATA) --prompts 200
+	$(BIN)/python benchmarks/quality/lossless.py --data $(DATA) --prompts 100 --max-tokens 10 --temperature 0.8
 
 # A quarter of an hour: acceptance, tokens a pass and diffusion's quality of the built-in model.
 conversion: $(VENV)/.dev
-	$(BIN)/python benchmarks/conversion.py --data $(DATA) --dtype int8 --prompts 10 \
+	$(BIN)/python benchmarks/quality/conversion.py --data $(DATA) --dtype int8 --prompts 10 \
 		--thresholds 0.05 0.15 0.3 0.5 0.7 0.9 0.99
 
 # The task model: two trainings of half an hour each, then accuracy and tokens a pass of every mode.
 TASKS ?= ../tasks
 tasks: $(VENV)/.dev
-	$(BIN)/pip install --quiet reasoning-gym
+	$(BIN)/pip install --quiet --group reproduce
 	mkdir -p $(TASKS)
-	$(BIN)/python recipes/tasks/make_tasks.py --output $(TASKS)/tasks --train 9000
+	$(BIN)/python reproduce/tasks/make_tasks.py --output $(TASKS)/tasks --train 9000
 	for kind in joint ar; do \
-		(cd $(TASKS) && $(abspath $(BIN))/trimode train $(abspath recipes/tasks)/$$kind.yaml) || exit 1; \
-		$(BIN)/python recipes/tasks/score.py --model $(TASKS)/task-$$kind/final \
+		(cd $(TASKS) && $(abspath $(BIN))/trimode train $(abspath reproduce/tasks)/$$kind.yaml) || exit 1; \
+		$(BIN)/python reproduce/tasks/score.py --model $(TASKS)/task-$$kind/final \
 			--tasks $(TASKS)/tasks/test.jsonl --name task_$$kind \
 			$$(test $$kind = ar && echo --modes ar) || exit 1; \
 	done

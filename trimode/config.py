@@ -32,6 +32,9 @@ DRAFT_FORMS: tuple[DraftForm, ...] = get_args(DraftForm)
 
 RopeType = Literal["default", "linear", "yarn", "llama3"]
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The built-in model that is used if none is named."""
+
 DEFAULT_BLOCK_LENGTH = 32
 DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""

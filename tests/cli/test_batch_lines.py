@@ -1,10 +1,14 @@
 """What a line of `--input` may say, and what its result says back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.cli.conftest import assert_one_line_error
+from trimode import decoding
+from trimode.cli.batch import read_lines
+from trimode.config import GenerationOptions
 
 
 @pytest.fixture
@@ -97,6 +101,19 @@ def test_an_alias_does_what_its_option_does(batch, alias, name, value):
 def test_a_line_wins_over_the_command_line(batch):
     rows = batch({"prompt": "hi", "max_tokens": 2, "mode": "linear_spec"}, {"prompt": "hi"}).rows()
     assert [(row["completion_tokens"], row["mode"]) for row in rows] == [(2, "linear"), (3, "ar")]
+
+
+def test_a_line_with_a_mode_of_its_own_takes_over_only_what_that_mode_reads(tmp_path, monkeypatch):
+    def inherited(options, mode):
+        return options if mode == "diffusion" else replace(options, threshold=None)
+
+    monkeypatch.setattr(decoding, "inherited", inherited)
+    path = tmp_path / "in.jsonl"
+    rows = [{}, {"mode": "ar"}, {"mode": "dlm"}, {"mode": "ar", "threshold": 0.7}]
+    path.write_text("".join(json.dumps({"prompt": "hi"} | row) + "\n" for row in rows))
+    defaults = GenerationOptions(mode="diffusion", threshold=0.5)
+    found = [(line.options.mode, line.options.threshold) for line in read_lines(path, defaults)]
+    assert found == [("diffusion", 0.5), ("ar", None), ("diffusion", 0.5), ("ar", 0.7)]
 
 
 def test_stop_may_be_one_string_or_a_list(batch):

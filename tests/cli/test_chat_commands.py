@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 
-from tests.cli.conftest import wait_until_blocked
+from tests.cli.conftest import assert_one_line_error, wait_until_blocked
+from trimode import decoding
 
 
 @pytest.fixture
@@ -87,12 +89,39 @@ def test_set_changes_the_next_answer_and_says_so(talk, setting):
 
 
 def test_set_takes_a_list_and_none(talk):
-    outcome = talk('/set stop ["a", "b"]', "/set threshold 0.5", "/set threshold none")
+    lines = ('/set stop ["a", "b"]', "/set threshold 0.5", "/set threshold none")
+    outcome = talk(*lines, options=("--mode", "linear"))
     assert outcome.err.splitlines() == ["stop ('a', 'b')", "threshold 0.5", "threshold None"]
 
 
 def test_set_mode_takes_an_alias(talk):
     assert talk("/set mode linear_spec").err == "mode linear\n"
+
+
+@pytest.fixture
+def only_linear_reads_a_threshold(monkeypatch):
+    def inherited(options, mode):
+        return options if mode == "linear" else replace(options, threshold=None)
+
+    monkeypatch.setattr(decoding, "inherited", inherited)
+
+
+@pytest.mark.usefixtures("only_linear_reads_a_threshold")
+class TestOptionsThatAModeDoesNotRead:
+    def test_set_refuses_them_at_once_and_stores_nothing(self, talk):
+        outcome = talk("/set threshold 0.5", "/mode linear", "/set threshold none")
+        refused, *later = outcome.err.splitlines()
+        assert refused == "error: threshold: 0.5; the mode ar does not read it"
+        assert later == ["mode linear", "threshold None"]
+
+    def test_a_change_of_mode_forgets_them_and_says_so(self, talk):
+        lines = ("/set threshold 0.5", "/mode linear_spec", "/set mode ar", "/mode linear")
+        said = talk(*lines, options=("--mode", "linear")).err.splitlines()
+        assert said == ["threshold 0.5", "mode linear", "mode ar, without threshold", "mode linear"]
+
+    def test_the_command_line_refuses_them_before_the_model_loads(self, cli):
+        outcome = cli("chat", "/nosuch", "--threshold", 0.5)
+        assert_one_line_error(outcome, 2, "threshold: 0.5", "the mode ar")
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,47 @@
-"""`trimode compare`, `models` and `env` beyond their first lines."""
+"""`trimode compare`: the table, the objects, and what each mode is asked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.cli.conftest import assert_one_line_error
 from tests.cli.test_generate import KEYS
-from trimode.testing.tiny import write_tiny_checkpoint
+from trimode import decoding
+from trimode.engine import Engine
 
 
 def cells(outcome):
     """First column of the table -> the other columns."""
     rows = [line.strip("│").split("│") for line in outcome.out.splitlines() if line[:1] == "│"]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def test_compare_says_that_speculation_equals_ar(cli, llama):
+    outcome = cli("compare", llama, "hi", "--max-tokens", 12)
+    assert outcome.code == 0
+    rows = {line.split()[1]: line for line in outcome.out.splitlines() if line.startswith("│")}
+    assert set(rows) == {"ar", "linear", "quadratic", "diffusion"}
+    assert "yes" in rows["linear"]
+    assert "yes" in rows["quadratic"]
+
+
+def test_compare_says_that_an_unconverted_model_was_not_trained_for_it(cli, llama, nld):
+    assert "never trained to fill masks" in cli("compare", llama, "hi", "--max-tokens", 4).out
+    assert "never trained" not in cli("compare", nld, "hi", "--max-tokens", 4).out
+
+
+def test_compare_prints_json(cli, llama):
+    outcome = cli("compare", llama, "hi", "--modes", "ar,linear", "--max-tokens", 5, "--json")
+    ar, linear = json.loads(outcome.out)["results"]
+    assert ar["token_ids"] == linear["token_ids"]
+    assert [ar["mode"], linear["mode"]] == ["ar", "linear"]
+
+
+def test_compare_refuses_a_mode_named_twice(cli, llama):
+    outcome = cli("compare", llama, "hi", "--modes", "ar,ar")
+    assert outcome.code == 2
+    assert "modes" in outcome.err
 
 
 def test_the_table_agrees_with_the_json_objects(cli, letters):
@@ -96,52 +125,41 @@ def test_an_empty_prompt_is_refused_beside_a_system_message_too(cli, letters):
     assert_one_line_error(outcome, 2, "prompt: empty")
 
 
+def read_by_linear_only(options, mode):
+    """As if `linear` alone read a block length and a threshold."""
+    if mode == "linear":
+        return options
+    return replace(options, block_length=None, threshold=None)
+
+
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache with one model in it."""
-    monkeypatch.setenv("TRIMODE_CACHE", str(tmp_path))
-    path = write_tiny_checkpoint(tmp_path / "models" / "tiny==1.0")
-    (path / "source.json").write_text(json.dumps({"origin": "pypi:tiny==1.0"}))
-    return path
+def asked(monkeypatch):
+    """Options of the requests that were made, by mode."""
+    monkeypatch.setattr(decoding, "inherited", read_by_linear_only)
+    found = {}
+    add = Engine.add
+
+    def spy(engine, prompt, options=None, **more):
+        found[options.mode] = options
+        return add(engine, prompt, options, **more)
+
+    monkeypatch.setattr(Engine, "add", spy)
+    return found
 
 
-def test_a_cached_model_is_listed_with_its_size_place_and_origin(cli, cache, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
-    outcome = cli("models")
-    name, *_ = [key for key in cells(outcome) if key.startswith("tiny")]
-    assert name == "tiny==1.0"
-    assert cells(outcome)[name] == ["0 MB", str(cache), "pypi:tiny==1.0"]
+def test_each_mode_gets_the_options_that_it_reads(cli, letters, asked):
+    arguments = ("--modes", "ar,linear", "--max-tokens", 3, "--threshold", 0.5)
+    assert cli("compare", letters, "hi", *arguments).code == 0
+    assert (asked["ar"].block_length, asked["ar"].threshold) == (None, None)
+    assert (asked["linear"].block_length, asked["linear"].threshold) == (8, 0.5)
 
 
-def test_a_removed_model_is_gone_and_said_to_be(cli, cache):
-    outcome = cli("models", "rm", "tiny==1.0")
-    assert outcome.code == 0
-    assert outcome.out.startswith(f"removed {cache}")
-    assert not cache.exists()
-    assert "tiny==1.0" not in cli("models").out
+def test_an_option_that_none_of_the_modes_reads_is_refused(cli, letters, asked):
+    outcome = cli("compare", letters, "hi", "--modes", "ar,quadratic", "--threshold", 0.5)
+    assert_one_line_error(outcome, 2, "threshold: 0.5", "ar,quadratic")
+    assert not asked
 
 
-@pytest.mark.parametrize("name", ["nosuch", "../models/tiny==1.0", "", "."])
-def test_removing_what_is_not_in_the_cache_is_refused_and_removes_nothing(cli, cache, name):
-    outcome = cli("models", "rm", name)
-    assert_one_line_error(outcome, 2, f"model: {name!r} is not in the cache", "tiny==1.0")
-    assert (cache / "config.json").is_file()
-
-
-def test_env_prints_the_facts_of_its_json_line_by_line(cli):
-    facts = cli("env", "--json").json()
-    lines = dict(line.split(": ", 1) for line in cli("env").out.splitlines())
-    assert lines.keys() == facts.keys()
-    assert lines["torch"] == facts["torch"]
-    for name in ("trimode", "torch", "numpy", "tokenizers", "python"):
-        assert facts[name][0].isdigit()
-    assert facts["fp32"]
-    assert facts["bf16"]
-    assert facts["cores"] >= 1
-
-
-def test_the_version_is_that_of_the_installed_package(cli):
-    from importlib.metadata import version
-
-    outcome = cli("--version")
-    assert (outcome.code, outcome.out) == (0, f"trimode {version('trimode')}\n")
+def test_a_default_that_none_of_the_modes_reads_is_no_error(cli, letters, asked):
+    assert cli("compare", letters, "hi", "--modes", "ar", "--max-tokens", 3).code == 0
+    assert asked["ar"].block_length is None

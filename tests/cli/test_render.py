@@ -113,3 +113,13 @@ def test_markup_in_a_draft_is_text():
 
 def test_a_block_without_tokens_is_empty_text():
     assert shown(block("")).plain == ""
+
+
+def test_a_draft_shows_masks_as_dots_confidence_as_shade_and_revision_underlined():
+    tokens = (*TOKENIZER.encode("ab"), MASK, *TOKENIZER.encode("c"))
+    states = ("kept", "new", "mask", "revised")
+    event = Drafted(start=5, tokens=tokens, confidences=(1.0, 0.1, 0.0, 0.99), states=states)
+    text = shaded(event, 6, TextStream(TOKENIZER), MASK)
+    assert text.plain == "b·c"
+    styles = [str(span.style) for span in text.spans]
+    assert styles == ["grey35", "dim", "white underline"]

@@ -22,6 +22,13 @@ MODES = {
 each_mode = pytest.mark.parametrize("options", MODES.values(), ids=MODES)
 
 
+def drafts(events):
+    """The snapshots among events, of which there must be some."""
+    found = [event for event in events if isinstance(event, Drafted)]
+    assert found
+    return found
+
+
 def run(options, **more):
     script = speculative(lambda position: position % 4 > 0)
     engine = Engine(scripted(script))
@@ -36,7 +43,7 @@ def test_showing_drafts_changes_neither_tokens_nor_passes(options):
     shown, more = run(options, show_drafts=True)
     assert (shown.tokens, shown.stats.passes) == (plain.tokens, plain.stats.passes)
     assert not any(isinstance(event, Drafted) for event in events)
-    assert any(isinstance(event, Drafted) for event in more)
+    assert drafts(more)
 
 
 @each_mode
@@ -50,48 +57,52 @@ def test_committed_events_hold_the_answer_in_order(options):
 def test_there_is_one_snapshot_a_denoising_pass(name):
     sequence, events = run(MODES[name], show_drafts=True)
     passes = sequence.stats.passes["draft"] + sequence.stats.passes["denoise"]
-    assert sum(isinstance(e, Drafted) for e in events) == passes
+    assert len(drafts(events)) == passes
 
 
 @each_mode
 def test_a_snapshot_starts_where_the_cache_of_final_tokens_ends(options):
     _, events = run(options, show_drafts=True)
-    final = len(PROMPT)
+    committed = [len(e.tokens) if isinstance(e, Committed) else 0 for e in events]
+    final = itertools.accumulate(committed, initial=len(PROMPT))
     pending = 0 if options["mode"] == "diffusion" else 1  # the newest token heads the next block
-    for event in events:
-        if isinstance(event, Committed):
-            final += len(event.tokens)
-        else:
-            assert event.start == final - pending
+    before = zip(events, final, strict=False)
+    starts = [length - pending for event, length in before if isinstance(event, Drafted)]
+    assert [draft.start for draft in drafts(events)] == starts
+    assert starts[-1] > len(PROMPT)
 
 
 @each_mode
 def test_states_and_confidences_agree_with_the_masks(options):
     _, events = run(options, show_drafts=True)
-    for event in events:
-        if isinstance(event, Drafted):
-            for token, state, confidence in zip(
-                event.tokens, event.states, event.confidences, strict=True
-            ):
-                assert (token == MASK) == (state == "mask") == (confidence == 0.0)
-                assert 0.0 <= confidence <= 1.0
+    places = [
+        place
+        for draft in drafts(events)
+        for place in zip(draft.tokens, draft.states, draft.confidences, strict=True)
+    ]
+    for token, state, confidence in places:
+        assert (token == MASK) == (state == "mask") == (confidence == 0.0)
+        assert 0.0 <= confidence <= 1.0
+    assert any(token != MASK for token, _, _ in places)
 
 
 @pytest.mark.parametrize("name", ["linear", "linear-threshold", "quadratic", "diffusion"])
 def test_confidence_of_a_drafted_token_is_its_probability(name):
     """This model is 0.8 sure of every draft; the token that heads a block is given."""
     _, events = run(MODES[name], show_drafts=True)
-    for event in events:
-        if isinstance(event, Drafted):
-            assert event.confidences[0] == 1.0
-            sure = [c for c in event.confidences[1:] if c > 0]
-            assert sure == pytest.approx([0.8] * len(sure))
+    heads = [draft.confidences[0] for draft in drafts(events)]
+    assert heads == [1.0] * len(heads)
+    sure = [c for draft in drafts(events) for c in draft.confidences[1:] if c > 0]
+    assert len(sure) >= len(heads)
+    assert sure == pytest.approx([0.8] * len(sure))
 
 
 def test_diffusion_commits_what_its_last_snapshot_shows():
     _, events = run(MODES["diffusion"], show_drafts=True)
-    for before, event in itertools.pairwise(events):
-        if isinstance(event, Committed):
-            assert isinstance(before, Drafted)
-            assert before.tokens == event.tokens
-            assert MASK not in before.tokens
+    pairs = itertools.pairwise(events)
+    shown = [(before, event) for before, event in pairs if isinstance(event, Committed)]
+    assert len(shown) > 1
+    for before, event in shown:
+        assert isinstance(before, Drafted)
+        assert before.tokens == event.tokens
+        assert MASK not in before.tokens

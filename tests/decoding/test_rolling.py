@@ -49,11 +49,11 @@ def test_drafts_show_known_tokens_then_masks():
     model = tiny("llama", 1, eos=())
     engine = Engine(model.model)
     options = GenerationOptions(
-        mode="diffusion", rolling_block=True, show_drafts=True, threshold=0.0, max_tokens=24,
+        mode="diffusion", rolling_block=True, show_drafts=True, threshold=0.3, max_tokens=24,
         block_length=6, revision_threshold=0.3,
     )  # fmt: skip
     sequence = engine.add(PROMPT, options)
-    final = list(PROMPT)
+    final, states = list(PROMPT), set()
     for update in drain(engine):
         if isinstance(update.event, Committed):
             final += update.event.tokens
@@ -63,6 +63,8 @@ def test_drafts_show_known_tokens_then_masks():
             assert draft.tokens[0] == final[-1]
             for token, state in zip(draft.tokens, draft.states, strict=True):
                 assert (token == MASK) == (state == "mask")
+            states.update(draft.states)
+    assert states >= {"mask", "kept"}
     assert final[len(PROMPT) :] == sequence.tokens
 
 

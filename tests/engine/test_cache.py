@@ -76,15 +76,18 @@ def test_cache_holds_exactly_the_final_tokens_in_order_after_any_accept_history(
     model = scripted(speculative(right.__getitem__))
     engine = Engine(model, max_rows=max_rows)
     sequence = engine.add(prompt, GenerationOptions(max_tokens=30, **options))
+    seen = 0
     while engine.busy:
         engine.step()
         if sequence.cache is not None:
+            seen += 1
             held = spelled_cache(sequence.cache)
             final = prompt + sequence.tokens
             assert held == final[: len(held)]
             if sequence.tokens:
                 newest = 0 if options["mode"] == "diffusion" else 1  # not yet run through the model
                 assert len(held) == len(final) - newest
+    assert seen > 2
 
 
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)

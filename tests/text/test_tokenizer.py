@@ -115,16 +115,30 @@ def test_token_bytes_join_to_the_bytes_of_the_text():
         assert joined == text.encode()
 
 
+@pytest.fixture(scope="module")
+def real_tokenizer(real_cache):
+    path = Path(real_cache) / "models" / "smollm2-135m-instruct" / "tokenizer.json"
+    return Tokenizer.from_file(path)
+
+
+def assert_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids, skip_special=False) == text
+    assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+
+
 @pytest.mark.real
-def test_the_real_tokenizer_round_trips_real_prompts(real_cache):
-    tokenizer = Tokenizer.from_file(
-        Path(real_cache) / "models" / "smollm2-135m-instruct" / "tokenizer.json"
-    )
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_real_tokenizer_round_trips(real_tokenizer, text):
+    assert_round_trip(real_tokenizer, text)
+
+
+@pytest.mark.real
+def test_the_real_tokenizer_round_trips_real_prompts(real_tokenizer):
     data = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
-    texts = TEXTS
-    if data.exists():
-        texts = [json.loads(line)["question"] for line in data.read_text().splitlines()[:200]]
+    if not data.exists():
+        pytest.skip(f"{data} is not there")
+    texts = [json.loads(line)["question"] for line in data.read_text().splitlines()[:200]]
+    assert len(texts) == 200
     for text in texts:
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids, skip_special=False) == text
-        assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
+        assert_round_trip(real_tokenizer, text)

@@ -21,10 +21,10 @@ from rich.progress import track
 
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.save import save_checkpoint
+from trimode.config import DEFAULT_MODEL
 from trimode.errors import FetchError, InputError, TrimodeError
 from trimode.model import expected_tensors
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 _RECORD = "source.json"
 """Where a cached model came from: origin, version, hash."""
 

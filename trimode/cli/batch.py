@@ -13,14 +13,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
 
 from trimode.cli import options as opt
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
-    from trimode.checkpoints import LoadedModel
     from trimode.engine import Engine, Sequence
 
 ALIASES = {
@@ -46,30 +47,57 @@ class Line:
     id: Any = None
 
 
-def run_batch(parameters: dict[str, Any], model: str, options: GenerationOptions) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """A file of prompts, and how it is worked through."""
+
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", help="JSONL: prompt or messages, optional id and options a line."),
+    ] = None
+    output_file: Annotated[
+        Path | None, typer.Option("--output", help="JSONL of results; resumes if interrupted.")
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Prompts at a time.")] = 8
+
+
+def run_batch(
+    batch: BatchOptions,
+    model: opt.ModelOptions,
+    prompt: opt.PromptOptions,
+    defaults: GenerationOptions,
+    *,
+    progress: bool,
+) -> None:
     """Run `--input`; every line is checked before any work starts.
 
     Raises:
         InputError: a line is wrong, or the output belongs to something else.
     """
-    if parameters["concurrency"] < 1:
-        raise InputError("concurrency", str(parameters["concurrency"]), "must be at least 1")
-    source = opt.existing_file(parameters["input_file"], "input")
-    lines = read_lines(source, options)
-    output: Path | None = parameters["output_file"]
-    if output is None:
-        engine, sequences = _queue(parameters, model, source, lines)
-        _run(engine, sequences, lines, _ordered_stdout(lines), parameters)
-        return
-    if output.exists() and output.samefile(source):
-        raise InputError("output", f"{output} is the input", "must be another file")
-    journal = Journal(output, _fingerprint(parameters, model, source, options))
-    done = journal.open(overwrite=parameters["overwrite"])
+    if batch.concurrency < 1:
+        raise InputError("concurrency", str(batch.concurrency), "must be at least 1")
+    assert batch.input_file is not None
+    source = opt.existing_file(batch.input_file, "input")
+    lines = read_lines(source, defaults)
+    journal, done = None, set()
+    if batch.output_file is not None:
+        if batch.output_file.exists() and batch.output_file.samefile(source):
+            raise InputError("output", f"{batch.output_file} is the input", "must be another file")
+        journal = Journal(batch.output_file, _fingerprint(model, prompt, source, defaults))
+        done = journal.open(overwrite=batch.overwrite)
     todo = [line for line in lines if line.number not in done]
-    engine, sequences = _queue(parameters, model, source, todo)
+    loaded = opt.load_model(model, progress=progress)
+    from trimode.engine import Engine
+
+    engine = Engine(loaded, max_sequences=batch.concurrency)
+    line_of = _queue(engine, prompt, source, todo)
+    if journal is None:
+        _run(engine, line_of, _ordered_stdout(lines), progress=progress)
+        return
     with journal.path.open("a", encoding="utf-8") as file:
         journal.begin(file)
-        _run(engine, sequences, todo, lambda line, row: journal.append(file, line, row), parameters)
+        _run(engine, line_of, lambda line, row: journal.append(file, line, row), progress=progress)
     journal.finish([line.number for line in lines])
 
 
@@ -116,45 +144,43 @@ def _parse(raw: str, number: int, where: str, defaults: GenerationOptions) -> Li
             raise InputError(f"{where}: messages[{i}]", found, "must be an object")
     try:
         values = {str(ALIASES.get(key, key)): value for key, value in row.items()}
+        if "mode" in values:
+            defaults = _for_mode(defaults, values.pop("mode"))
         options = defaults.updated(values)
     except InputError as error:
         raise InputError(f"{where}: {error.field}", error.found, error.allowed) from None
     return Line(number, prompt if messages is None else messages, options, name)
 
 
-def _queue(
-    parameters: dict[str, Any], model: str, source: Path, lines: list[Line]
-) -> tuple["Engine", list["Sequence"]]:
-    """Load the model and queue every line, so that none can fail once work has started."""
-    loaded: LoadedModel = opt.load_model(parameters, model)
-    from trimode.engine import Engine, encode_prompt
+def _for_mode(defaults: GenerationOptions, mode: object) -> GenerationOptions:
+    """The command's options for a line that gives its own mode: those that this mode reads."""
+    from trimode.decoding import inherited
 
-    engine = Engine(loaded, max_sequences=parameters["concurrency"])
-    sequences = []
+    options = defaults.updated({"mode": mode})
+    return inherited(options, options.mode)
+
+
+def _queue(
+    engine: "Engine", prompt: opt.PromptOptions, source: Path, lines: list[Line]
+) -> dict["Sequence", Line]:
+    """Queue every line, so that none can fail once work has started."""
+    line_of = {}
     for line in lines:
-        prompt = line.prompt
-        if isinstance(prompt, str):
-            prompt = opt.as_messages(prompt, parameters["system"])
         try:
-            ids = encode_prompt(
-                loaded,
-                prompt,
-                raw=parameters["raw"],
-                enable_thinking=parameters["enable_thinking"],
-            )
-            sequences.append(engine.add(ids, line.options))
+            ids = prompt.encoded(engine.model, line.prompt)
+            line_of[engine.add(ids, line.options)] = line
         except InputError as error:
             where = f"{source} line {line.number}: {error.field}"
             raise InputError(where, error.found, error.allowed) from None
-    return engine, sequences
+    return line_of
 
 
 def _run(
     engine: "Engine",
-    sequences: list["Sequence"],
-    lines: list[Line],
+    line_of: dict["Sequence", Line],
     emit: Callable[[Line, dict[str, Any]], None],
-    parameters: dict[str, Any],
+    *,
+    progress: bool,
 ) -> None:
     """Decode everything, handing over each result as it is finished."""
     from rich.console import Console
@@ -162,18 +188,16 @@ def _run(
 
     from trimode.engine import GenerationResult, drain
 
-    line_of = dict(zip(sequences, lines, strict=True))
     console = Console(stderr=True)
-    shown = console.is_terminal and not parameters["no_progress"]
-    with Progress(console=console, disable=not shown) as progress:
-        task = progress.add_task(f"{len(lines)} prompts", total=len(lines))
+    with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task(f"{len(line_of)} prompts", total=len(line_of))
         for update in drain(engine):
             if update.sequence.finish_reason is None:
                 continue
             line = line_of[update.sequence]
             result = GenerationResult.of(update.sequence, engine.model.name).to_json()
             emit(line, result if line.id is None else {"id": line.id, **result})
-            progress.advance(task)
+            bar.advance(task)
 
 
 def _ordered_stdout(lines: list[Line]) -> Callable[[Line, dict[str, Any]], None]:
@@ -191,18 +215,18 @@ def _ordered_stdout(lines: list[Line]) -> Callable[[Line, dict[str, Any]], None]
 
 
 def _fingerprint(
-    parameters: dict[str, Any], model: str, source: Path, options: GenerationOptions
+    model: opt.ModelOptions, prompt: opt.PromptOptions, source: Path, defaults: GenerationOptions
 ) -> str:
     """What the results depend on."""
-    names = ("system", "raw", "enable_thinking", "dtype", "adapter")
-    asked = {name: parameters[name] for name in names} | {"model": model} | asdict(options)
+    loaded = {"model": model.model, "dtype": model.dtype, "adapter": model.adapter}
     digest = hashlib.sha256(source.read_bytes())
+    asked = loaded | asdict(prompt) | asdict(defaults)
     digest.update(json.dumps(asked, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 class Journal:
-    """Finished results of an unfinished run, one a line behind a header."""
+    """Finished results of an unfinished run, one a line, after a header."""
 
     def __init__(self, output: Path, fingerprint: str) -> None:
         self.output, self.fingerprint = output, fingerprint
@@ -265,7 +289,7 @@ class Journal:
         file.flush()
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Rows up to the first torn one; remembers where the intact part ends."""
+        """Rows up to the first torn one; remembers the end of the intact part."""
         rows, self._intact = [], 0
         if not self.path.exists():
             return rows

@@ -12,6 +12,8 @@ import typer
 
 from trimode.cli import options as opt
 from trimode.cli.batch import ALIASES
+from trimode.cli.grouped import grouped
+from trimode.config import DECODING_FIELDS
 from trimode.errors import InputError, TrimodeError
 
 if TYPE_CHECKING:
@@ -39,36 +41,33 @@ class Session:
     messages: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatOptions(opt.DecodingOptions):
+    """Decoding options that can be given at the start; /set knows all."""
+
+    max_tokens: opt.MaxTokens = 512
+    seed: opt.Seed = 0
+    force: opt.Force = False
+    show_drafts: opt.ShowDrafts = False
+
+
+@grouped
 def chat(
+    *,
     model_argument: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As --model.")
     ] = None,
-    model: opt.Model = opt.DEFAULT_MODEL,
+    model: opt.ModelOptions,
     mode: opt.Mode = "ar",
-    max_tokens: opt.MaxTokens = 512,
-    temperature: opt.Temperature = 0.0,
-    top_p: opt.TopP = 1.0,
-    seed: opt.Seed = 0,
-    block_length: opt.BlockLength = None,
-    threshold: opt.Threshold = None,
+    decoding: ChatOptions,
     system: opt.System = None,
     enable_thinking: opt.EnableThinking = False,
-    force: opt.Force = False,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    adapter: opt.Adapter = None,
-    offline: opt.Offline = False,
-    show_drafts: Annotated[
-        bool, typer.Option("--show-drafts", help="Repaint the open block in place.")
-    ] = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Talk to a model; /help lists what can be typed besides messages."""
-    parameters = dict(locals())
-    from trimode.config import GenerationOptions
-
-    options = GenerationOptions.from_mapping(opt.generation_values(parameters))
-    loaded = opt.load_model(parameters, model_argument or model)
+    options = decoding.for_mode(mode)
+    _refuse_unread(options)
+    loaded = opt.load_model(model.named(model_argument), progress=not no_progress)
     if loaded.chat_template is None:
         raise InputError("model", f"{loaded.name} has no chat template", "use trimode generate")
     session = Session(loaded, options, {"enable_thinking": enable_thinking}, system)
@@ -90,7 +89,7 @@ def _loop(session: Session) -> None:
 
 
 def _react(session: Session, text: str, quoted: bool) -> str | None:
-    """Carry out a command, whose name is returned, or answer a message; errors are said."""
+    """Carry out a command and return its name, or answer a message; print errors."""
     try:
         if text.startswith("/") and not quoted:
             return _command(session, text)
@@ -102,7 +101,7 @@ def _react(session: Session, text: str, quoted: bool) -> str | None:
 
 
 def _read_message() -> tuple[str, bool] | None:
-    """A line, or the lines between triple quotes, and whether it was these; None at the end."""
+    """A line, or the lines between triple quotes, and whether it was quoted; None at the end."""
     prompt = ">>> " if sys.stdin.isatty() else ""
     try:
         line = input(prompt)
@@ -125,13 +124,10 @@ def _command(session: Session, line: str) -> str:
     rest = rest.strip()
     match name:
         case "mode":
-            session.options = session.options.updated({"mode": rest})
-            _say(f"mode {session.options.mode}")
+            _switch(session, rest)
         case "set":
             key, _, raw = rest.partition(" ")
-            key = ALIASES.get(key, key)
-            session.options = session.options.updated({key: _value(raw)})
-            _say(f"{key} {getattr(session.options, key)}")
+            _set(session, ALIASES.get(key, key), _value(raw))
         case "system":
             session.system = rest or None
         case "clear":
@@ -145,6 +141,45 @@ def _command(session: Session, line: str) -> str:
         case _:
             raise InputError("command", f"/{name}", "/help lists the commands")
     return name
+
+
+def _switch(session: Session, mode: object) -> None:
+    """Change the mode; options that the new one does not read are forgotten, and named."""
+    from trimode.decoding import inherited
+
+    options = session.options.updated({"mode": mode})
+    forgotten = "".join(f", without {name}" for name in _unread(options))
+    session.options = inherited(options, options.mode)
+    _say(f"mode {options.mode}{forgotten}")
+
+
+def _set(session: Session, name: str, value: object) -> None:
+    """Change an option of the next answers.
+
+    Raises:
+        InputError: it is wrong, or the present mode does not read it.
+    """
+    if name == "mode":
+        _switch(session, value)
+        return
+    options = session.options.updated({name: value})
+    _refuse_unread(options)
+    session.options = options
+    _say(f"{name} {getattr(options, name)}")
+
+
+def _refuse_unread(options: "GenerationOptions") -> None:
+    for name in _unread(options):
+        found = str(getattr(options, name))
+        raise InputError(name, found, f"the mode {options.mode} does not read it")
+
+
+def _unread(options: "GenerationOptions") -> list[str]:
+    """Names of the options that are set and that their mode does not read."""
+    from trimode.decoding import inherited
+
+    read = inherited(options, options.mode)
+    return [name for name in DECODING_FIELDS if getattr(read, name) != getattr(options, name)]
 
 
 def _value(raw: str) -> Any:
@@ -175,7 +210,7 @@ def _conversation(session: Session) -> list[dict[str, Any]]:
 
 
 def _answer(session: Session, message: str) -> None:
-    """Decode one answer; Ctrl-C ends it and keeps what there is of it."""
+    """Decode one answer; Ctrl-C ends it and keeps the part that is there."""
     from trimode.cli.render import printer, summary
     from trimode.engine import Engine, drain, encode_prompt
 

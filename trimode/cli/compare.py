@@ -2,74 +2,92 @@
 
 import json
 import sys
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.grouped import grouped
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
+    from trimode.config import GenerationOptions
     from trimode.engine import GenerationResult
 
 _MODES = "ar,linear,quadratic,diffusion"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedOptions(opt.DecodingOptions):
+    """Decoding options of all modes; each mode takes those that it reads."""
+
+    max_tokens: opt.MaxTokens = 64
+    block_length: opt.BlockLength = 8
+    seed: opt.Seed = 0
+
+
+@grouped
 def compare(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL] PROMPT", help="`-` reads stdin.")
-    ] = None,
-    model: opt.Model = opt.DEFAULT_MODEL,
+    *,
+    words: opt.Words = None,
+    model: opt.ModelOptions,
     modes: Annotated[str, typer.Option("--modes", help="Comma-separated.")] = _MODES,
-    max_tokens: opt.MaxTokens = 64,
-    temperature: opt.Temperature = 0.0,
-    top_p: opt.TopP = 1.0,
-    seed: opt.Seed = 0,
-    block_length: opt.BlockLength = 8,
-    threshold: opt.Threshold = None,
+    decoding: ComparedOptions,
     system: opt.System = None,
     raw: opt.Raw = False,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    adapter: opt.Adapter = None,
-    offline: opt.Offline = False,
     json_output: opt.Json = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Answer one prompt in every mode and print the figures side by side."""
-    parameters = dict(locals())
-    from trimode.config import GenerationOptions
-
-    values = opt.generation_values(parameters)
-    wanted = [mode.strip() for mode in modes.split(",")]
-    all_options = [
-        GenerationOptions.from_mapping({**values, "mode": mode, "force": True}) for mode in wanted
-    ]
-    if len(wanted) != len({options.mode for options in all_options}):
-        raise InputError("modes", modes, "name each mode once")
-    model, prompt = opt.model_and_prompt(model, words)
-    loaded = opt.load_model(parameters, model)
-    results = _run(loaded, opt.as_messages(prompt, system), all_options, parameters)
+    all_options = _for_modes(modes, decoding)
+    name, prompt = opt.model_and_prompt(model.model, words)
+    loaded = opt.load_model(model.named(name), progress=not no_progress)
+    messages = opt.as_messages(prompt, system)
+    results = _run(loaded, messages, all_options, raw=raw, progress=not no_progress)
     if json_output:
         sys.stdout.write(json.dumps({"results": [r.to_json() for r in results]}) + "\n")
     else:
         _print(loaded, results)
 
 
+def _for_modes(modes: str, decoding: ComparedOptions) -> list["GenerationOptions"]:
+    """The options of each mode.
+
+    Raises:
+        InputError: a mode is named twice, or no mode reads an option that was given.
+    """
+    names = [name.strip() for name in modes.split(",")]
+    asked = [replace(decoding.for_mode(name), force=True) for name in names]
+    if len(names) != len({options.mode for options in asked}):
+        raise InputError("modes", modes, "name each mode once")
+    from trimode.decoding import inherited
+
+    found = [inherited(options, options.mode) for options in asked]
+    for field in fields(decoding):
+        given = getattr(decoding, field.name)
+        if given != field.default and all(getattr(o, field.name) != given for o in found):
+            raise InputError(field.name, str(given), f"not read by {modes}")
+    return found
+
+
 def _run(
-    model: "LoadedModel", prompt: Any, all_options: list[Any], parameters: dict[str, Any]
+    model: "LoadedModel",
+    prompt: Any,
+    all_options: list["GenerationOptions"],
+    *,
+    raw: bool,
+    progress: bool,
 ) -> list["GenerationResult"]:
     """One run a mode, after a short warm-up each so that the first is not at a disadvantage."""
-    from dataclasses import replace
-
     from trimode.cli.render import spinner
     from trimode.engine import Engine, GenerationResult, drain, encode_prompt
 
-    ids = encode_prompt(model, prompt, raw=parameters["raw"])
+    ids = encode_prompt(model, prompt, raw=raw)
     results = []
     for options in all_options:
-        with spinner(f"{options.mode}", enabled=not parameters["no_progress"]):
+        with spinner(f"{options.mode}", enabled=progress):
             for asked in (replace(options, max_tokens=2), options):
                 engine = Engine(model, max_sequences=1)
                 sequence = engine.add(ids, asked)

@@ -3,13 +3,15 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.batch import BatchOptions, run_batch
+from trimode.cli.grouped import grouped
 from trimode.cli.trace import Trace
 from trimode.errors import InputError
 
@@ -19,98 +21,101 @@ if TYPE_CHECKING:
     from trimode.engine import Update
 
 
-def generate(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL] PROMPT", help="`-` reads stdin.")
-    ] = None,
-    model: opt.Model = opt.DEFAULT_MODEL,
-    mode: opt.Mode = "ar",
-    max_tokens: opt.MaxTokens = 256,
-    temperature: opt.Temperature = 0.0,
-    top_p: opt.TopP = 1.0,
-    top_k: opt.TopK = 0,
-    min_p: opt.MinP = 0.0,
-    repetition_penalty: opt.RepetitionPenalty = 1.0,
-    seed: opt.Seed = 0,
-    block_length: opt.BlockLength = None,
-    threshold: opt.Threshold = None,
-    commit_rule: opt.CommitRule = None,
-    max_denoising_steps: opt.MaxDenoisingSteps = None,
-    revision_threshold: opt.RevisionThreshold = None,
-    stop: opt.Stop = None,
-    ignore_eos: opt.IgnoreEos = False,
-    logprobs: opt.Logprobs = None,
-    seed_block: opt.SeedBlock = None,
-    draft_tree: opt.DraftTree = None,
-    rolling_block: opt.RollingBlock = None,
-    max_thinking_tokens: opt.MaxThinkingTokens = None,
-    enable_thinking: opt.EnableThinking = False,
-    system: opt.System = None,
-    raw: opt.Raw = False,
-    force: opt.Force = False,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    adapter: opt.Adapter = None,
-    offline: opt.Offline = False,
-    show_drafts: Annotated[
-        bool, typer.Option("--show-drafts", help="Repaint the open block in place.")
-    ] = False,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions(opt.DecodingOptions):
+    """All decoding options."""
+
+    top_k: Annotated[int, opt.option("--top-k", help="Keep the k best tokens; 0 keeps all.")] = 0
+    min_p: Annotated[
+        float, opt.option("--min-p", help="Drop tokens below this share of the best.")
+    ] = 0.0
+    repetition_penalty: Annotated[float, opt.option("--repetition-penalty", help="1 is none.")] = (
+        1.0
+    )
+    seed: opt.Seed = 0
+    commit_rule: Annotated[str | None, opt.option("--commit-rule")] = None
+    max_denoising_steps: Annotated[
+        int | None, opt.option("--max-denoising-steps", hidden=("--steps",))
+    ] = None
+    revision_threshold: Annotated[float | None, opt.option("--revision-threshold")] = None
+    seed_block: Annotated[bool | None, opt.option("--seed-block/--all-mask-start")] = None
+    draft_tree: Annotated[bool | None, opt.option("--draft-tree/--draft-line")] = None
+    rolling_block: Annotated[bool | None, opt.option("--rolling-block/--fixed-block")] = None
+    stop: Annotated[
+        list[str] | None,
+        opt.option("--stop", help="Stop string; repeat for several.", variable=False),
+    ] = None
+    ignore_eos: Annotated[
+        bool, opt.option("--ignore-eos", help="Do not stop at the model's end token.")
+    ] = False
+    logprobs: Annotated[
+        int | None,
+        opt.option("--logprobs", help="Report log-probabilities and this many alternatives."),
+    ] = None
+    max_thinking_tokens: Annotated[
+        int | None,
+        opt.option("--max-thinking-tokens", help="Force </think> after this many tokens."),
+    ] = None
+    force: opt.Force = False
+    show_drafts: opt.ShowDrafts = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """What is printed of an answer, and where."""
+
     trace: Annotated[
         Path | None,
         typer.Option("--trace", help="JSONL of every draft and commit; the playground opens it."),
-    ] = None,
-    json_output: opt.Json = False,
-    quiet: opt.Quiet = False,
+    ] = None
+    json_output: opt.Json = False
+    quiet: Annotated[bool, opt.option("--quiet", "-q", help="No figures on stderr.")] = False
+
+
+@grouped
+def generate(
+    *,
+    words: opt.Words = None,
+    model: opt.ModelOptions,
+    mode: opt.Mode = "ar",
+    decoding: GenerateOptions,
+    prompt: opt.PromptOptions,
+    output: OutputOptions,
+    batch: BatchOptions,
     no_progress: opt.NoProgress = False,
-    input_file: Annotated[
-        Path | None,
-        typer.Option("--input", help="JSONL: prompt or messages, optional id and options a line."),
-    ] = None,
-    output_file: Annotated[
-        Path | None, typer.Option("--output", help="JSONL of results; resumes if interrupted.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="Prompts at a time.")] = 8,
 ) -> None:
     """Generate text from a prompt, stdin, or a JSONL file of prompts."""
-    parameters = dict(locals())
-    from trimode.config import GenerationOptions
-
-    options = GenerationOptions.from_mapping(opt.generation_values(parameters))
-    if input_file is not None:
-        from trimode.cli.batch import run_batch
-
-        if trace is not None:
-            raise InputError("trace", str(trace), "goes with one prompt, not with --input")
+    options = decoding.for_mode(mode)
+    if batch.input_file is not None:
+        if output.trace is not None:
+            raise InputError("trace", str(output.trace), "goes with one prompt, not with --input")
         if words and len(words) > 1:
             raise InputError("prompt", "given with --input", "prompts come from the file")
-        run_batch(parameters, words[0] if words else model, options)
+        model = model.named(words[0] if words else None)
+        run_batch(batch, model, prompt, options, progress=not no_progress)
         return
-    if output_file is not None:
-        raise InputError("output", str(output_file), "goes with --input; redirect stdout instead")
-    model, prompt = opt.model_and_prompt(model, words)
-    loaded = opt.load_model(parameters, model)
-    _one(loaded, opt.as_messages(prompt, system), options, parameters)
+    if batch.output_file is not None:
+        found = str(batch.output_file)
+        raise InputError("output", found, "goes with --input; redirect stdout instead")
+    name, text = opt.model_and_prompt(model.model, words)
+    loaded = opt.load_model(model.named(name), progress=not no_progress)
+    _one(loaded, prompt.encoded(loaded, text), options, output)
 
 
 def _one(
-    model: "LoadedModel", prompt: Any, options: "GenerationOptions", parameters: dict[str, Any]
+    model: "LoadedModel", ids: list[int], options: "GenerationOptions", output: OutputOptions
 ) -> None:
     """Decode one prompt and print it."""
     from trimode.cli.render import UNTRAINED_NOTE, figures, note, printer
-    from trimode.engine import Engine, GenerationResult, drain, encode_prompt
+    from trimode.engine import Engine, GenerationResult, drain
 
-    ids = encode_prompt(
-        model, prompt, raw=parameters["raw"], enable_thinking=parameters["enable_thinking"]
-    )
-    trace_path = parameters["trace"]
     engine = Engine(model, max_sequences=1)
-    sequence = engine.add(ids, replace(options, show_drafts=True) if trace_path else options)
-    trace = Trace(trace_path, model) if trace_path else None
-    if not model.can_draft and sequence.options.mode != "ar" and not parameters["quiet"]:
+    sequence = engine.add(ids, replace(options, show_drafts=True) if output.trace else options)
+    trace = Trace(output.trace, model) if output.trace else None
+    if not model.can_draft and sequence.options.mode != "ar" and not output.quiet:
         note(UNTRAINED_NOTE)
     updates = drain(engine) if trace is None else _traced(drain(engine), trace)
-    if parameters["json_output"]:
+    if output.json_output:
         for _ in updates:
             pass
         sys.stdout.write(json.dumps(GenerationResult.of(sequence, model.name).to_json()) + "\n")
@@ -119,10 +124,10 @@ def _one(
         with printer(show_drafts=options.show_drafts) as out:
             for update in updates:
                 out.show(update)
-    finally:  # also after Ctrl-C: what was printed stays, on a line of its own
+    finally:  # also after Ctrl-C: what was printed stays, on its own line
         sys.stdout.write("\n")
         sys.stdout.flush()
-    if not parameters["quiet"]:
+    if not output.quiet:
         sys.stderr.write(figures(sequence.stats, sequence.options.mode, len(ids)))
 
 

@@ -63,8 +63,8 @@ def main() -> None:
 
     Exit codes: 0 done, 2 bad usage or input, 1 failure, 130 and 143 interrupted.
     """
-    # GNU OpenMP threads spin almost without bound while they wait; beside other busy programs that
-    # makes a pass ten times slower (benchmarks/contention.py). Read when torch is imported.
+    # GNU OpenMP threads spin almost without bound while they wait. Beside other busy programs that
+    # makes a pass ten times slower (benchmarks/cost/contention.py). Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signals.install()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end the run
@@ -75,7 +75,7 @@ def main() -> None:
 def _run() -> int:
     try:
         code = int(app(standalone_mode=False) or 0)
-        sys.stdout.flush()  # here, where a full disk or a reader that has gone can be handled
+        sys.stdout.flush()  # a full disk or a reader that has gone is handled here
         return code
     except TrimodeError as error:
         return _fail(str(error), error.exit_code)

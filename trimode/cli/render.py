@@ -28,7 +28,7 @@ UNTRAINED_NOTE = (
 
 @contextmanager
 def spinner(text: str, *, enabled: bool) -> Iterator[None]:
-    """A spinner on stderr, where that is a terminal."""
+    """A spinner on stderr, if that is a terminal."""
     console = Console(stderr=True)
     shown = console.status(text) if enabled and console.is_terminal else nullcontext()
     with shown:
@@ -86,7 +86,7 @@ class PlainPrinter:
 
 
 class DraftPrinter:
-    """Repaints the open block behind the committed text; brightness is confidence.
+    """Repaints the open block after the committed text; brightness is confidence.
 
     Only the last line of the committed text is repainted with the block. Lines above it are
     printed once, so that an answer may grow taller than the terminal.
@@ -95,7 +95,7 @@ class DraftPrinter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._line = ""
-        """Committed text behind the last line break."""
+        """Committed text after the last line break."""
         self._painted_at = 0.0
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 

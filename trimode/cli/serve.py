@@ -1,12 +1,14 @@
 """`trimode serve`: an OpenAI-compatible server."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.grouped import grouped
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,74 +18,92 @@ if TYPE_CHECKING:
 _LOGS = ("warnings", "requests", "prompts")
 
 
-def serve(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="As --model; the built-in one.")
-    ] = None,
-    model: opt.Model = opt.DEFAULT_MODEL,
-    mode: opt.Mode = "auto",
-    host: Annotated[
-        str, typer.Option("--host", envvar="TRIMODE_HOST", help="Address to bind.")
-    ] = "127.0.0.1",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """Where the server listens, and who may use it."""
+
+    host: Annotated[str, typer.Option("--host", envvar="TRIMODE_HOST", help="Address to bind.")] = (
+        "127.0.0.1"
+    )
     port: Annotated[
         int,
         typer.Option("--port", envvar="TRIMODE_PORT", min=0, max=65535, help="0: any free one."),
-    ] = 8000,
+    ] = 8000
     served_model_name: Annotated[
         str | None, typer.Option("--served-model-name", help="The name clients use.")
-    ] = None,
+    ] = None
     api_key: Annotated[
         list[str] | None,
         typer.Option("--api-key", envvar="TRIMODE_API_KEY", help="Repeat for several."),
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="One key a line.")
-    ] = None,
-    max_sequences: Annotated[
-        int, typer.Option("--max-sequences", help="Requests decoded at once.")
-    ] = 16,
-    max_waiting: Annotated[
-        int, typer.Option("--max-waiting", help="Requests that may wait; more get 429.")
-    ] = 64,
-    request_timeout: Annotated[
-        float, typer.Option("--request-timeout", help="Seconds until a request is cancelled.")
-    ] = 600.0,
-    shutdown_timeout: Annotated[
-        float, typer.Option("--shutdown-timeout", help="Seconds for what runs, once told to stop.")
-    ] = 30.0,
-    sse_ping_interval: Annotated[
-        float, typer.Option("--sse-ping-interval", help="Seconds of silence until a comment.")
-    ] = 15.0,
+    ] = None
+    api_key_file: Annotated[Path | None, typer.Option("--api-key-file", help="One key a line.")] = (
+        None
+    )
     cors_origin: Annotated[
         list[str] | None,
         typer.Option("--cors-origin", help="A web page that may use it; repeat for several."),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions:
+    """How many requests it takes, and how long they may last."""
+
+    max_sequences: Annotated[
+        int, typer.Option("--max-sequences", help="Requests decoded at once.")
+    ] = 16
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", help="Requests that may wait; more get 429.")
+    ] = 64
+    request_timeout: Annotated[
+        float, typer.Option("--request-timeout", help="Seconds until a request is cancelled.")
+    ] = 600.0
+    shutdown_timeout: Annotated[
+        float, typer.Option("--shutdown-timeout", help="Seconds for what runs, once told to stop.")
+    ] = 30.0
+    sse_ping_interval: Annotated[
+        float, typer.Option("--sse-ping-interval", help="Seconds of silence until a comment.")
+    ] = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOptions:
+    """What the server tells its operator."""
+
     log: Annotated[
         str, typer.Option("--log", help="warnings, requests, or prompts (with their text).")
-    ] = "requests",
+    ] = "requests"
     otlp_traces_endpoint: Annotated[
         str | None,
         typer.Option(
             "--otlp-traces-endpoint", metavar="URL", help="Send OpenTelemetry spans there."
         ),
-    ] = None,
-    max_tokens: opt.MaxTokens = 1024,
-    temperature: opt.Temperature = 1.0,
-    top_p: opt.TopP = 1.0,
-    block_length: opt.BlockLength = None,
-    threshold: opt.Threshold = None,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    adapter: opt.Adapter = None,
-    offline: opt.Offline = False,
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestDefaults(opt.DecodingOptions):
+    """Decoding options of requests that do not give them; OpenAI has the same temperature."""
+
+    max_tokens: opt.MaxTokens = 1024
+    temperature: opt.Temperature = 1.0
+
+
+@grouped
+def serve(
+    *,
+    name: opt.ModelArgument = None,
+    model: opt.ModelOptions,
+    mode: opt.Mode = "auto",
+    decoding: RequestDefaults,
+    network: NetworkOptions,
+    limits: LimitOptions,
+    record: RecordOptions,
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Serve a model to OpenAI clients; its decoding options are defaults for requests."""
-    parameters = dict(locals())
-    from trimode.config import GenerationOptions
-
-    if log not in _LOGS:
-        raise InputError("log", repr(log), f"allowed: {', '.join(_LOGS)}")
+    if record.log not in _LOGS:
+        raise InputError("log", repr(record.log), f"allowed: {', '.join(_LOGS)}")
     from trimode.cli.render import spinner
 
     with spinner("starting", enabled=not no_progress):
@@ -97,29 +117,29 @@ def serve(
         )
 
     settings = ServerSettings(
-        name=served_model_name,
-        defaults=GenerationOptions.from_mapping(opt.generation_values(parameters)),
-        max_sequences=max_sequences,
-        max_waiting=max_waiting,
-        request_timeout=request_timeout,
-        shutdown_timeout=shutdown_timeout,
-        api_keys=(*(api_key or ()), *_keys_of(api_key_file)),
-        cors_origins=tuple(cors_origin or ()),
-        ping_interval=sse_ping_interval,
-        log_prompts=log == "prompts",
-        otlp_traces_endpoint=otlp_traces_endpoint,
+        name=network.served_model_name,
+        defaults=decoding.for_mode(mode),
+        max_sequences=limits.max_sequences,
+        max_waiting=limits.max_waiting,
+        request_timeout=limits.request_timeout,
+        shutdown_timeout=limits.shutdown_timeout,
+        api_keys=(*(network.api_key or ()), *_keys_of(network.api_key_file)),
+        cors_origins=tuple(network.cors_origin or ()),
+        ping_interval=limits.sse_ping_interval,
+        log_prompts=record.log == "prompts",
+        otlp_traces_endpoint=record.otlp_traces_endpoint,
     )
 
     def load() -> "LoadedModel":
-        return opt.load_model(parameters, name or model)
+        return opt.load_model(model.named(name), progress=not no_progress)
 
     def measure(loaded: "LoadedModel") -> "CostCurve":
         with spinner("timing passes", enabled=not no_progress):
             return cost_curve(loaded)
 
     service = open_service(settings, load, measure=measure)
-    log_to(sys.stderr, requests=log != "warnings")
-    server = open_server(service, host=host, port=port)
+    log_to(sys.stderr, requests=record.log != "warnings")
+    server = open_server(service, host=network.host, port=network.port)
     sys.stderr.write(
         f"{service.name} at {server.url}/v1, mode {settings.defaults.mode}\n"
         f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "

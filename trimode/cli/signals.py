@@ -5,7 +5,7 @@ from typing import NoReturn
 
 
 class Terminated(BaseException):
-    """The process was asked to end; what was running cleans up behind itself.
+    """The process was asked to end; what runs cleans up after itself.
 
     No KeyboardInterrupt: that ends an answer of a chat, this ends the program.
     """

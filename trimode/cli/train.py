@@ -34,7 +34,7 @@ def train(
     set_: Set = None,
     no_progress: opt.NoProgress = False,
 ) -> int:
-    """Train with the joint objective, or an adapter; an interrupted run continues where it was."""
+    """Train with the joint objective, or an adapter; the same command continues a run."""
     fields = {"model": model, "data.files": data, "output": output, "steps": steps}
     asked = _config(config, {k: v for k, v in fields.items() if v}, set_)
     return _run(asked, no_progress)
@@ -62,8 +62,8 @@ def convert(
 ) -> int:
     """Make an AR model tri-modal: it writes its own training data, then an adapter is trained.
 
-    The adapter is OUTPUT/final; use it with --adapter. The same command continues what was
-    interrupted.
+    The adapter is OUTPUT/final; use it with --adapter. The same command continues an interrupted
+    run.
     """
     from trimode.checkpoints import load
     from trimode.training.self_generate import SelfGenerationConfig, read_prompts, self_generate

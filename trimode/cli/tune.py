@@ -4,26 +4,24 @@ import json
 import sys
 
 from trimode.cli import options as opt
+from trimode.cli.grouped import grouped
 
 _BLOCKS = (3, 4, 6, 8, 12, 16, 32)
 
 
+@grouped
 def tune(
-    model: opt.Model = opt.DEFAULT_MODEL,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    adapter: opt.Adapter = None,
-    offline: opt.Offline = False,
+    *,
+    model: opt.ModelOptions,
     json_output: opt.Json = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Measure the cost of a pass by its rows; `--mode auto` decides by it.
 
-    Run it when the machine is otherwise idle. A first request in mode auto measures by itself
-    where no figures are kept yet.
+    Run it when the machine is otherwise idle. The first request in mode auto measures by itself
+    if no figures are kept yet.
     """
-    parameters = dict(locals())
-    loaded = opt.load_model(parameters, model)
+    loaded = opt.load_model(model, progress=not no_progress)
     from dataclasses import asdict
 
     from rich.console import Console

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.grouped import grouped
 
 _TEXTS = (
     "Write three short sentences about the sea.",
@@ -30,30 +31,25 @@ _TEXTS = (
 )
 
 
+@grouped
 def verify(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="As --model; the built-in one.")
-    ] = None,
-    model: opt.Model = opt.DEFAULT_MODEL,
+    *,
+    name: opt.ModelArgument = None,
+    model: opt.ModelOptions,
     input_file: Annotated[
         Path | None, typer.Option("--input", help="JSONL of prompts; a few of ours by default.")
     ] = None,
     max_tokens: opt.MaxTokens = 32,
-    dtype: opt.Dtype = "auto",
-    device: opt.Device = "auto",
-    adapter: opt.Adapter = None,
-    offline: opt.Offline = False,
     json_output: opt.Json = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Compare every lossless mode with ar, greedy and sampled, packed and alone.
 
-    Exit code 1 if an answer differs. int8 promises that none does; floats round, so there two
-    answers part now and then where two logits were nearly tied.
+    The exit code is 1 if an answer differs. In int8 none does. Floats round: there an answer
+    differs now and then, if two logits were nearly tied.
     """
-    parameters = dict(locals())
     texts = _TEXTS if input_file is None else _read(input_file)
-    loaded = opt.load_model(parameters, name or model)
+    loaded = opt.load_model(model.named(name), progress=not no_progress)
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table

@@ -22,6 +22,8 @@ from trimode.config import GenerationOptions
 from trimode.decoding.events import TokenLogprob
 
 _GREEDY_BELOW = 1e-5
+_FLATTEST = torch.finfo(torch.float32).max
+"""Largest divisor of scores; by infinity the mask's -inf would become NaN, which wins."""
 _MOST_UNIFORM = 1 - 2.0**-24
 """The largest fp32 number below 1: keeps noise finite."""
 
@@ -98,7 +100,7 @@ class Sampler:
         scores = self._adjusted(logits, history)
         if self.greedy:
             return scores
-        scores = filter_scores(scores / self.options.temperature, self.options)
+        scores = filter_scores(scores / min(self.options.temperature, _FLATTEST), self.options)
         for i, row in enumerate(scores):
             row += self._gumbel(start + i, len(row)).to(row.device)
         return scores

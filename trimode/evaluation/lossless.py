@@ -19,7 +19,7 @@ MIXED: tuple[tuple[str, int | None], ...] = (
     ("linear", 8), ("quadratic", 2), ("ar", None), ("auto", None), ("linear", 16),
     ("quadratic", 5), ("linear", 5),
 )  # fmt: skip
-"""Modes and block lengths that take turns where all modes share a batch."""
+"""Modes and block lengths that take turns if all modes share a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Run:
     together: int
     """Sequences in a batch."""
     options: tuple[GenerationOptions, ...]
-    """One for each prompt; fewer where a run takes only the first ones."""
+    """One for each prompt; fewer if a run takes only the first ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,8 @@ def check(
         for i, (ours, theirs) in enumerate(zip(found, reference, strict=False)):
             if ours != theirs:
                 pairs = zip(ours, theirs, strict=False)
-                at = next((k for k, (a, b) in enumerate(pairs) if a != b), len(theirs))
+                shorter = min(len(ours), len(theirs))
+                at = next((k for k, (a, b) in enumerate(pairs) if a != b), shorter)
                 flips.append(Flip(i, at, gap_after(model, [*prompts[i], *theirs[:at]])))
         yield Outcome(run.name, len(found), sum(map(len, found)), tuple(flips))
 
@@ -138,7 +139,7 @@ def prefill_logits(
 
 
 def gap_after(model: LoadedModel, tokens: Sequence[int]) -> float:
-    """Distance of the two best logits behind `tokens`."""
+    """Distance of the two best logits after `tokens`."""
     best = prefill_logits(model, tokens, first=len(tokens) - 1).topk(2).values[0]
     return float(best[0] - best[1])
 

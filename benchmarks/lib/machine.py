@@ -1,0 +1,61 @@
+"""The header every benchmark prints: machine, versions, command."""
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import trimode
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def header() -> dict[str, Any]:
+    """Facts a reader needs to judge a figure."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_instructions": bool(
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        ),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "trimode": trimode.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def megabytes(field: str, process: int | str = "self") -> float:
+    """Memory of a process: VmRSS now, VmHWM the most it has held. Linux only."""
+    status = Path(f"/proc/{process}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all tensors of a model, not those in packs of PyTorch's own."""
+    plain = [t for m in model.modules() for t in vars(m).values() if isinstance(t, torch.Tensor)]
+    return sum(t.nbytes for t in (*plain, *model.parameters(), *model.buffers()))
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
+    """Write a result as JSON under benchmarks/results."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path

@@ -1,0 +1,269 @@
+"""The engines that benchmarks/compare/engines.py compares, each in a server process.
+
+Run as a program, it is the server of another engine:
+
+    python benchmarks/lib/peers.py llama PATH SLOTS [ngram_simple | ngram_map_k | ngram_mod]
+    python benchmarks/lib/peers.py transformers fp32 | bf16
+"""
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lib.clients import SERVED, HttpClient
+from benchmarks.lib.machine import megabytes
+from trimode.checkpoints import resolve
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to decode that an engine offers."""
+
+    name: str
+    request: dict[str, Any] = field(default_factory=dict)
+    """Decoding options of each request."""
+    server: tuple[str, ...] = ()
+    """Arguments the server is started with."""
+
+
+def _ours(*modes: tuple[str, int | None]) -> list[Mode]:
+    found = []
+    for mode, block_length in modes:
+        options = {"mode": mode} | ({"block_length": block_length} if block_length else {})
+        found.append(Mode(f"{mode} {block_length or ''}".strip(), options))
+    return found
+
+
+_LLAMA = [
+    Mode("ar"),
+    # llama.cpp's speculation without a second model, except ngram_cache: that one drafts from
+    # statistics of earlier text and made no draft in such short answers.
+    *(Mode(kind, server=(kind,)) for kind in ("ngram_simple", "ngram_map_k", "ngram_mod")),
+]
+MODES: dict[str, list[Mode]] = {
+    "trimode-int8": _ours(
+        ("ar", None), ("linear", 5), ("linear", 8), ("linear", 16), ("quadratic", 2),
+        ("quadratic", 4), ("diffusion", 8), ("auto", None),
+    ),
+    "trimode-bf16": _ours(("ar", None), ("linear", 8), ("auto", None)),
+    "trimode-fp32": _ours(("ar", None), ("linear", 8), ("auto", None)),
+    "llama-Q8_0": _LLAMA,
+    "llama-Q4_1": _LLAMA,
+    "transformers-fp32": [Mode("ar")],
+    "transformers-bf16": [
+        Mode("ar"),
+        Mode("prompt lookup", {"prompt_lookup_num_tokens": 8}),
+        # The first 24 of the model's 30 layers draft. It was not trained to exit early: with half
+        # of its layers hardly any draft is right.
+        Mode("early exit 24", {"assistant_early_exit": 24}),
+    ],
+}  # fmt: skip
+ONE_AT_A_TIME = ("transformers-fp32", "transformers-bf16")
+
+_NGRAM, _DRAFT = 3, 8
+"""llama.cpp drafts 8 tokens after a repetition of 3, as our lookup does. Its own defaults of 12 and
+48 are for much longer answers."""
+
+
+class HttpEngine(HttpClient):
+    """A client of a server that runs in a child process."""
+
+    def __init__(self, command: list[str], marker: str, *, keep_open: float = 2.0) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            address = next((word for word in line.split() if word.startswith("http")), None)
+            if marker in line and address:
+                super().__init__(address.rstrip(",").removesuffix("/v1"), keep_open=keep_open)
+                break
+        else:
+            raise SystemExit("".join(seen[-20:]))
+        drain = concurrent.futures.ThreadPoolExecutor(1)
+        drain.submit(lambda: [None for _ in self.process.stdout or ()])
+
+    def megabytes(self, field: str) -> float:
+        """See `machine.megabytes`."""
+        return megabytes(field, self.process.pid)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class PipeEngine(HttpEngine):
+    """transformers' `generate` in a process that reads requests as lines."""
+
+    def __init__(self, dtype: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "transformers", dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
+            raise SystemExit(f"transformers-{dtype} did not start")
+
+    def received(self, prompt: str, max_tokens: int, decoding: dict) -> list[tuple[float, bytes]]:
+        """One piece, which holds all times."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        asked = {"prompt": prompt, "max_tokens": max_tokens, **decoding}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return [(0.0, self.process.stdout.readline().encode())]
+
+    def understood(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
+        """As for a server."""
+        found = json.loads(pieces[0][1])
+        return found["tokens"], found["times"]
+
+
+def start(
+    name: str,
+    slots: int,
+    folder: Path,
+    *,
+    server: tuple[str, ...] = (),
+    model: str | None = None,
+    adapter: str | None = None,
+) -> HttpEngine:
+    """Start an engine by name.
+
+    Args:
+        name: of an engine in `MODES`.
+        slots: requests it decodes at once.
+        folder: for files that it needs.
+        server: the mode's own arguments.
+        model: what our engines load, by default the built-in model.
+        adapter: likewise, by default the one that comes with the model.
+    """
+    family, kind = name.split("-")
+    if family == "transformers":
+        return PipeEngine(kind)
+    if family == "trimode":
+        program = str(Path(sys.executable).with_name("trimode"))
+        command = [program, "serve", "--port", "0", "--dtype", kind, "--mode", "auto",
+                   "--served-model-name", SERVED, "--max-sequences", str(slots),
+                   "--log", "warnings", "--no-progress"]  # fmt: skip
+        command += ["--model", model] if model else []
+        command += ["--adapter", adapter] if adapter else []
+        return HttpEngine(command, "/v1, mode")
+    gguf_path = next(resolve("smollm2-135m-instruct").path.glob("*.gguf"))
+    path = gguf_path if kind == "Q4_1" else q8_of(gguf_path, folder)
+    command = [sys.executable, __file__, "llama", str(path), str(slots), *server]
+    # It promises "Keep-Alive: timeout=5", but closes each connection when a stream ends.
+    return HttpEngine(command, "listening", keep_open=0.0)
+
+
+def q8_of(gguf_path: Path, folder: Path) -> Path:
+    """The GGUF with its matrices as Q8_0, made once for a folder; norms stay as they are."""
+    import gguf
+
+    target = folder / "model.Q8_0.gguf"
+    if target.exists():
+        return target
+    reader = gguf.GGUFReader(gguf_path)
+    writer = gguf.GGUFWriter(target, "llama")
+    for name, entry in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        kind = entry.types[0]
+        inner = entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, entry.contents(), kind, inner)
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if values.ndim < 2:
+            writer.add_tensor(tensor.name, values)
+            continue
+        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def serve_llama(path: str, slots: int, speculation: str | None = None) -> None:
+    """llama.cpp's own server on a free port, until it is terminated."""
+    import xllamacpp
+
+    asked = xllamacpp.CommonParams()
+    asked.model.path = path
+    asked.n_parallel, asked.n_ctx = slots, slots * 2048
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = threads
+    asked.port = 0
+    if speculation:
+        kind = f"COMMON_SPECULATIVE_TYPE_{speculation.upper()}"
+        asked.speculative.types = [xllamacpp.common_speculative_type[kind]]
+        options = getattr(asked.speculative, speculation)
+        if speculation == "ngram_mod":
+            options.n_match, options.n_min, options.n_max = _NGRAM, 1, _DRAFT
+        else:
+            options.size_n, options.size_m = _NGRAM, _DRAFT
+    server = xllamacpp.Server(asked)
+    print("listening", server.listening_address, flush=True)
+    while True:
+        time.sleep(60)
+
+
+def serve_transformers(dtype: str) -> None:
+    """Answer requests on stdin until it ends."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.generation.streamers import BaseStreamer
+
+    path = resolve("smollm2-135m-instruct").path
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+
+    class Clock(BaseStreamer):
+        def __init__(self) -> None:
+            self.began, self.times = time.perf_counter(), []
+
+        def put(self, value: Any) -> None:
+            del value
+            self.times.append(time.perf_counter() - self.began)
+
+        def end(self) -> None:
+            pass
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        messages = [{"role": "user", "content": asked.pop("prompt")}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        clock = Clock()
+        options = {"max_new_tokens": asked.pop("max_tokens"), "do_sample": False, **asked}
+        found = model.generate(**inputs, **options, streamer=clock)
+        tokens = found.shape[1] - inputs["input_ids"].shape[1]
+        times = clock.times[1:]  # the first is the prompt
+        print(json.dumps({"tokens": tokens, "times": times}), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "llama":
+        serve_llama(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+    else:
+        serve_transformers(sys.argv[2])

@@ -1,0 +1,77 @@
+"""What `--help` says, and how a command's dataclasses become its options."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+import typer
+
+from trimode.cli.grouped import grouped
+from trimode.cli.main import app
+from trimode.config import DECODING_FIELDS
+
+
+def parameters(command):
+    """Parameters of a command by name."""
+    return {parameter.name: parameter for parameter in command.params}
+
+
+def test_every_command_and_option_has_a_help_text():
+    root = typer.main.get_command(app)
+    for name, command in root.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (name, parameter.name)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "compare", "serve"])
+def test_the_help_of_a_decoding_option_is_that_of_its_field(command):
+    options = parameters(typer.main.get_command(app).commands[command])
+    shared = options.keys() & DECODING_FIELDS.keys()
+    assert {"block_length", "threshold"} <= shared
+    for name in shared:
+        assert options[name].help == DECODING_FIELDS[name]
+
+
+def test_generate_offers_every_decoding_option():
+    assert parameters(typer.main.get_command(app).commands["generate"]).keys() > set(
+        DECODING_FIELDS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    size: Annotated[int, typer.Option("--size", "-s", help="How large.")] = 1
+    colour: Annotated[str | None, typer.Option("--colour", help="Which.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Large(Base):
+    size: Annotated[int, typer.Option("--size", "-s", help="How large.")] = 100
+
+
+def run(command, *arguments):
+    program = typer.Typer()
+    program.command()(command)
+    return typer.main.get_command(program).main(list(arguments), standalone_mode=False)
+
+
+def test_a_command_is_handed_its_dataclasses_built_of_its_options():
+    @grouped
+    def command(*, word: str, shape: Large, loud: bool = False):
+        return word, shape, loud
+
+    assert run(command, "a") == ("a", Large(), False)
+    assert run(command, "a", "-s", "3", "--colour", "red", "--loud") == (
+        "a",
+        Large(size=3, colour="red"),
+        True,
+    )
+
+
+def test_an_option_of_two_dataclasses_is_an_error():
+    def command(*, one: Base, two: Large):
+        return one, two
+
+    with pytest.raises(ValueError, match="size"):
+        grouped(command)
