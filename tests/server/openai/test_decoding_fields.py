@@ -1,8 +1,5 @@
 """The body object `decoding`: every option in every endpoint, refused by its own name."""
 
-import re
-from pathlib import Path
-
 import httpx2 as httpx
 import pytest
 
@@ -127,9 +124,3 @@ def test_the_schema_explains_every_option(url):
     schema = httpx.get(f"{url}/openapi.json").json()["components"]["schemas"]["DecodingFields"]
     explained = {name: field["description"] for name, field in schema["properties"].items()}
     assert explained == DECODING_FIELDS
-
-
-def test_the_documentation_explains_every_option():
-    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page.split("| option | |")[1], re.MULTILINE)
-    assert dict(rows[: len(DECODING_FIELDS)]) == DECODING_FIELDS
