@@ -137,7 +137,7 @@ def measure(
 
     began = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(together) as pool:
-        heard = list(pool.map(ask, enumerate(prompts)))
+        received = list(pool.map(ask, enumerate(prompts)))
     seconds = time.perf_counter() - began
     found = [engine.parsed(pieces) for pieces in received]
     return ClientLoad(

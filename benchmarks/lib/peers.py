@@ -129,7 +129,7 @@ class PipeEngine(HttpEngine):
         self.process.stdin.flush()
         return [(0.0, self.process.stdout.readline().encode())]
 
-    def understood(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
+    def parsed(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
         """As for a server."""
         found = json.loads(pieces[0][1])
         return found["tokens"], found["times"]
