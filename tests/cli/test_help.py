@@ -69,6 +69,17 @@ def test_a_command_is_handed_its_dataclasses_built_of_its_options():
     )
 
 
+def test_a_command_is_still_a_function_whose_options_have_defaults():
+    @grouped
+    def command(word: str = "a", *, shape: Large):
+        return word, shape
+
+    assert command() == ("a", Large())
+    assert command("b", size=3) == ("b", Large(size=3))
+    with pytest.raises(TypeError, match="weight"):
+        command(weight=3)
+
+
 def test_an_option_of_two_dataclasses_is_an_error():
     def command(*, one: Base, two: Large):
         return one, two

@@ -53,10 +53,10 @@ class ChatOptions(opt.DecodingOptions):
 
 @grouped
 def chat(
-    *,
     model_argument: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As --model.")
     ] = None,
+    *,
     model: opt.ModelOptions,
     mode: opt.Mode = "ar",
     decoding: ChatOptions,

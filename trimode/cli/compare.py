@@ -30,8 +30,8 @@ class ComparedOptions(opt.DecodingOptions):
 
 @grouped
 def compare(
-    *,
     words: opt.Words = None,
+    *,
     model: opt.ModelOptions,
     modes: Annotated[str, typer.Option("--modes", help="Comma-separated.")] = _MODES,
     decoding: ComparedOptions,

@@ -74,8 +74,8 @@ class OutputOptions:
 
 @grouped
 def generate(
-    *,
     words: opt.Words = None,
+    *,
     model: opt.ModelOptions,
     mode: opt.Mode = "ar",
     decoding: GenerateOptions,

@@ -13,8 +13,7 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     """Let typer see the fields of a command's dataclass parameters as options of their own.
 
     A field's annotation and default are those of its option; a subclass that names a field again
-    gives it another default. The command is handed the dataclasses. All its parameters are
-    keyword-only.
+    gives it another default. The command is handed the dataclasses, which are keyword-only.
     """
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, type] = {
@@ -29,15 +28,20 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
         else:
             flat.append(parameter)
 
+    flat_signature = signature.replace(parameters=flat)
+
     @wraps(command)
-    def run(**values: Any) -> Result:
+    def run(*positional: Any, **named: Any) -> Result:
+        bound = flat_signature.bind(*positional, **named)
+        bound.apply_defaults()
+        values = dict(bound.arguments)
         built = {
             name: group(**{field.name: values.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
         }
         return command(**values, **built)
 
-    run.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
+    run.__signature__ = flat_signature  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
     return run
 

@@ -91,8 +91,8 @@ class RequestDefaults(opt.DecodingOptions):
 
 @grouped
 def serve(
-    *,
     name: opt.ModelArgument = None,
+    *,
     model: opt.ModelOptions,
     mode: opt.Mode = "auto",
     decoding: RequestDefaults,

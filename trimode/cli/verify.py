@@ -33,8 +33,8 @@ _TEXTS = (
 
 @grouped
 def verify(
-    *,
     name: opt.ModelArgument = None,
+    *,
     model: opt.ModelOptions,
     input_file: Annotated[
         Path | None, typer.Option("--input", help="JSONL of prompts; a few of ours by default.")
