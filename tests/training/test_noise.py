@@ -5,7 +5,7 @@ import torch
 
 from trimode.errors import InputError
 from trimode.training.masks import grid_blocks
-from trimode.training.noise import NoiseConfig, draw_noise, stream
+from trimode.training.noise import NoiseConfig, draw_noise, keyed_generator
 
 
 def setting(batch=64, length=96, block_length=8, copies=1):
@@ -16,20 +16,20 @@ def setting(batch=64, length=96, block_length=8, copies=1):
 
 def draw(config=None, seed=0, **sizes):
     blocks, learn = setting(**sizes)
-    return draw_noise(config or NoiseConfig(), blocks, learn, stream(seed, 0))
+    return draw_noise(config or NoiseConfig(), blocks, learn, keyed_generator(seed, 0))
 
 
 def test_prompt_tokens_are_never_masked():
     blocks, learn = setting()
     learn[:, :30] = False
-    masked = draw_noise(NoiseConfig(), blocks, learn, stream(0, 0)).masked
+    masked = draw_noise(NoiseConfig(), blocks, learn, keyed_generator(0, 0)).masked
     assert not masked[blocks.index < 30].any()
     assert masked[blocks.index >= 30].any()
 
 
 def test_what_is_past_the_end_of_a_document_is_not_trained_on():
     blocks, learn = setting(length=10, block_length=8)
-    masked = draw_noise(NoiseConfig(draft_share=1.0), blocks, learn, stream(0, 0)).masked
+    masked = draw_noise(NoiseConfig(draft_share=1.0), blocks, learn, keyed_generator(0, 0)).masked
     assert masked.sum() == 64 * 10
 
 
@@ -68,9 +68,11 @@ def test_the_mask_share_of_sequences_is_uniform():
 
 def test_streams_differ_by_seed_and_key_and_repeat():
     keys = [(7, "row", 0), (7, "row", 1), (7, "step", 0), (8, "row", 0), (7, "row", 10)]
-    draws = {key: tuple(torch.rand(4, generator=stream(*key)).tolist()) for key in keys}
+    draws = {key: tuple(torch.rand(4, generator=keyed_generator(*key)).tolist()) for key in keys}
     assert len(set(draws.values())) == len(keys)
-    assert tuple(torch.rand(4, generator=stream(7, "row", 1)).tolist()) == draws[7, "row", 1]
+    assert (
+        tuple(torch.rand(4, generator=keyed_generator(7, "row", 1)).tolist()) == draws[7, "row", 1]
+    )
 
 
 def test_draft_blocks_are_masked_throughout():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.reference.options import readable
 from tests.training.runs import TEXT, config_of, run, weights
@@ -94,6 +94,23 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path,
             assert answer.stats.tokens_per_forward > 5
         if mode == "linear":
             assert answer.stats.acceptance_length > 8
+
+
+def test_a_run_from_before_the_embedding_was_a_module_goes_on(base, data, tmp_path):
+    config = config_of(base, data, tmp_path / "run", steps=4, save_every=2)
+    begun = Trainer(config, progress=False)
+    begun.run(enough=lambda: begun.step == 2)
+    path = next((tmp_path / "run" / "checkpoints").glob("step-*"))
+    for file in path.glob("*.safetensors"):
+        tensors = load_file(file)
+        old = {name.replace("embedding.weight", "embedding"): t for name, t in tensors.items()}
+        assert old.keys() != tensors.keys()
+        save_file(old, file)
+    continued, done = run(config)
+    assert done
+    whole, _ = run(config_of(base, data, tmp_path / "whole", steps=4, save_every=2))
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(continued)[name], value), name
 
 
 LED = {"placement": "random", "noisy_tokens": 32, "block_length": 8}

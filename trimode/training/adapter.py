@@ -19,7 +19,7 @@ from trimode.model import (
     Transformer,
     expected_tensors,
 )
-from trimode.training.distributed import like, whole
+from trimode.training.distributed import gathered, sharded_like
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -114,7 +114,7 @@ def train_adapter(transformer: Transformer, scale: float) -> list[Trainable]:
             module.down.requires_grad_()
             module.up.requires_grad_()
             fused = sum(part is not None for part in module.parts) > 1
-            kept = like(module.on_diagonal(), module.up) if fused else None
+            kept = sharded_like(module.on_diagonal(), module.up) if fused else None
             found.append(Trainable(f"{name}.down", module.down))
             found.append(Trainable(f"{name}.up", module.up, scale, kept=kept))
     if transformer.mask_embedding is not None:
@@ -143,18 +143,18 @@ def export_adapter(transformer: Transformer, scope: AdapterScope, scale: float) 
     for module in transformer.modules():
         if isinstance(module, Projection) and module.delta is not None:
             delta = cast(LowRankDelta, module.delta)
-            parts = delta.split(whole(delta.down.detach()), whole(delta.up.detach()))
+            parts = delta.split(gathered(delta.down.detach()), gathered(delta.up.detach()))
             for name, part in zip(module.names, parts, strict=True):
                 if part is not None:
                     down, up = part
                     targets[name] = (down, up / scale)
     embedding = transformer.mask_embedding
-    kept = None if embedding is None else whole(embedding.detach())
+    kept = None if embedding is None else gathered(embedding.detach())
     return AdapterWeights(scale, targets, scope, kept)
 
 
 def export_weights(transformer: Transformer) -> Iterable[tuple[str, Tensor]]:
     """Canonical names and weights of a transformer with plain weights, as loading expects them."""
-    weights = dict(transformer.named_weights(lambda parameter: whole(parameter.detach())))
+    weights = dict(transformer.named_weights(lambda parameter: gathered(parameter.detach())))
     for name in expected_tensors(transformer.config):
         yield name, weights[name]

@@ -66,13 +66,13 @@ def start(device: str) -> Processes:
     return Processes(dist.get_rank(), count, init_device_mesh(kind, (count,)))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """A sharded tensor put together (every process must ask); any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor on the device of `model`, and sharded where that is."""
+def sharded_like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor on the device of `model`, and sharded if `model` is."""
     tensor = tensor.to(model.device)
     if isinstance(model, DTensor) and tensor.shape == model.shape:
         return distribute_tensor(tensor, model.device_mesh, model.placements)

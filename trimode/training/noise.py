@@ -46,7 +46,7 @@ class Noise:
     """fp32: weight of each token in the diffusion loss; 0 where not masked."""
 
 
-def stream(seed: int, *key: int | str) -> torch.Generator:
+def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
     """Random numbers that are a function of the seed and the key.
 
     A row's noise is keyed by its number in the run, so it does not depend on how a batch is divided

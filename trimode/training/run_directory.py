@@ -145,7 +145,7 @@ class RunDirectory:
         """
         file = path / f"{name}.safetensors"
         try:
-            return load_file(file)
+            return {_current_name(name): tensor for name, tensor in load_file(file).items()}
         except (SafetensorError, OSError) as error:
             allowed = f"remove {path.name} to continue from the one before"
             raise CheckpointError(str(file), f"not readable ({error})", allowed) from None
@@ -175,6 +175,14 @@ class RunDirectory:
                 if isinstance(value, float):
                     self._board.add_scalar(name, value, row["step"])
             self._board.flush()
+
+
+def _current_name(name: str) -> str:
+    """Today's name of a parameter or of its moments: the embedding was not always a module."""
+    first, dot, rest = name.partition(".")
+    if first == "embedding" and rest.partition(".")[0] != "weight":
+        return f"embedding.weight{dot}{rest}"
+    return name
 
 
 def _open_board(path: Path) -> Any:

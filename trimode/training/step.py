@@ -21,7 +21,7 @@ from trimode.training.masks import (
     places_in_document,
     random_blocks,
 )
-from trimode.training.noise import Noise, NoiseConfig, draw_noise, stream
+from trimode.training.noise import Noise, NoiseConfig, draw_noise, keyed_generator
 from trimode.training.objective import (
     ALIGNMENT_SAMPLED_SHARE,
     LossSum,
@@ -143,13 +143,13 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
         blocks, noise = _no_blocks(len(batch.tokens))
         return Task(batch, blocks, noise, noise.masked, draft_seed=0)
     where = config.blocks
-    shared = stream(seed, "step", step)
+    shared = keyed_generator(seed, "step", step)
     lengths = (where.block_length, *where.other_lengths)
     length = lengths[int(torch.randint(len(lengths), (), generator=shared))]
     offset = int(torch.randint(length, (), generator=shared)) if where.random_offset else 0
     parts: list[tuple[Blocks, Noise]] = []
     for i in range(len(batch.tokens)):
-        generator = stream(seed, "row", first_row + i)
+        generator = keyed_generator(seed, "row", first_row + i)
         documents, learn = batch.documents[i : i + 1], batch.learn[i : i + 1]
         if where.placement == "random":
             count = where.noisy_tokens // length
@@ -161,7 +161,9 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
     trained = noise.masked
     if where.token_shift:
         trained = trained & (torch.arange(length) > 0)
-    return Task(batch, blocks, noise, trained, stream(seed, "drafts", first_row).initial_seed())
+    return Task(
+        batch, blocks, noise, trained, keyed_generator(seed, "drafts", first_row).initial_seed()
+    )
 
 
 def _no_blocks(rows: int) -> tuple[Blocks, Noise]:

@@ -37,7 +37,7 @@ from trimode.training.adapter import (
 )
 from trimode.training.config import TrainConfig
 from trimode.training.data import fingerprint as data_fingerprint
-from trimode.training.distributed import like, start, whole
+from trimode.training.distributed import gathered, sharded_like, start
 from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.memory import keep_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
@@ -169,7 +169,7 @@ class Trainer:
                 item.parameter.grad *= item.kept
         parameters = [item.parameter for item in self.trained]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip)
-        self._must_be_finite("gradient norm", float(whole(norm)))
+        self._must_be_finite("gradient norm", float(gathered(norm)))
         rate = learning_rate(self.step, config.steps, config.optimiser)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
@@ -190,7 +190,7 @@ class Trainer:
             "loss": value,
             **{f"{name}_loss": mean for name, mean in means.items()},
             "learning_rate": rate,
-            "gradient_norm": float(whole(norm)),
+            "gradient_norm": float(gathered(norm)),
             "ar_tokens": int(ar_tokens),
             "noisy_tokens": int(noisy),
             "masked_tokens": int(masked),
@@ -236,15 +236,15 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        weights = {item.name: whole(item.parameter.detach()) for item in self.trained}
+        weights = {item.name: gathered(item.parameter.detach()) for item in self.trained}
         groups = {"weights": weights}
         moments: dict[str, torch.Tensor] = {}
         for item in self.trained:
             for name, value in self.optimiser.state[item.parameter].items():
-                moments[f"{item.name}.{name}"] = whole(torch.as_tensor(value))
+                moments[f"{item.name}.{name}"] = gathered(torch.as_tensor(value))
         groups["optimiser"] = moments
         if self.average is not None:
-            groups["average"] = {name: whole(v) for name, v in self.average.values.items()}
+            groups["average"] = {name: gathered(v) for name, v in self.average.values.items()}
         self.directory.save(self.step, groups)
         self.processes.wait()
 
@@ -289,7 +289,7 @@ class Trainer:
         if self.average is not None:
             values = self.directory.load(path, "average")
             for item in self.trained:
-                self.average.values[item.name] = like(values[item.name], item.parameter)
+                self.average.values[item.name] = sharded_like(values[item.name], item.parameter)
         self.directory.cut_metrics(self.step)
         self._console.print(f"continuing from step {self.step}", highlight=False)
 
@@ -303,7 +303,7 @@ class Trainer:
             if parameter is None or (value.ndim and value.shape != parameter.shape):
                 found = "unknown" if parameter is None else f"shape {list(value.shape)}"
                 raise CheckpointError(f"{path}: {name}", found, "a checkpoint of this run")
-            self.optimiser.state[parameter][kind] = like(value, parameter)
+            self.optimiser.state[parameter][kind] = sharded_like(value, parameter)
             kinds.setdefault(owner, set()).add(kind)
         every = set().union(*kinds.values())
         for owner, found in kinds.items():
@@ -318,7 +318,7 @@ class Trainer:
             if value is None or value.shape != item.parameter.shape:
                 found = "missing" if value is None else f"shape {list(value.shape)}"
                 raise CheckpointError(f"{path}: {item.name}", found, "a checkpoint of this run")
-            item.parameter.copy_(like(value, item.parameter))
+            item.parameter.copy_(sharded_like(value, item.parameter))
 
     def _stopped(self) -> bool:
         """Whether a signal reached any of the processes."""
