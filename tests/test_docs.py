@@ -7,7 +7,8 @@ import pytest
 from trimode.config import DECODING_FIELDS, MODES
 from trimode.decoding import MODE_SPECS, RULES, modes_reading
 
-DECODING = Path(__file__).parents[1] / "docs" / "decoding.md"
+ROOT = Path(__file__).parents[1]
+DECODING = ROOT / "docs" / "decoding.md"
 
 
 def options_table():
@@ -40,3 +41,22 @@ def test_docs_decoding_says_which_modes_are_lossless():
     for mode, spec in MODE_SPECS.items():
         line = next(line for line in lines if line.startswith(f"| `{mode}` |"))
         assert ("equals `ar`'s" in line or mode == "ar") == spec.lossless
+
+
+def folders():
+    """Every folder of the repository that holds files of ours."""
+    top = ("trimode", "benchmarks", "reproduce", "examples", "docs")
+    for path in (path for name in top for path in (ROOT / name).rglob("*")):
+        skipped = path.name.startswith(("__pycache__", "."))
+        if path.is_dir() and not skipped and any(child.is_file() for child in path.iterdir()):
+            yield path.relative_to(ROOT)
+
+
+def test_contributing_names_every_folder():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    known = [folder for folder in folders() if folder.parts[0] == "trimode"]
+    assert len(known) > 20
+    for folder in folders():
+        inner = f"`{folder.name}/`" in text and f"`{folder.parts[0]}/`" in text
+        above = f"`{folder.parent}/`" in text and folder.parent.name == "built_in"
+        assert f"`{folder}/`" in text or inner or above, f"{folder} is not in CONTRIBUTING.md"

@@ -190,35 +190,18 @@ class GenerationOptions:
     ignore_eos: bool = False
     logprobs: int | None = None
     """Report each token's AR log-probability and this many alternatives."""
+    # What the following mean, and their defaults: DECODING_FIELDS.
     block_length: int | None = None
-    threshold: float | None = None
-    """Commit bar of a denoising pass. Diffusion: 0.9, in a rolling block 0.15. Linear drafts: 0
-    (one pass fills all)."""
     commit_rule: CommitRuleName | None = None
-    """What decides which tokens of a denoising pass are final. None: `threshold`."""
+    threshold: float | None = None
     max_denoising_steps: int | None = None
-    """Passes a block may take; default the block length. Also the quota rule's schedule."""
     revision_threshold: float | None = None
-    """Diffusion: reopen a filled token whose probability fell below this; 0: never. None: never,
-    in a rolling block 0.05. There it is the AR probability, known once the tokens before it are
-    closed.
-    """
+    """In a rolling block it is compared with the AR probability, which is known once the tokens
+    before are closed; in a fixed block with that of the latest pass."""
     seed_block: bool | None = None
-    """Whether a block begins with the AR prediction of its first token (NLD) or is all masks.
-
-    In a linear draft that is all masks the predicted token goes ahead of the block instead, as a
-    causal row of the same pass. None: seeded, but for the drafts of adapters trained the other way.
-    """
     draft_tree: bool | None = None
-    """Whether `linear` (where the draft goes ahead of its seed), `quadratic` and `auto` verify the
-    likeliest beginnings of an answer, a tree of as many tokens as the line it stands for, instead
-    of the one line of likeliest tokens (NLD). None: for adapters trained to draft ahead.
-    """
+    """A tree has as many tokens as the line it stands for, so a pass has as many rows."""
     rolling_block: bool | None = None
-    """Diffusion: commit from the left and move the block on after every pass, or keep the block
-    until it is full (NLD). None: rolling for adapters trained to draft ahead, unless the request
-    gives `seed_block`.
-    """
     show_drafts: bool = False
     max_thinking_tokens: int | None = None
     force: bool = False
