@@ -11,7 +11,7 @@ from trimode.decoding.context import DecodingContext
 from trimode.decoding.denoising.block import denoise, open_block
 from trimode.decoding.denoising.rolling import rolling_diffusion
 from trimode.decoding.events import Committed
-from trimode.decoding.modes.spec import ModeSpec
+from trimode.decoding.modes.spec import DENOISING_OPTIONS, ModeSpec
 from trimode.decoding.span import Decoder, causal_span
 
 
@@ -68,18 +68,7 @@ def _scratch_rows(context: DecodingContext) -> int:
 SPEC = ModeSpec(
     decode=diffusion,
     scratch_rows=_scratch_rows,
-    reads=frozenset(
-        (
-            "block_length",
-            "commit_rule",
-            "threshold",
-            "max_denoising_steps",
-            "revision_threshold",
-            "seed_block",
-            "rolling_block",
-            "show_drafts",
-        )
-    ),
+    reads=DENOISING_OPTIONS | {"rolling_block"},
     needs_mask=True,
     lossless=False,
 )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.denoising.block import denoise, open_block
 from trimode.decoding.events import Committed, Drafted
-from trimode.decoding.modes.spec import ModeSpec
+from trimode.decoding.modes.spec import DENOISING_OPTIONS, ModeSpec
 from trimode.decoding.span import Decoder, Keep, Logits, Span, led_visibility
 from trimode.decoding.speculation.draft_tree import DraftTree
 from trimode.decoding.speculation.verify import (
@@ -148,18 +148,7 @@ def _masks(tokens: Sequence[int], context: DecodingContext) -> int:
 SPEC = ModeSpec(
     decode=linear_speculation,
     scratch_rows=lambda context: max(2, context.block_length),
-    reads=frozenset(
-        (
-            "block_length",
-            "commit_rule",
-            "threshold",
-            "max_denoising_steps",
-            "revision_threshold",
-            "seed_block",
-            "draft_tree",
-            "show_drafts",
-        )
-    ),
+    reads=DENOISING_OPTIONS | {"draft_tree"},
     needs_mask=True,
     lossless=True,
 )

@@ -6,6 +6,19 @@ from dataclasses import dataclass
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.span import Decoder
 
+DENOISING_OPTIONS = frozenset(
+    (
+        "block_length",
+        "commit_rule",
+        "threshold",
+        "max_denoising_steps",
+        "revision_threshold",
+        "seed_block",
+        "show_drafts",
+    )
+)
+"""What modes read that fill blocks over several passes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModeSpec:
