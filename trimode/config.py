@@ -1,4 +1,4 @@
-"""What a model is and what a request asks: frozen dataclasses, validated once."""
+"""The config of a model and the options of a request: frozen dataclasses, validated once."""
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -40,10 +40,10 @@ DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""
 ROLLING_THRESHOLD = 0.15
 ROLLING_REVISION_THRESHOLD = 0.05
-"""Defaults of a rolling block. AR revises what it fills, so bold filling pays (docs/lab.md)."""
+"""Defaults of a rolling block. AR revises filled tokens, so a low threshold pays (docs/lab.md)."""
 
 MOST_DENOISING_STEPS = 65_536
-"""A block's schedule is a list of so many numbers, so a request must not choose any length."""
+"""Limit of a request. A block's schedule is a list with one number for each of these steps."""
 
 DECODING_FIELDS: dict[str, str] = {
     "mode": "ar, diffusion, linear, quadratic or auto.",
@@ -64,10 +64,10 @@ DECODING_FIELDS: dict[str, str] = {
     "[rolling for models that draft in the led form].",
     "show_drafts": "Report the open block after every pass.",
 }
-"""The decoding options as users meet them: name and help, defaults in brackets.
+"""The decoding options that users see: name and help text, defaults in brackets.
 
-The command line, the `decoding` object of a request, its error names and docs/decoding.md are made
-from this table. A mode's `ModeSpec` says which of them it reads.
+The command line, the `decoding` object of a request, the field names in its errors and
+docs/decoding.md are made from this table. A mode's `ModeSpec` says which options it reads.
 """
 
 
@@ -79,7 +79,7 @@ class RopeConfig:
     rope_theta: float = 10_000.0
     factor: float = 1.0
     original_max_position_embeddings: int | None = None
-    """Trained context; YaRN, llama3 and the Llama-4 query scale count from it."""
+    """Context length in training. YaRN, llama3 and the Llama-4 query scale depend on it."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     mscale: float | None = None
@@ -175,15 +175,15 @@ class GenerationOptions:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
-    """Taken off a token's logit for each time it is in the answer so far."""
+    """Subtracted from a token's logit, once for each time it is in the answer so far."""
     presence_penalty: float = 0.0
-    """Taken off the logit of each token that is in the answer so far."""
+    """Subtracted from the logit of each token that is in the answer so far."""
     logit_bias: tuple[tuple[int, float], ...] = ()
-    """(token id, what is added to its logit). Given as pairs or as a mapping."""
+    """(token id, number added to its logit). Given as pairs or as a mapping."""
     grammar: str | None = None
-    """What the answer must fit, in llguidance's form (`trimode.text.grammar` makes them)."""
+    """The grammar that the answer must fit, as `trimode.text.grammar` makes it (llguidance's)."""
     prediction: tuple[int, ...] = ()
-    """Tokens that the answer may resemble: drafts for the mode `auto`."""
+    """Tokens that the answer is expected to resemble. The mode `auto` uses them as drafts."""
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -192,31 +192,38 @@ class GenerationOptions:
     """Report each token's AR log-probability and this many alternatives."""
     block_length: int | None = None
     threshold: float | None = None
-    """Commit bar of a denoising pass. Diffusion: 0.9, in a rolling block 0.15. Linear drafts: 0
-    (one pass fills all)."""
+    """The commit rule's bar. None: the rule's own.
+
+    For the rule `threshold` that is 0.9 in a fixed diffusion block and 0.15 in a rolling one. A
+    linear draft has 0, which means that one pass fills it.
+    """
     commit_rule: CommitRuleName | None = None
     """What decides which tokens of a denoising pass are final. None: `threshold`."""
     max_denoising_steps: int | None = None
-    """Passes a block may take; default the block length. Also the quota rule's schedule."""
+    """Passes that a block may take. The quota rule spreads its masks over them. None: the block
+    length."""
     revision_threshold: float | None = None
-    """Diffusion: reopen a filled token whose probability fell below this; 0: never. None: never,
-    in a rolling block 0.05. There it is the AR probability, known once the tokens before it are
-    closed.
+    """Reopen a filled token if its probability falls below this; 0 is never.
+
+    None: never in a fixed block, 0.05 in a rolling one. In a rolling block it is the token's AR
+    probability, which is known once the tokens before it are closed.
     """
     seed_block: bool | None = None
     """Whether a block begins with the AR prediction of its first token (NLD) or is all masks.
 
-    In a linear draft that is all masks the predicted token goes ahead of the block instead, as a
-    causal row of the same pass. None: seeded, but for the drafts of adapters trained the other way.
+    If a linear draft is all masks, the newest token is a causal row before it, in the same pass.
+    None: the model's own draft form in `linear`, seeded in a fixed diffusion block.
     """
     draft_tree: bool | None = None
-    """Whether `linear` (where the draft goes ahead of its seed), `quadratic` and `auto` verify the
-    likeliest beginnings of an answer, a tree of as many tokens as the line it stands for, instead
-    of the one line of likeliest tokens (NLD). None: for adapters trained to draft ahead.
+    """Whether a verify pass checks a tree of the likeliest beginnings of an answer, or the one line
+    of likeliest tokens (NLD). Both have as many tokens.
+
+    `linear` in the led form, `quadratic` and `auto` read it. None: a tree if the model drafts in
+    the led form.
     """
     rolling_block: bool | None = None
     """Diffusion: commit from the left and move the block on after every pass, or keep the block
-    until it is full (NLD). None: rolling for adapters trained to draft ahead, unless the request
+    until it is full (NLD). None: rolling if the model drafts in the led form, unless the request
     gives `seed_block`.
     """
     show_drafts: bool = False
@@ -257,7 +264,7 @@ class GenerationOptions:
             )
         for name, annotation in _annotations(type(self)).items():
             value = getattr(self, name)
-            if "float" in annotation and type(value) is int:  # a tensor takes no large one
+            if "float" in annotation and type(value) is int:  # no tensor holds a large int
                 object.__setattr__(self, name, float(value))
 
     @classmethod
@@ -287,7 +294,7 @@ class GenerationOptions:
 
 @cache
 def _annotations(options: type[GenerationOptions]) -> dict[str, str]:
-    """Types of its fields by name, an optional one as `... | None`."""
+    """Types of the fields by name; an optional type reads `... | None`."""
     found = {field.name: str(field.type) for field in fields(options)}
     return {
         name: f"{text[len('typing.Optional[') : -1]} | None"
@@ -298,7 +305,7 @@ def _annotations(options: type[GenerationOptions]) -> dict[str, str]:
 
 
 def _pairs(value: object) -> object:
-    """A mapping or a list of pairs as a tuple of pairs, token ids as numbers."""
+    """Turn a mapping or a list of pairs into a tuple of (token id, bias)."""
     items = value.items() if isinstance(value, dict) else value
     try:
         return tuple((int(token), float(bias)) for token, bias in items)  # type: ignore[union-attr]
@@ -337,7 +344,7 @@ def _in_words(annotation: str) -> str:
 def _finite(value: float) -> bool:
     try:
         return isfinite(value)
-    except OverflowError:  # an integer beyond floats
+    except OverflowError:  # an integer larger than any float
         return False
 
 

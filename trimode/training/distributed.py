@@ -1,6 +1,7 @@
-"""Several processes, started by `torchrun`: FSDP2 shards the weights, each process has its rows.
+"""Training in several processes, started by `torchrun`.
 
-One process runs the same code without any of it.
+FSDP2 shards the weights, and each process has its own rows. A single process runs the same code
+without sharding.
 """
 
 import os
@@ -40,7 +41,7 @@ class Processes:
         fully_shard(transformer, mesh=self.mesh)
 
     def sum(self, *values: float) -> list[float]:
-        """Sums over the processes."""
+        """Sum each value over the processes."""
         if self.mesh is None:
             return list(values)
         together = torch.tensor(values, dtype=torch.float64)
@@ -48,13 +49,13 @@ class Processes:
         return together.tolist()
 
     def wait(self) -> None:
-        """Return once every process is here."""
+        """Wait until every process has called this."""
         if self.mesh is not None:
             dist.barrier()
 
 
 def start(device: str) -> Processes:
-    """Join the processes that `torchrun` started; without it, be alone."""
+    """Join the processes that `torchrun` started. Without `torchrun` there is one process."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
@@ -67,12 +68,12 @@ def start(device: str) -> Processes:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together (every process must ask); any other as it is."""
+    """A sharded tensor gathered into one (every process must call this); others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor on the device of `model`, and sharded where that is."""
+    """Move a whole tensor to the device of `model`, and shard it if `model` is sharded."""
     tensor = tensor.to(model.device)
     if isinstance(model, DTensor) and tensor.shape == model.shape:
         return distribute_tensor(tensor, model.device_mesh, model.placements)

@@ -1,8 +1,8 @@
 """The training loop.
 
-Everything random is a function of (seed, step), and the rows of a step are a function of (seed,
-step): a checkpoint is the trained weights, the optimiser's moments and the step count, and a
-continued run computes what an uninterrupted one would have.
+The random numbers and the rows of a step are functions of (seed, step). So a checkpoint is the
+trained weights, their moving average, the optimiser's moments and the step count, and a continued
+run computes what an uninterrupted one would have computed.
 """
 
 import math
@@ -103,10 +103,10 @@ class Trainer:
         """Train to the last step and export; returns False if a signal ended it early.
 
         Args:
-            enough: asked before each step whether the run is at its end already.
+            enough: called before each step; if it returns True, the run ends there and exports.
 
         Raises:
-            TrimodeError: the loss is not a number.
+            TrimodeError: the loss or the gradient norm is not finite.
         """
         keep_freed_memory()
         self._resume()
@@ -133,7 +133,7 @@ class Trainer:
                     self.evaluate()
                 if self.step % self.config.save_every == 0:
                     self.save()
-        # The last step, or the one a signal ended the run at.
+        # Save the last step, or the step at which a signal ended the run.
         if self.step and not any(step == self.step for step, _ in self.directory.checkpoints()):
             self.save()
         if self._stopped():
@@ -156,7 +156,7 @@ class Trainer:
         for task in tasks:
             with self._autocast():
                 found = losses(self.transformer, task, now, train_base=train_base)
-            # FSDP averages gradients over the processes; the count is already that of all of them.
+            # FSDP averages gradients over the processes, but `count` is already their sum.
             (joint_loss(found, weights, count) * self.processes.count).backward()
             for name, loss in found.items():
                 totals[name] += LossSum(loss.total.detach().cpu(), loss.count.cpu())
@@ -392,7 +392,7 @@ class Trainer:
 
 
 def _loss_weights(objective: ObjectiveConfig, *, train_base: bool) -> dict[str, float]:
-    """The losses of a step that have a weight."""
+    """The weights of a step's losses by name; losses of weight 0 are left out."""
     weights = {
         "ar": objective.ar_loss_weight if train_base else 0.0,
         "diffusion": objective.diffusion_loss_weight,
