@@ -81,10 +81,10 @@ class ChatTemplate:
 
 
 def find_chat_template(directory: Path) -> str | None:
-    """Source of a checkpoint directory's template, or None where it has none.
+    """Source of a checkpoint directory's template, or None if it has none.
 
-    Looks into chat_template.jinja, chat_template.json and tokenizer_config.json in this order; of
-    several named templates it takes "default".
+    Looks into chat_template.jinja, chat_template.json and tokenizer_config.json in this order. If
+    there are several named templates, it takes "default".
 
     Raises:
         CheckpointError: one of the files is damaged.
