@@ -1,8 +1,8 @@
 """A runner whose logits a script decides from exactly what each row sees.
 
 It attends like a real one: its values spell out which token stands at which position, so what a
-row gets back from attention tells which tokens were visible to it, cache included. A test can so
-steer acceptance, and catches wrong masks, positions and caches without any rounding.
+row gets back from attention tells which tokens were visible to it, cache included. So a test can
+steer acceptance, and it catches wrong masks, positions and caches without any rounding.
 """
 
 import zlib
@@ -152,7 +152,7 @@ def word(*key: Any, avoid: tuple[int, ...] = (), vocab: int = 20) -> int:
 def speculative(
     right: Callable[[int], bool], *, avoid: tuple[int, ...] = (), token_shift: bool = False
 ) -> Script:
-    """AR tokens that depend on the whole history; drafts right where `right(position)` says so.
+    """AR tokens that depend on the whole history; a draft is right if `right(position)` is true.
 
     With token shift a row that sees masks predicts the token after its own, whatever it holds.
     """

@@ -14,7 +14,7 @@ from trimode.model import KVCache
 logger = logging.getLogger(__name__)
 
 _LENT_AHEAD = 256
-"""Tokens beyond those it has that a sequence's cache has room for in a crowded pool."""
+"""Further tokens that a sequence's cache has room for if the pool is crowded."""
 _EFFICIENT_ROWS = 64
 """Used if nobody has measured what a pass costs."""
 _NEWCOMERS_SHARE = 0.12
@@ -28,7 +28,7 @@ class RowLimits:
     max_rows: int
     """Of a pass."""
     efficient_rows: int = _EFFICIENT_ROWS
-    """With fewer rows than these a pass costs more a row than it need."""
+    """With fewer rows than these, a row costs more than it has to."""
     newcomer_rows: int | None = None
     """Rows of prompts in a pass while others wait for it; None is `max_rows`."""
 
@@ -70,7 +70,7 @@ class Scheduler:
         while self.waiting and len(self.live) < self.max_sequences:
             sequence = self.waiting[0]
             started = sequence.span is not None
-            # Of a new prompt one row at least is left to compute: what follows it must be known.
+            # At least one row of a new prompt's first span must be left to compute.
             held = sequence.lost if started else max(0, len(sequence.prompt) - 2)
             cache = self._lend(sequence, sequence.all_tokens[:held])
             if cache is None:
@@ -112,7 +112,7 @@ class Scheduler:
                 sequence.cache = larger
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's cache away; it is the next to be admitted and goes on where it was."""
+        """Take a sequence's cache away. It is the next to be admitted, and continues from here."""
         assert sequence.cache is not None
         logger.info("request %s gives way: the KV pool is full", sequence.id)
         self.live.remove(sequence)
@@ -132,7 +132,7 @@ class Scheduler:
 
 
 def _restore(sequence: Sequence, cache: KVCache) -> None:
-    """Have the tokens that its cache held computed again, but those the new cache holds."""
+    """Let the tokens of the lost cache be computed again, except those in the new cache."""
     assert sequence.span is not None
     sequence.cache = cache
     lost, sequence.lost = sequence.lost, 0
@@ -149,11 +149,12 @@ def plan(sequences: Seq[Sequence], limits: RowLimits) -> list[Slice]:
     Four rules:
 
     - A span that cannot be split and has waited longest always runs, however large it is.
-    - Newcomers are sequences without text. Those that have read their prompt go first, then who
-      came first. Their prompts are read in pieces of `newcomer_rows` for all of them together, so
-      that a long one stops neither those who have text nor who has nearly read a prompt.
-    - Among the others, who has waited longest goes first.
-    - While there are newcomers, the others get few rows, so that first texts do not wait for large
+    - Newcomers are sequences without text. Those that have read their prompt go first, the others
+      in the order in which they came. A pass reads at most `newcomer_rows` of all their prompts
+      together. So a long prompt stops neither the sequences that have text nor those that have
+      nearly read their prompt.
+    - Among the others, the one that has waited longest goes first.
+    - While there are newcomers, the others get few rows, so that first tokens do not wait for large
       passes: see `_rows_beside`.
     """
     longest_waiting = min(sequences, key=lambda s: s.last_step, default=None)
@@ -183,9 +184,9 @@ def plan(sequences: Seq[Sequence], limits: RowLimits) -> list[Slice]:
 
 
 def _rows_beside(newcomers: Seq[Sequence], newcomer_rows: int, limits: RowLimits) -> int:
-    """Rows of those who have text: all without newcomers, else what makes the pass efficient.
+    """Rows for sequences with text: all if there are no newcomers, else few.
 
-    That is half of `efficient_rows`, or what fills the pass up to them.
+    Few is half of `efficient_rows`, or more if the pass would not reach `efficient_rows` otherwise.
     """
     if not newcomers:
         return limits.max_rows
