@@ -12,7 +12,7 @@ DATA ?= ../shared/data
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
 
-# Tests marked `real` use the embedded model in the user's own cache; it is fetched if missing.
+# Tests marked `real` use the built-in model in the user's own cache; it is fetched if missing.
 CACHE := $(or $(TRIMODE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/trimode)
 TEST_ENV := TRIMODE_TEST_CACHE=$(CACHE) OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 
