@@ -132,7 +132,7 @@ def spelled_cache(cache: Any) -> list[int]:
 
 
 def peaked(token: int, probability: float, vocab: int = 20) -> Tensor:
-    """Logits of a token with a given probability, the rest spread evenly but for the mask."""
+    """Logits of a token with a given probability; the others share the rest, the mask has none."""
     rest = (1 - probability) / (vocab - 2)
     logits = torch.full((vocab,), rest).log()
     logits[token] = torch.tensor(probability).log()

@@ -42,8 +42,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 def read_adapter(directory: Path) -> AdapterWeights:
     """Read `adapter_config.json` and `adapter_model.safetensors`.
 
-    The weights file's metadata says when the adapter is on. If it does not say so, the adapter is
-    on in drafts only, as NVIDIA's `linear_spec_lora` is.
+    The weights file's metadata says when the adapter is on. If it does not, the adapter is on in
+    drafts only, as NVIDIA's `linear_spec_lora` is.
 
     Raises:
         CheckpointError: a file is missing or damaged, or an option is not supported.

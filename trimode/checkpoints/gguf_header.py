@@ -89,4 +89,4 @@ class _Walk:
     def _skip(self, size: int) -> None:
         self._at += size
         if self._at > len(self._data):
-            raise ValueError(f"ends at byte {len(self._data)}, its header goes on")
+            raise ValueError(f"it ends at byte {len(self._data)}, but its header goes on")

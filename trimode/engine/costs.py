@@ -121,7 +121,7 @@ def _fastest(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -
 
 
 def _fastest_of(model: LoadedModel, run: Callable[[], None]) -> float:
-    """Least time of a few: what disturbs a pass only ever makes it longer."""
+    """The least of several times, since disturbances only make a pass longer."""
     times = []
     for _ in range(_REPEATS):
         _synchronise(model)

@@ -130,7 +130,7 @@ class _Form:
         return self.threshold if by_probability else DEFAULT_THRESHOLD
 
     def check(self) -> None:
-        """Raise InputError for an option that would have no effect beside the others."""
+        """Raise InputError for an option that would have no effect with the others."""
         options = self.options
         for name, beside, allowed in self._without_effect():
             if getattr(options, name) is not None:

@@ -117,7 +117,7 @@ def clean_visibility(
         documents: document of each token in a packed row, int64 `[R, L]`; -1 is padding.
         context: token-causal, or block-causal over the blocks of `grid_blocks`.
         block_length: for block-causal.
-        offset: likewise.
+        offset: for block-causal, that of `grid_blocks`.
     """
     places = torch.arange(documents.shape[1])
     same = documents[:, :, None] == documents[:, None, :]
