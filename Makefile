@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU build of PyTorch. Empty TORCH to let pip choose (a CUDA machine: TORCH=torch).
+# The CPU build of PyTorch. On a CUDA machine set TORCH=torch, which lets pip choose.
 TORCH ?= torch==2.13.0
 JOBS ?= 2
 DATA ?= ../shared/data
@@ -12,7 +12,7 @@ DATA ?= ../shared/data
 demo: $(VENV)/.runtime
 	$(BIN)/trimode compare "Write three short sentences about the sea."
 
-# Tests marked `real` use the embedded model in the user's own cache; it is fetched if missing.
+# Tests marked `real` use the built-in model in the user's own cache; it is fetched if missing.
 CACHE := $(or $(TRIMODE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/trimode)
 TEST_ENV := TRIMODE_TEST_CACHE=$(CACHE) OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 
@@ -29,19 +29,19 @@ browser: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group browser
 	$(TEST_ENV) $(BIN)/pytest tests/playground
 
-# Clients of others: LangChain, llm, npm's openai, curl, schemathesis.
+# Other people's clients: LangChain, llm, npm's openai, curl, schemathesis.
 clients: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group clients
 	npm install --silent --prefix $(VENV)/npm openai
 	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/clients
 
-# Whether each engine that `make peers` compares starts and answers.
+# Checks that each engine which `make peers` compares starts and answers.
 peers-test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(TEST_ENV) $(BIN)/pytest -m peers tests/benchmarks
 
-# Ours beside llama.cpp and transformers, each measurement in a process of its own, and the servers under
-# load: hours.
+# Compares our engine with llama.cpp and transformers, each measurement in a process of its own, and
+# the servers under load. Takes hours.
 peers: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(BIN)/python benchmarks/compare/engines.py --data $(DATA)
@@ -63,17 +63,17 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cost/contention.py
 	$(BIN)/python benchmarks/training/training_speed.py
 
-# Half an hour: every prompt in every lossless mode and block length.
+# Runs every prompt in every lossless mode and block length. Takes half an hour.
 lossless: $(VENV)/.dev
 	$(BIN)/python benchmarks/quality/lossless.py --data $(DATA) --prompts 200
 	$(BIN)/python benchmarks/quality/lossless.py --data $(DATA) --prompts 100 --max-tokens 10 --temperature 0.8
 
-# A quarter of an hour: acceptance, tokens a pass and diffusion's quality of the built-in model.
+# Measures the built-in model: acceptance, tokens a pass, diffusion's quality. Takes a quarter of an hour.
 conversion: $(VENV)/.dev
 	$(BIN)/python benchmarks/quality/conversion.py --data $(DATA) --dtype int8 --prompts 10 \
 		--thresholds 0.05 0.15 0.3 0.5 0.7 0.9 0.99
 
-# The task model: two trainings of half an hour each, then accuracy and tokens a pass of every mode.
+# Trains the task model twice, half an hour each, then measures accuracy and tokens a pass in every mode.
 TASKS ?= ../tasks
 tasks: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group reproduce

@@ -12,14 +12,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("trimode/model/native/pass.cpp")
 OPTIMISED = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mtune=native", "-ffp-contract=off")
-"""No contraction: a float expression must round alike wherever the compiler puts it."""
+"""No contraction: a float expression must be rounded the same way everywhere in the code."""
 
 
 class NativePass(BuildHookInterface):
-    """Compiles beside its source, for editable installs and wheels alike."""
+    """Compiles the library next to its source, for editable installs and for wheels."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Compile, or say why not and go on: the PyTorch operators do the same work."""
+        """Compile, or say why not and continue: the PyTorch operators do the same work."""
         source = Path(self.root) / SOURCE
         target = source.with_suffix(".so")
         reason = self._compile(source, target)

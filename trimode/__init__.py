@@ -1,6 +1,6 @@
 """One language-model checkpoint, three ways to decode it.
 
-`from trimode import load, generate`; nothing heavy is imported before it is used.
+Use it as `from trimode import load, generate`. Heavy modules are imported at their first use.
 """
 
 from importlib import import_module

@@ -8,7 +8,7 @@ class TrimodeError(Exception):
 
 
 class FetchError(TrimodeError):
-    """A model source could not be fetched, or what came is not what was asked for."""
+    """A model could not be fetched, or the fetched file is not the one that was asked for."""
 
 
 class InputError(TrimodeError, ValueError):
@@ -30,4 +30,4 @@ class InputError(TrimodeError, ValueError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint file is missing, damaged, or not of a shape this program reads."""
+    """A checkpoint file is missing or damaged, or this program does not read its form."""

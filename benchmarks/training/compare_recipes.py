@@ -72,7 +72,7 @@ def trained(config: TrainConfig, budget: str, amount: float) -> bool:
     run = Path(config.output)
     if (run / "final").exists() and spent(run)[budget] >= amount:
         return True
-    return Trainer(config).run(enough=lambda: spent(run)[budget] >= amount)
+    return Trainer(config).run(should_stop=lambda: spent(run)[budget] >= amount)
 
 
 def scored(config: TrainConfig, sets: dict[str, list[str]], options: dict[str, Any]) -> dict:

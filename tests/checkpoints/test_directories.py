@@ -124,7 +124,7 @@ def test_an_unknown_tensor_is_named_with_the_nearest_name(checkpoint):
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(checkpoint):
     edit(checkpoint, lambda tensors: tensors.update({"encoder.norm.weight": torch.zeros(31)}))
-    assert "norm.weight is [31] where [32] is expected" in refusal(checkpoint)
+    assert "norm.weight is [31], expected [32]" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8])

@@ -245,8 +245,8 @@ def test_a_path_is_taken_as_it_is(prefix, tmp_path):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("no-such-model", "is no path and no known name"),
-        ("path:/no/such", "is no path"),
+        ("no-such-model", "is neither a path nor a known name"),
+        ("path:/no/such", "is neither a path"),
         ("hub:one", "must be hub:org/name"),
         ("pypi:package", "must be pypi:package==version"),
         ("pypi:package==1#sha256=12", "must be pypi:package==version"),

@@ -57,7 +57,4 @@ def test_missing_unknown_and_misshapen_tensors_are_each_named():
     assert "1 missing (norm.weight)" in message
     assert "1 unknown (layers.0.mlp.up_projj.weight" in message
     assert "nearest expected name layers.0.mlp.up_proj.weight" in message
-    assert (
-        "1 misshapen (layers.1.mlp.down_proj.weight is [2, 3] where [64, 96] is expected)"
-        in message
-    )
+    assert "1 misshapen (layers.1.mlp.down_proj.weight is [2, 3], expected [64, 96])" in message

@@ -51,7 +51,7 @@ def test_linear_drafts_with_the_adapter_and_verifies_without(family, threshold, 
 def test_a_denoising_adapter_drafts_ahead_of_the_seed(family, threshold, block_length):
     model = adapted(family, scope="denoise")
     oracle = request(model, on=True, block_length=block_length)
-    expected = nld.linear_ahead(oracle, threshold=threshold)
+    expected = nld.linear_led(oracle, threshold=threshold)
     assert min(oracle.margins) > 1e-4
     asked = {"max_tokens": 20, "block_length": block_length, "threshold": threshold}
     got = model.generate(PROMPT, mode="linear", draft_tree=False, **asked)

@@ -3,8 +3,8 @@
 Every pass recomputes the whole sequence through `forward(tokens, positions, mask, adapted)`, which
 returns logits `[n, vocab]`; `mask` is bool `[n, n]` (row sees column) and `adapted` the rows that
 run with the draft adapter on. Greedy only. Each function returns (new tokens, forward passes):
-one pass for the prefill and one for every later pass; a pass of this file may stand for two of
-them where recomputation gives both answers at once.
+one pass for the prefill and one for every later pass. A pass of this file may stand for two of
+them if recomputation gives both answers at once.
 
 `Request.margins` collects how narrowly each decision was taken, so that a caller can tell a wrong
 result from a coin that rounding flipped.
@@ -112,7 +112,7 @@ def fill(
 ) -> int:
     """Denoise `block` in place; `threshold` None means an even quota. Returns passes made.
 
-    `first`: the block's first token where the first pass, which did not see it, makes it known.
+    `first`: the block's first token, if the first pass makes it known without having seen it.
     """
     undecided = block.count(request.mask_id)
     quotas = [undecided // passes + (i < undecided % passes) for i in range(passes)]
@@ -187,8 +187,8 @@ def linear(request: Request, *, threshold: float = 0.0) -> tuple[list[int], int]
     return new, nfe
 
 
-def linear_ahead(request: Request, *, threshold: float = 0.0) -> tuple[list[int], int]:
-    """The same with the seed ahead of the block: not NLD's, see docs/design/0006."""
+def linear_led(request: Request, *, threshold: float = 0.0) -> tuple[list[int], int]:
+    """The same in the led form: not NLD's, see docs/design/0006."""
     new, nfe = [request.best(request.causal(request.prompt)[-1])], 1
     new, done = request.cut(new)
     while not done:

@@ -1,8 +1,8 @@
 """A runner whose logits a script decides from exactly what each row sees.
 
 It attends like a real one: its values spell out which token stands at which position, so what a
-row gets back from attention tells which tokens were visible to it, cache included. A test can so
-steer acceptance, and catches wrong masks, positions and caches without any rounding.
+row gets back from attention tells which tokens were visible to it, cache included. So a test can
+steer acceptance, and it catches wrong masks, positions and caches without any rounding.
 """
 
 import zlib
@@ -132,7 +132,7 @@ def spelled_cache(cache: Any) -> list[int]:
 
 
 def peaked(token: int, probability: float, vocab: int = 20) -> Tensor:
-    """Logits of a token with a given probability, the rest spread evenly but for the mask."""
+    """Logits of a token with a given probability; the others share the rest, the mask has none."""
     rest = (1 - probability) / (vocab - 2)
     logits = torch.full((vocab,), rest).log()
     logits[token] = torch.tensor(probability).log()
@@ -152,7 +152,7 @@ def word(*key: Any, avoid: tuple[int, ...] = (), vocab: int = 20) -> int:
 def speculative(
     right: Callable[[int], bool], *, avoid: tuple[int, ...] = (), token_shift: bool = False
 ) -> Script:
-    """AR tokens that depend on the whole history; drafts right where `right(position)` says so.
+    """AR tokens that depend on the whole history; a draft is right if `right(position)` is true.
 
     With token shift a row that sees masks predicts the token after its own, whatever it holds.
     """

@@ -1,4 +1,4 @@
-"""Tiny random models in two forms: transformers' class as the oracle, ours in an engine's hands."""
+"""Tiny random models in two forms: transformers' class as the oracle, and ours in an engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

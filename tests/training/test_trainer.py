@@ -99,7 +99,7 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path,
 def test_a_run_from_before_the_embedding_was_a_module_goes_on(base, data, tmp_path):
     config = config_of(base, data, tmp_path / "run", steps=4, save_every=2)
     begun = Trainer(config, progress=False)
-    begun.run(enough=lambda: begun.step == 2)
+    begun.run(should_stop=lambda: begun.step == 2)
     path = next((tmp_path / "run" / "checkpoints").glob("step-*"))
     for file in path.glob("*.safetensors"):
         tensors = load_file(file)

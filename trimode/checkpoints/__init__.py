@@ -1,4 +1,4 @@
-"""From files to weights and back: other people's formats, and where they are fetched from."""
+"""Fetches, reads and saves checkpoints in the formats of other programs."""
 
 from trimode.checkpoints.adapters import read_adapter, save_adapter
 from trimode.checkpoints.loader import Checkpoint, LoadedModel, load, open_checkpoint

@@ -19,7 +19,7 @@ _PREFIX = "base_model.model."
 _MASK_EMBEDDING = "trimode.mask_embedding"
 """Kept outside PEFT's prefix: PEFT has no notion of an embedding that is on in some rows only."""
 _SCOPE = "trimode_scope"
-"""Key in the weights file's metadata; PEFT warns of unknown keys in the config.
+"""Key in the weights file's metadata, since PEFT warns of unknown keys in the config.
 
 It also marks a directory as ours.
 """
@@ -42,8 +42,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 def read_adapter(directory: Path) -> AdapterWeights:
     """Read `adapter_config.json` and `adapter_model.safetensors`.
 
-    The weights file's metadata says when the adapter is on. Without that it is on in drafts only,
-    which is what NVIDIA's `linear_spec_lora` is for.
+    The weights file's metadata says when the adapter is on. If it does not, the adapter is on in
+    drafts only, as NVIDIA's `linear_spec_lora` is.
 
     Raises:
         CheckpointError: a file is missing or damaged, or an option is not supported.
@@ -69,7 +69,7 @@ def read_adapter(directory: Path) -> AdapterWeights:
     shift = metadata.get(_TOKEN_SHIFT, "false")
     if shift not in ("true", "false"):
         raise CheckpointError(f"{path}: {_TOKEN_SHIFT}", repr(shift), "allowed: true, false")
-    # Adapters that were saved before the field existed have the form of the recipe of their scope.
+    # Adapters that were saved before the field existed have the form of their scope's recipe.
     form = metadata.get(_DRAFT_FORM, "led" if scope == "denoise" else "seeded")
     if form not in DRAFT_FORMS:
         allowed = f"allowed: {', '.join(DRAFT_FORMS)}"
@@ -142,7 +142,7 @@ def save_adapter(
     """Write an adapter that PEFT and this program load; the directory appears whole or not at all.
 
     Raises:
-        CheckpointError: the directory exists and is no adapter of ours.
+        CheckpointError: the directory exists and is not an adapter of ours.
         OSError: the disk is full; nothing is left behind.
     """
     ranks = {len(a) for a, _ in adapter.targets.values()}

@@ -18,7 +18,7 @@ def atomic_directory(
 
     Args:
         target: must not exist, be empty, or be `replaceable`.
-        replaceable: tells an earlier directory of ours, which may be replaced, from others.
+        replaceable: whether a directory is one of ours, which may be replaced.
         overwrite: replace any directory.
 
     Raises:
@@ -47,7 +47,7 @@ def atomic_directory(
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
-    """Rename over what was there; what was there comes back if that fails."""
+    """Rename to `target`. An old directory there is deleted, or restored if the rename fails."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     replaces = target.exists()
     if replaces:
@@ -71,7 +71,7 @@ def marked(directory: Path, file: str, field: str) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file or directory before its name becomes visible."""
+    """Write a file or directory to the disk, before its name becomes visible."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A learned commit rule beside an adapter: `commit_rule.safetensors`."""
+"""A learned commit rule, kept in an adapter's directory as `commit_rule.safetensors`."""
 
 import json
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def as_scorer(network: CommitScorerNet) -> CommitScorer:
 def read_commit_rule(
     directory: Path, embedding_matrix: Callable[[], Tensor]
 ) -> CommitScorer | None:
-    """The rule of an adapter directory, or None where it has none.
+    """The rule of an adapter directory, or None if it has none.
 
-    `embedding_matrix` gives the model's embeddings `[V, D]`; asked only where there is a rule.
+    `embedding_matrix` gives the model's embeddings `[V, D]`. It is called only if there is a rule.
 
     Raises:
         CheckpointError: the file is damaged or belongs to another model.
@@ -52,7 +52,7 @@ def read_commit_rule(
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            str(path), f"not readable ({reason})", "made for this model"
+            str(path), f"not readable ({reason})", "a rule that was trained for this model"
         ) from None
     return as_scorer(network.to(embedding.device).eval())
 

@@ -1,7 +1,8 @@
-"""The model families: one row each, read by `config.json`, GGUF, tensor names and saving.
+"""The model families, one row each. Reading and saving checkpoints depend on it.
 
-A family whose layers differ in more than these switches needs them in `ModelConfig` and
-`trimode.model` too; the C++ pass refuses it until it knows them (`model/runners/native.py`).
+If the layers of a new family differ in more than these switches, `ModelConfig` and `trimode.model`
+need new switches too. The C++ pass refuses the family until it knows them
+(`model/runners/native.py`).
 """
 
 from dataclasses import dataclass
@@ -33,19 +34,19 @@ class Family:
     architecture: str
     """transformers' class, written into a saved config."""
     layout: Layout = HUGGING_FACE
-    """Of a saved checkpoint."""
+    """Tensor names of a saved checkpoint."""
     gguf_architecture: str | None = None
     interleaved_gguf_rope: bool = False
     """Whether its GGUF files hold query and key rows in the order of interleaved RoPE."""
     head_dim: int | None = None
-    """If the config has none; None: hidden size / heads."""
+    """Used if the config has none. None: hidden size / heads."""
     rms_norm_eps: float = 1e-6
     sliding_window: int | None = None
     window_needs_a_switch: bool = False
     """Whether a window in the config counts only with `use_sliding_window` and for some layers."""
     attention_bias: AttentionBias = "never"
     mlp_bias_switch: bool = False
-    """Whether `mlp_bias` in the config means anything."""
+    """Whether the config's `mlp_bias` is read."""
     qk_norm: bool = False
     always_scales_queries: bool = False
     """Whether a saved config must hold the fields of the Llama-4 query scale."""
@@ -56,7 +57,7 @@ class Family:
         return self.attention_bias == "qkv" or self.o_bias(attention_bias)
 
     def o_bias(self, attention_bias: bool) -> bool:
-        """Whether the output linear of the attention has one."""
+        """Whether the output linear of the attention has a bias."""
         return self.attention_bias == "switch" and attention_bias
 
 
@@ -109,7 +110,7 @@ def family_of(model_type: object) -> Family:
     """The family that a config names.
 
     Raises:
-        CheckpointError: it is none of ours.
+        CheckpointError: the family is not supported.
     """
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
@@ -121,7 +122,7 @@ def family_of_gguf(architecture: object) -> str:
     """The name of the family whose GGUF files have this architecture.
 
     Raises:
-        CheckpointError: it is none of ours.
+        CheckpointError: the architecture is not supported.
     """
     names = {family.gguf_architecture: name for name, family in FAMILIES.items()}
     known = [name for name in names if name is not None]
@@ -132,13 +133,13 @@ def family_of_gguf(architecture: object) -> str:
 
 
 def check_switches(config: ModelConfig) -> None:
-    """Raise CheckpointError if the family's `config.json` cannot say the config's switches."""
+    """Raise CheckpointError if the family's `config.json` cannot express the config's switches."""
     family = FAMILIES[config.family]
     biased = config.o_bias or (config.qkv_bias and family.attention_bias != "qkv")
     expected = (family.qkv_bias(biased), family.o_bias(biased))
     fits = (config.qkv_bias, config.o_bias) == expected
     if not fits or (config.mlp_bias and not family.mlp_bias_switch):
         found = f"qkv {config.qkv_bias}, o {config.o_bias}, mlp {config.mlp_bias}"
-        raise CheckpointError("biases", found, f"config.json of {config.family} cannot say so")
+        raise CheckpointError("biases", found, f"config.json of {config.family} cannot hold them")
     if config.qk_norm != family.qk_norm:
         raise CheckpointError("qk_norm", str(config.qk_norm), f"not what {config.family} has")

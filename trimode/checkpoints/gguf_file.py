@@ -21,7 +21,7 @@ _TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", 
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """What a GGUF file holds, checked; weights are read when asked for."""
+    """The checked content of a GGUF file; weights are read on demand."""
 
     name: str
     config: ModelConfig
@@ -35,7 +35,8 @@ def open_gguf(path: Path) -> GgufModel:
     """Read a GGUF file's metadata and check its tensors.
 
     Raises:
-        CheckpointError: damaged, an unsupported architecture or quantisation, or wrong tensors.
+        CheckpointError: the file is damaged, the architecture or quantisation is not supported, or
+            the tensors are not those of the model.
     """
     import gguf  # slow to import; only needed here
 
@@ -83,7 +84,7 @@ def open_gguf(path: Path) -> GgufModel:
 
 
 class _Metadata:
-    """GGUF key-value pairs, decoded when asked for (decoding all takes seconds)."""
+    """GGUF key-value pairs, decoded on demand (decoding all takes seconds)."""
 
     def __init__(self, fields: dict[str, Any], path: Path) -> None:
         self._fields, self._path = fields, path
@@ -110,7 +111,7 @@ class _Metadata:
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number; some architectures hold one per layer, which no family here does."""
+        """A whole number. Some architectures have a list of one per layer; no family here does."""
         value = self.need(key) if default is None else self.get(key, default)
         if type(value) is not int:
             raise CheckpointError(f"{self._path}: {key}", repr(value), "must be a whole number")
@@ -181,7 +182,7 @@ def _config(
 def _unpermute(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     """Undo the query and key row order that files of some families use for interleaved RoPE.
 
-    There row 2j + s of a head is row s * head_dim / 2 + j of the original.
+    In such a file, row 2j + s of a head is row s * head_dim / 2 + j of the original.
     """
     if ".q_proj." in name:
         heads = config.num_heads

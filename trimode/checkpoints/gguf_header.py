@@ -1,7 +1,7 @@
-"""A quick walk over a GGUF file's header, before anything believes what it says.
+"""A quick check of a GGUF file's header, before anything relies on it.
 
-`gguf.GGUFReader` trusts every count: past the end of a damaged file it keeps reading nothing,
-and fills the memory with as many empty values as the count claims.
+`gguf.GGUFReader` trusts every count. Past the end of a damaged file it goes on, and fills the
+memory with as many empty values as the count says.
 """
 
 import mmap
@@ -22,7 +22,7 @@ def check_header(path: Path) -> None:
     """Check that every string, array and tensor description lies inside the file.
 
     Raises:
-        CheckpointError: it is no GGUF file, or truncated or damaged.
+        CheckpointError: the file is not a GGUF file, or is truncated or damaged.
     """
     try:
         with path.open("rb") as file:
@@ -89,4 +89,4 @@ class _Walk:
     def _skip(self, size: int) -> None:
         self._at += size
         if self._at > len(self._data):
-            raise ValueError(f"ends at byte {len(self._data)}, its header goes on")
+            raise ValueError(f"it ends at byte {len(self._data)}, but its header goes on")

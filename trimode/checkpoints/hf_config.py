@@ -16,7 +16,7 @@ from trimode.config import DEFAULT_BLOCK_LENGTH, DRAFT_FORMS, DraftForm, ModelCo
 from trimode.errors import CheckpointError
 
 _OUTER_FIELDS = ("mask_token_id", "eos_token_id", "block_size", "quantization_config")
-"""Fields of a multimodal config that hold for its text part too."""
+"""Fields of a multimodal config that apply to its text part too."""
 
 SAVED_BY_US = "trimode_format"
 """Field that marks a `config.json` of ours: a directory with it may be replaced."""
@@ -30,7 +30,7 @@ def read_config(path: Path) -> ModelConfig:
     """Read a `config.json`.
 
     Raises:
-        CheckpointError: not readable, or a field's value is not supported.
+        CheckpointError: the file is not readable, or a field's value is not supported.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -53,10 +53,10 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def from_hf(fields: dict[str, Any]) -> ModelConfig:
-    """Our config of a Hugging Face one.
+    """Make our config from a Hugging Face one.
 
     Raises:
-        CheckpointError: a family, activation or quantisation that is not supported.
+        CheckpointError: the family, activation or quantisation is not supported.
         KeyError: a field is missing.
     """
     fields = _text_fields(fields)
@@ -119,7 +119,7 @@ def _draft_form(fields: dict[str, Any], *, denoises: bool) -> DraftForm:
 
 
 def _text_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """The text model's fields of a multimodal config; others as they are."""
+    """The text model's fields of a multimodal config; other configs are returned as they are."""
     outer, text = fields, fields.get("text_config")
     if outer.get("model_type") not in OUTER_MODELS or not isinstance(text, dict):
         return fields
@@ -143,10 +143,10 @@ def _integer(fields: dict[str, Any], name: str, default: int | None = None) -> i
 
 
 def _context(fields: dict[str, Any], family: Family) -> int:
-    """Context length; full attention equals sliding attention up to the window, not beyond."""
+    """Context length, at most the sliding window: up to there, full attention is the same."""
     length = _integer(fields, "max_position_embeddings")
     window = fields.get("sliding_window", family.sliding_window)
-    if family.window_needs_a_switch:  # a window is listed in most, and used in few
+    if family.window_needs_a_switch:  # most configs list a window, few use it
         kinds = fields.get("layer_types")
         first = fields.get("max_window_layers", 28)
         some = "sliding_attention" in kinds if kinds else first < fields["num_hidden_layers"]
@@ -172,7 +172,7 @@ def _rope(fields: dict[str, Any]) -> RopeConfig:
             given["factor"] = length / given["original_max_position_embeddings"]
     if not given.get("llama_4_scaling_beta"):
         given.pop("llama_4_scaling_beta", None)
-        if given["rope_type"] in ("default", "linear"):  # nothing else counts from it
+        if given["rope_type"] in ("default", "linear"):  # nothing else uses it
             given.pop("original_max_position_embeddings", None)
     known = {k: v for k, v in given.items() if k in _ROPE_FIELDS and v is not None}
     return RopeConfig(**known)
@@ -182,7 +182,7 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
     """The `config.json` of a checkpoint; with NLD's own fields if the family is NLD.
 
     Raises:
-        CheckpointError: the config cannot be expressed there.
+        CheckpointError: `config.json` cannot express the config.
     """
     if config.rope.frequency_factors is not None:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""From a source to a model that is ready to run."""
+"""Loads a model that is ready to run."""
 
 import ctypes
 import json
@@ -38,7 +38,7 @@ class LoadedModel:
     name: str
     config: ModelConfig
     runner: Runner
-    """Runs its passes."""
+    """Runs the model's passes."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     adapter_scope: AdapterScope | None
@@ -49,7 +49,7 @@ class LoadedModel:
 
     @property
     def transformer(self) -> Transformer:
-        """Its modules."""
+        """The model's modules."""
         return self.runner.transformer
 
     @property
@@ -113,7 +113,7 @@ def open_checkpoint(
     """Find a checkpoint and read all of it but the weights.
 
     Raises:
-        InputError: no such source; a checkpoint that cannot be read.
+        InputError: there is no such source, or the checkpoint cannot be read.
         FetchError: a download failed.
     """
     if not isinstance(source, ResolvedSource):
@@ -147,17 +147,17 @@ def load(
     """Load a model.
 
     Args:
-        source: see `trimode.checkpoints.resolve`; or what that returned.
+        source: see `trimode.checkpoints.resolve`, whose result may be given too.
         dtype: `int8`, `fp32`, `bf16`, or `auto`: bf16 on a GPU; on a CPU int8 if the C++ pass
             runs this model, else fp32.
         device: a torch device, or `auto` (CUDA if there is one).
-        adapter: a draft adapter's directory (PEFT layout), or `none`. By default the one that
-            comes with the checkpoint: NLD's own, or ours for the built-in model.
+        adapter: a draft adapter's directory (PEFT layout), or `none`. The default is the adapter
+            that comes with the checkpoint: NLD's own, or ours for the built-in model.
         offline: do not use the network.
         progress: report downloads on stderr if it is a terminal.
 
     Raises:
-        InputError: no such source, device or dtype; a checkpoint that cannot be read.
+        InputError: there is no such source, device or dtype, or the checkpoint cannot be read.
         FetchError: a download failed.
     """
     device = _device(device)
@@ -178,24 +178,24 @@ def _load(source: ResolvedSource, dtype: str, device: str, adapter: Path | None)
 
 
 def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
-    """What a checkpoint is with an adapter on: passes are read as the adapter was trained.
+    """The config of a checkpoint with an adapter: passes are read as the adapter was trained.
 
     Raises:
-        InputError: the base denoises in some passes, the adapter in others, in two forms.
+        InputError: base and adapter both denoise, but only one of them with token shift.
     """
     shift = adapter.token_shift
     if adapter.scope == "draft" and config.trained_to_denoise and shift != config.token_shift:
-        found = f"trained {'with' if shift else 'without'} token shift, the model the other way"
-        raise InputError("adapter", found, "one of the model's form, or of scope denoise")
+        found = f"trained {'with' if shift else 'without'} token shift, unlike the model"
+        raise InputError("adapter", found, "one trained like the model, or of scope denoise")
     length = adapter.block_length or config.block_length
     return replace(config, block_length=length, token_shift=shift, draft_form=adapter.draft_form)
 
 
 def _return_freed_memory() -> None:
-    """Give what loading freed back to the system: what parsing a tokenizer leaves, for the most.
+    """Give the memory that loading freed back to the system.
 
-    glibc would keep it for the process, as much as the tokenizer itself. Nothing is done with
-    another C library.
+    Most of it comes from parsing the tokenizer, and is as much as the tokenizer itself. glibc would
+    keep it for the process. With another C library this does nothing.
     """
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""Tensor names: what each published layout calls the canonical tensors."""
+"""Tensor names: from the names of each published layout to the canonical ones, and back."""
 
 import difflib
 from collections.abc import Iterable
@@ -80,7 +80,7 @@ def check_tensors(
     """Compare a checkpoint's canonical names and shapes with what the model needs.
 
     Raises:
-        CheckpointError: names every kind of mismatch: missing, unknown, misshapen tensors.
+        CheckpointError: it names every kind of mismatch: missing, unknown and misshapen tensors.
     """
     if config.num_layers > len(found):  # a damaged count would fill the memory with names
         raise CheckpointError(
@@ -98,7 +98,7 @@ def check_tensors(
         hint = f", nearest expected name {close[0]}" if close else ""
         problems.append(f"{len(extra)} unknown ({_some(extra)}{hint})")
     if wrong:
-        shapes = [f"{n} is {list(found[n])} where {list(expected[n])} is expected" for n in wrong]
+        shapes = [f"{n} is {list(found[n])}, expected {list(expected[n])}" for n in wrong]
         problems.append(f"{len(wrong)} misshapen ({_some(shapes)})")
     if problems:
         allowed = f"must hold the {len(expected)} tensors of a {config.family} model"

@@ -52,7 +52,7 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
 
 
 def _shards(directory: Path) -> list[Path]:
-    """The weight files themselves; adapters and subfolders are not looked at."""
+    """The weight files; adapters and subfolders are ignored."""
     single, index = directory / _SINGLE, directory / _INDEX
     if not index.exists():
         return [single]

@@ -27,7 +27,7 @@ def save_checkpoint(
     extra_files: Iterable[Path] = (),
     overwrite: bool = False,
 ) -> None:
-    """Write a checkpoint that this program, transformers and readers of NLD's layout load.
+    """Write a checkpoint that this program, transformers and readers of NLD's layout can load.
 
     Args:
         directory: new, empty, or a checkpoint saved by this program, which is replaced whole.
@@ -35,11 +35,12 @@ def save_checkpoint(
         tensors: canonical name and tensor, each once.
         tokenizer: saved as `tokenizer.json`.
         chat_template: saved as `chat_template.jinja`.
-        extra_files: copied beside the rest.
+        extra_files: copied into the directory.
         overwrite: replace the directory whatever it holds.
 
     Raises:
-        CheckpointError: the tensors are not those of the config, or the directory is taken.
+        CheckpointError: the tensors are not those of the config, or the directory holds something
+            else.
         OSError: the disk is full; nothing is left behind.
     """
     fields = to_hf(config, dtype="float32")  # refuse before the tensors are made

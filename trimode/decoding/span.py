@@ -20,8 +20,8 @@ SpanKind = Literal["prefill", "decode", "denoise", "draft", "verify", "close"]
 Visibility = Literal["causal", "block"] | Tensor
 """Which rows of the span a row sees; all rows see the sequence's whole KV cache.
 
-`causal`: itself and earlier rows; `block`: every row; a bool tensor `[n, n]`: row i sees row j
-where `visibility[i, j]`.
+`causal`: itself and earlier rows; `block`: every row; a bool tensor `[n, n]`: row i sees row j if
+`visibility[i, j]`.
 """
 
 

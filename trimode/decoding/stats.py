@@ -19,7 +19,7 @@ class Stats:
 
     passes: Counter[SpanKind] = field(default_factory=Counter)
     cached_tokens: int = 0
-    """Prompt tokens whose keys and values another request had left."""
+    """Prompt tokens whose keys and values came from the KV cache of another request."""
     completion_tokens: int = 0
     cycles: int = 0
     """Draft-verify cycles."""

@@ -24,7 +24,7 @@ _REPEATS = 5
 _SEQUENCES = 8
 """Sequences of the pass that tells what another KV cache costs."""
 _BUDGET = 12.0
-"""Seconds after which no larger pass is timed; the last slope goes on."""
+"""Seconds after which no larger pass is timed; the curve continues with its last slope."""
 
 
 def cost_curve(
@@ -37,7 +37,7 @@ def cost_curve(
 
     Args:
         model: what to time.
-        again: measure even if a curve is there.
+        again: measure even if the cache has a curve.
         advance: called with each row count before it is timed.
     """
     path = _path(model)
@@ -62,7 +62,7 @@ def cost_curve(
 
 
 def _path(model: LoadedModel) -> Path:
-    """Named after all that the times depend on."""
+    """The curve's file, named after everything that the times depend on."""
     facts = (
         __version__,
         torch.__version__,
@@ -121,7 +121,7 @@ def _fastest(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -
 
 
 def _fastest_of(model: LoadedModel, run: Callable[[], None]) -> float:
-    """Least time of a few: what disturbs a pass only ever makes it longer."""
+    """The least of several times, since disturbances only make a pass longer."""
     times = []
     for _ in range(_REPEATS):
         _synchronise(model)

@@ -86,7 +86,7 @@ class Engine:
 
     @property
     def waiting(self) -> deque[Sequence]:
-        """Sequences that are not admitted yet, or gave way; the next one first."""
+        """Sequences that are not admitted yet or were preempted; the next one first."""
         return self.scheduler.waiting
 
     @property
@@ -163,9 +163,9 @@ class Engine:
         for part, logits in zip(slices, results, strict=True):
             sequence = part.sequence
             sequence.last_step = self._steps
-            if logits is not None and sequence.interrupted is not None:
-                sequence.span, sequence.rows_done = sequence.interrupted
-                sequence.interrupted = None
+            if logits is not None and sequence.suspended_span is not None:
+                sequence.span, sequence.rows_done = sequence.suspended_span
+                sequence.suspended_span = None
             elif logits is not None:
                 assert sequence.span is not None
                 sequence.stats.count_pass(sequence.span.kind)
@@ -173,7 +173,7 @@ class Engine:
         return updates
 
     def _set_costs(self, costs: CostCurve) -> None:
-        """Take what a pass costs. How rows are shared follows from it, once for all passes."""
+        """Set what a pass costs. How the rows of all passes are shared follows from it."""
         self._costs = costs
         self.scheduler.limits = RowLimits.measured(self.max_rows, costs)
 

@@ -24,7 +24,7 @@ class Slice:
 def run(runner: Runner, slices: Seq[Slice]) -> list[Logits | None]:
     """One forward pass; returns the logits of each slice that completes its span, else None.
 
-    Rows of spans that are kept whole enter their caches.
+    Rows of spans that are kept whole enter their KV caches.
     """
     tokens: list[int] = []
     positions: list[int] = []

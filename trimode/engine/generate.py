@@ -20,7 +20,7 @@ def encode_prompt(
 
     Args:
         model: the model whose tokenizer and chat template to use.
-        prompt: a string becomes one user turn where the model has a chat template.
+        prompt: a string becomes one user turn if the model has a chat template.
         raw: take a string as it is, without the chat template.
         template_variables: passed to the template (`enable_thinking`, `tools`).
 

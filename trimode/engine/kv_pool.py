@@ -1,4 +1,4 @@
-"""KV caches under one bound on bytes; freed ones are remembered for prompts that begin alike."""
+"""KV caches within a limit of bytes; freed ones are remembered for prompts that begin alike."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,11 +9,11 @@ from trimode.config import ModelConfig
 from trimode.model import KVCache
 
 _MAX_WASTE = 2
-"""A freed cache goes to a request that needs more than 1 / this of it."""
+"""A freed cache is reused by a request that needs more than 1 / this of its capacity."""
 _ROUND = 64
 """Capacities are rounded up to this many tokens so that freed caches fit later requests."""
 _LEAST_SHARED = 16
-"""Tokens in common from which a prefix is worth copying."""
+"""Fewest tokens of a shared prefix that are worth copying."""
 _REMEMBERED = 0.25
 """Share of the pool that freed caches may fill before the oldest is overwritten."""
 
@@ -22,8 +22,8 @@ class KVPool:
     """Lends caches to sequences.
 
     A freed cache keeps its keys and values until its memory is needed. A later request whose
-    prompt begins with the same tokens starts with a copy of them: they are causal rows without the
-    adapter, the same whoever computed them.
+    prompt begins with the same tokens starts with a copy of them. The copy is exact: these are
+    causal rows without the adapter, which depend on the tokens alone.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class KVPool:
 
         Args:
             tokens: capacity wanted.
-            prefix: tokens whose keys and values are welcome; the cache begins with as many of them
-                as some other cache holds.
+            prefix: tokens whose keys and values will be needed. The cache begins with as many of
+                them as another cache holds.
             live: lent caches with the tokens they hold.
         """
         capacity = self._capacity(tokens)
@@ -64,7 +64,7 @@ class KVPool:
         return cache
 
     def grow(self, cache: KVCache, tokens: int) -> KVCache | None:
-        """A lent cache's successor for at least `tokens` tokens, or None where there is no room."""
+        """A lent cache's successor for at least `tokens` tokens, or None if there is no room."""
         capacity = self._capacity(tokens)
         if capacity < tokens or self.tokens_lent + capacity > self.max_tokens:
             return None
@@ -83,7 +83,7 @@ class KVPool:
         return min(-(-tokens // _ROUND) * _ROUND, self.max_tokens)
 
     def _take(self, capacity: int) -> KVCache:
-        """A cache within the bound, from freed memory where enough is remembered."""
+        """A cache within the limit; a freed one is reused once enough of them are remembered."""
         sizes = range(capacity, min(_MAX_WASTE * capacity, self.max_tokens - self.tokens_lent + 1))
         fitting = [i for i, (_, cache) in enumerate(self._free) if cache.capacity in sizes]
         remembered = self.tokens_held - self.tokens_lent

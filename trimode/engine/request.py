@@ -1,6 +1,6 @@
-"""From what a request asks to what its decoder needs: every default, every refusal.
+"""Turns a request into what its decoder needs: resolves every default, makes every refusal.
 
-Nothing after this place looks at an option that may be missing.
+No code after this point sees an option that may be missing.
 """
 
 from collections.abc import Iterator
@@ -45,8 +45,8 @@ def resolve(
         policy: of the request, in the mode `auto`.
 
     Raises:
-        InputError: the prompt is empty, too long or not of this model's vocabulary, an option is
-            not read by the mode or goes without another, or the checkpoint lacks what is needed.
+        InputError: the prompt is empty, too long or not of this model's vocabulary, the mode does
+            not read an option, an option needs another, or the checkpoint lacks what is needed.
     """
     config = model.config
     check_prompt(config, prompt)
@@ -130,7 +130,7 @@ class _Form:
         return self.threshold if by_probability else DEFAULT_THRESHOLD
 
     def check(self) -> None:
-        """Raise InputError for an option that would have no effect beside the others."""
+        """Raise InputError for an option that would have no effect with the others."""
         options = self.options
         for name, beside, allowed in self._without_effect():
             if getattr(options, name) is not None:
@@ -141,7 +141,7 @@ class _Form:
             raise InputError("draft_tree", f"{found} in mode {options.mode}", allowed)
 
     def _without_effect(self) -> Iterator[tuple[str, str, str]]:
-        """Options that have none, beside what, and what to do."""
+        """Options that would have no effect: the name, what it is given with, and what to do."""
         if self.one_pass:
             for name in ("max_denoising_steps", "revision_threshold"):
                 yield name, "with a draft of one pass", "give threshold or commit_rule too"

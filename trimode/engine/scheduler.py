@@ -14,10 +14,10 @@ from trimode.model import KVCache
 logger = logging.getLogger(__name__)
 
 _LENT_AHEAD = 256
-"""Tokens beyond those it has that a sequence's cache has room for in a crowded pool."""
+"""Further tokens that a sequence's cache has room for if the pool is crowded."""
 _EFFICIENT_ROWS = 64
 """Used if nobody has measured what a pass costs."""
-_NEWCOMERS_SHARE = 0.12
+_NEWCOMER_SECONDS = 0.12
 """Seconds of a pass that prompts may take while others wait for it, if its cost is known."""
 
 
@@ -28,14 +28,14 @@ class RowLimits:
     max_rows: int
     """Of a pass."""
     efficient_rows: int = _EFFICIENT_ROWS
-    """With fewer rows than these a pass costs more a row than it need."""
+    """With fewer rows than these, a row costs more than it has to."""
     newcomer_rows: int | None = None
     """Rows of prompts in a pass while others wait for it; None is `max_rows`."""
 
     @classmethod
     def measured(cls, max_rows: int, costs: CostCurve) -> "RowLimits":
         """The limits that follow from what a pass costs."""
-        newcomer_rows = costs.rows_within(_NEWCOMERS_SHARE, max_rows)
+        newcomer_rows = costs.rows_within(_NEWCOMER_SECONDS, max_rows)
         return cls(max_rows, costs.efficient_rows, newcomer_rows)
 
 
@@ -70,8 +70,8 @@ class Scheduler:
         while self.waiting and len(self.live) < self.max_sequences:
             sequence = self.waiting[0]
             started = sequence.span is not None
-            # Of a new prompt one row at least is left to compute: what follows it must be known.
-            held = sequence.lost if started else max(0, len(sequence.prompt) - 2)
+            # At least one row of a new prompt's first span must be left to compute.
+            held = sequence.tokens_to_recompute if started else max(0, len(sequence.prompt) - 2)
             cache = self._lend(sequence, sequence.all_tokens[:held])
             if cache is None:
                 return
@@ -85,7 +85,7 @@ class Scheduler:
     def _lend(self, sequence: Sequence, prefix: tuple[int, ...]) -> KVCache | None:
         """A cache for all that it may ever need if the pool is roomy, else for what comes next."""
         live = ((other.all_tokens, other.cache) for other in self.live if other.cache is not None)
-        held = max(sequence.lost, len(sequence.prompt))
+        held = max(sequence.tokens_to_recompute, len(sequence.prompt))
         whole = sequence.cache_tokens
         soon = min(whole, held + sequence.scratch + _LENT_AHEAD)
         roomy = self.pool.tokens_lent + whole <= self.pool.max_tokens // 2
@@ -112,17 +112,17 @@ class Scheduler:
                 sequence.cache = larger
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's cache away; it is the next to be admitted and goes on where it was."""
+        """Take a sequence's cache away. It is the next to be admitted, and continues from here."""
         assert sequence.cache is not None
         logger.info("request %s gives way: the KV pool is full", sequence.id)
         self.live.remove(sequence)
-        sequence.lost = sequence.cache.length
+        sequence.tokens_to_recompute = sequence.cache.length
         self._release(sequence)
-        if sequence.interrupted is not None:  # it was still recovering from the last time
+        if sequence.suspended_span is not None:  # it was still recovering from the last time
             assert sequence.span is not None
-            sequence.lost = len(sequence.span.tokens)
-            sequence.span, sequence.rows_done = sequence.interrupted
-            sequence.interrupted = None
+            sequence.tokens_to_recompute = len(sequence.span.tokens)
+            sequence.span, sequence.rows_done = sequence.suspended_span
+            sequence.suspended_span = None
         self.waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
@@ -132,12 +132,12 @@ class Scheduler:
 
 
 def _restore(sequence: Sequence, cache: KVCache) -> None:
-    """Have the tokens that its cache held computed again, but those the new cache holds."""
+    """Let the tokens of the lost cache be computed again, except those in the new cache."""
     assert sequence.span is not None
     sequence.cache = cache
-    lost, sequence.lost = sequence.lost, 0
+    lost, sequence.tokens_to_recompute = sequence.tokens_to_recompute, 0
     if cache.length < lost:
-        sequence.interrupted = sequence.span, sequence.rows_done
+        sequence.suspended_span = sequence.span, sequence.rows_done
         held = sequence.all_tokens[:lost]
         sequence.span = causal_span("prefill", held, 0, keep=True, logits=())
         sequence.rows_done = cache.length
@@ -149,11 +149,12 @@ def plan(sequences: Seq[Sequence], limits: RowLimits) -> list[Slice]:
     Four rules:
 
     - A span that cannot be split and has waited longest always runs, however large it is.
-    - Newcomers are sequences without text. Those that have read their prompt go first, then who
-      came first. Their prompts are read in pieces of `newcomer_rows` for all of them together, so
-      that a long one stops neither those who have text nor who has nearly read a prompt.
-    - Among the others, who has waited longest goes first.
-    - While there are newcomers, the others get few rows, so that first texts do not wait for large
+    - Newcomers are sequences without text. Those that have read their prompt go first, the others
+      in the order in which they came. A pass reads at most `newcomer_rows` of all their prompts
+      together. So a long prompt stops neither the sequences that have text nor those that have
+      nearly read their prompt.
+    - Among the others, the one that has waited longest goes first.
+    - While there are newcomers, the others get few rows, so that first tokens do not wait for large
       passes: see `_rows_beside`.
     """
     longest_waiting = min(sequences, key=lambda s: s.last_step, default=None)
@@ -183,9 +184,9 @@ def plan(sequences: Seq[Sequence], limits: RowLimits) -> list[Slice]:
 
 
 def _rows_beside(newcomers: Seq[Sequence], newcomer_rows: int, limits: RowLimits) -> int:
-    """Rows of those who have text: all without newcomers, else what makes the pass efficient.
+    """Rows for sequences with text: all if there are no newcomers, else few.
 
-    That is half of `efficient_rows`, or what fills the pass up to them.
+    Few is half of `efficient_rows`, or more if the pass would not reach `efficient_rows` otherwise.
     """
     if not newcomers:
         return limits.max_rows

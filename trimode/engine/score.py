@@ -34,9 +34,9 @@ def prefill_hidden(model: LoadedModel, tokens: Sequence[int], chunk: int = _CHUN
 def score(
     model: LoadedModel, tokens: Sequence[int], alternatives: int
 ) -> list[TokenLogprob | None]:
-    """Log-probability of each token after those before it, with so many alternatives.
+    """Log-probability of each token after those before it, with `alternatives` alternatives.
 
-    None for the first: nothing precedes it.
+    The first is None, since nothing precedes it.
     """
     options = GenerationOptions(logprobs=alternatives)
     sampler = Sampler(options, model.config.mask_token_id, len(tokens))

@@ -1,4 +1,4 @@
-"""One request on its way through the engine: the only mutable state it has."""
+"""One request on its way through the engine, with all its mutable state."""
 
 import time
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ class Sequence:
     stats: Stats = field(default_factory=Stats)
     cache: KVCache | None = None
     """None while it waits for admission and after it has finished."""
-    lost: int = 0
+    tokens_to_recompute: int = 0
     """Tokens that its KV cache held when it was taken away; they are computed again first."""
-    interrupted: tuple[Span, int] | None = None
+    suspended_span: tuple[Span, int] | None = None
     """The span that waits for them, and how many of its rows were done."""
     span: Span | None = None
     """What it wants computed next."""
@@ -40,7 +40,7 @@ class Sequence:
     partial_hidden: list[Tensor] = field(default_factory=list)
     """Hidden states of the wanted rows among those."""
     last_step: int = -1
-    """Engine step in which it last ran; who waited longest goes first."""
+    """Engine step in which it last ran; the sequence that waited longest goes first."""
     tokens: list[int] = field(default_factory=list)
     """Completion tokens, the stop token included."""
     logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A machine that exists on paper: how many tokens a second a plan or a policy would make.
+"""A simulated machine: how many tokens a second a plan or a policy would make on it.
 
 Used to test `auto` against the best fixed plan, and to plan for machines that are not at hand.
 """
@@ -52,10 +52,10 @@ def simulate(
 
     Args:
         policy: learns as it goes; `policy.load` says how many requests do likewise.
-        chances: what it has to find out.
+        chances: of each drafted token to be accepted; the policy has to learn them.
         tokens: length of the answer.
         masks: most masks of a draft.
-        seed: of what is accepted.
+        seed: decides which tokens are accepted.
     """
     draw = random.Random(seed)
     made, seconds = 0, 0.0

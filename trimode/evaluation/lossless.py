@@ -1,4 +1,4 @@
-"""Does speculation emit AR's tokens, and does a token's logits depend on its neighbours?"""
+"""Checks that speculation emits AR's tokens, and that logits do not depend on other rows."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ MIXED: tuple[tuple[str, int | None], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """Where an answer leaves AR's."""
+    """The first place at which an answer differs from AR's."""
 
     prompt: int
     """Number of the prompt."""
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run showed."""
+    """The result of a run."""
 
     name: str
     answers: int
@@ -65,7 +65,7 @@ def runs(
 ) -> list[Run]:
     """AR first, then both speculative modes at each length, `auto`, all mixed, and each alone.
 
-    `tree_share(length)`: one prompt in so many runs in `quadratic` at a block length; 0 for none.
+    `tree_share(length)`: every how many-th prompt runs in `quadratic` at a block length; 0 is none.
     """
 
     def options(i: int, mode: str, block_length: int | None) -> GenerationOptions:
@@ -95,7 +95,7 @@ def check(
     *,
     advance: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Outcome]:
-    """Decode and compare; the first run is what the others must equal.
+    """Decode and compare. All runs must equal the first one.
 
     `advance` is called with the run's name whenever an answer is finished.
     """

@@ -1,4 +1,4 @@
-"""A low-rank weights delta (LoRA) that is on for some rows of a pass and off for the others."""
+"""A low-rank weight delta (LoRA) that is on for some rows of a pass and off for the others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ class LowRankDelta(nn.Module):
         sizes: Sequence[int],
         scale: float,
     ) -> "LowRankDelta | None":
-        """One delta for linears whose outputs are concatenated; None if no part has one.
+        """One delta for linears whose outputs are concatenated; None if all parts are None.
 
         Args:
             parts: (A, B) of each linear, None if the adapter leaves it alone.

@@ -1,4 +1,4 @@
-"""Attention over ragged rows: each segment of a pass sees its own cache, and of its own rows what
+"""Attention over ragged rows. The rows of a segment see the segment's KV cache, and each other as
 its visibility says.
 """
 

@@ -1,4 +1,4 @@
-"""From tensors to a model that runs: the weight format and the runner, each chosen once."""
+"""Builds a model that runs. The weight format and the runner are each chosen once."""
 
 import logging
 
@@ -34,7 +34,7 @@ def build_runner(
     adapter: AdapterWeights | None = None,
     plain: bool = False,
 ) -> Runner:
-    """A model in the best weight format for a dtype and device, in the hands of its runner.
+    """A model in the best weight format for a dtype and device, with its runner.
 
     Args:
         config: the model.
@@ -45,7 +45,7 @@ def build_runner(
         plain: keep the weights as ordinary parameters, for training; they are packed otherwise.
 
     Raises:
-        InputError: the dtype is unknown, or not for this device.
+        InputError: the dtype is unknown, or this device does not run it.
         CheckpointError: the adapter does not fit the model.
     """
     if plain:
@@ -64,10 +64,10 @@ def choose_format(dtype: str, device: str, config: ModelConfig | None = None) ->
     Args:
         dtype: one of `DTYPES`.
         device: a torch device.
-        config: the model, for `auto`; None is one that the C++ pass knows.
+        config: the model, for `auto`; None stands for one that the C++ pass knows.
 
     Raises:
-        InputError: the dtype is unknown, or not for this device.
+        InputError: the dtype is unknown, or this device does not run it.
     """
     if dtype not in DTYPES:
         raise InputError("dtype", repr(dtype), f"allowed: {', '.join(DTYPES)}")

@@ -1,4 +1,4 @@
-"""From named tensors to modules of one weight format, each tensor read once."""
+"""Makes modules of one weight format from named tensors. Each tensor is read once."""
 
 from collections.abc import Callable
 from typing import Any

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 CANDIDATES = 3
-"""Best tokens of each mask whose meaning the network sees."""
+"""Best tokens of each mask whose embeddings the network sees."""
 _PROBABILITIES = 5
 _SCALARS = _PROBABILITIES + 9
 
@@ -76,10 +76,10 @@ def principal_directions(embedding: Tensor, count: int) -> Tensor:
 def block_features(
     tokens: tuple[int, ...], masked: tuple[int, ...], probabilities: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the network reads of one block.
+    """The network's input for one block.
 
     Args:
-        tokens: of the block, the mask token where nothing is committed.
+        tokens: of the block, with the mask token at places that are not committed.
         masked: offsets of the masks.
         probabilities: un-tempered, `[masks, vocab]`.
 

@@ -1,7 +1,8 @@
 """Keys and values of one sequence.
 
-A pass writes its rows behind the cache; they count only once kept. So a rejected draft costs
-nothing to drop, and the rows of an accepted path are gathered, not computed again.
+A pass writes its rows after the cached ones. They are pending until some of them are kept. So a
+rejected draft costs nothing to drop, and the rows of an accepted path are moved, not computed
+again.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class KVCache:
         self.length = 0
         """Tokens in the cache."""
         self.pending = 0
-        """Rows of the last pass, written behind `length` and not yet kept."""
+        """Rows of the last pass, written after `length` tokens and not yet kept."""
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -45,7 +46,7 @@ class KVCache:
         return end
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a pass's rows `[n, kv_heads, head_dim]` behind the cache.
+        """Store a pass's rows `[n, kv_heads, head_dim]` after the cached ones.
 
         Returns:
             Views of keys and values `[kv_heads, length + n, head_dim]`.
@@ -56,7 +57,7 @@ class KVCache:
         return self.keys[layer, :, :end], self.values[layer, :, :end]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let pending rows into the cache, in the given order; drop the others."""
+        """Add pending rows to the cached ones, in the given order, and drop the others."""
         assert all(0 <= row < self.pending for row in rows), "only pending rows can be kept"
         if list(rows) != list(range(len(rows))):
             source = torch.as_tensor(rows, device=self.keys.device) + self.length

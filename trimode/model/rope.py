@@ -93,7 +93,7 @@ class Rope(nn.Module):
         return cos, sin
 
     def query_scale(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Llama-4 query scale `[T, 1, 1]`, or None where it is 1 everywhere.
+        """Llama-4 query scale `[T, 1, 1]`, or None if it is 1 everywhere.
 
         Source: 1 + beta * ln(1 + floor(position / original_max)).
         """

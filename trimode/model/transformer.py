@@ -1,7 +1,7 @@
 """The transformer that every mode runs: pre-RMSNorm, GQA, SwiGLU, RoPE.
 
-It takes a ragged pack of rows and an `Attend` that decides who sees whom. It knows nothing of
-decoding modes, nor of how its weights are stored (`formats`) or its pass is run (`runners`).
+It takes a ragged pack of rows and an `Attend` that decides who sees whom. It does not know decoding
+modes, how its weights are stored (`formats`) or how its pass is run (`runners`).
 
 Axis letters: T rows of a pass, D hidden, V vocabulary.
 """
@@ -150,9 +150,9 @@ class Transformer(nn.Module):
         return self.head(hidden).float()
 
     def named_weights(self, gather: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Canonical names and tensors, fused linears apart, of weights in the plain format.
+        """Canonical names and tensors of weights in the plain format; fused linears are split.
 
-        `gather` makes a parameter whole that is sharded over processes.
+        `gather` returns a whole parameter, even if it is sharded over processes.
         """
         yield "embed_tokens.weight", gather(self.embedding.weight)
         if not self.config.tie_word_embeddings:

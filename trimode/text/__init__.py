@@ -1,4 +1,4 @@
-"""The only place with strings: tokenizer, chat template, detokenizer, stop strings."""
+"""The only package that handles text: tokenizer, chat template, detokenizer, stop strings."""
 
 from trimode.text.chat_template import ChatTemplate, find_chat_template
 from trimode.text.detokenizer import Detokenizer

@@ -45,7 +45,7 @@ def byte_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenize
         pre: value of `tokenizer.ggml.pre`.
 
     Raises:
-        CheckpointError: `pre` is not supported, or a merge or token does not fit the rest.
+        CheckpointError: `pre` is not supported, a token is there twice, or a merge makes no token.
     """
     if pre not in _PRES:
         supported = ", ".join(_PRES)

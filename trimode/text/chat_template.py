@@ -49,9 +49,9 @@ class ChatTemplate:
         """The prompt text of a conversation.
 
         Args:
-            messages: `role` and `content`; content is text, a list of text parts, or None beside
-                tool calls. A developer message is a system message to a template that does not
-                know the role.
+            messages: `role` and `content`. Content is text, a list of text parts, or None if the
+                message has tool calls. A developer message is a system message to a template that
+                does not know the role.
             add_generation_prompt: end with the header of the assistant's turn.
             tools: JSON-schema function descriptions.
             variables: whatever else the template reads (`enable_thinking`); JSON values.
@@ -81,10 +81,10 @@ class ChatTemplate:
 
 
 def find_chat_template(directory: Path) -> str | None:
-    """Source of a checkpoint directory's template, or None where it has none.
+    """Source of a checkpoint directory's template, or None if it has none.
 
-    Looks into chat_template.jinja, chat_template.json and tokenizer_config.json in this order; of
-    several named templates it takes "default".
+    Looks into chat_template.jinja, chat_template.json and tokenizer_config.json in this order. If
+    there are several named templates, it takes "default".
 
     Raises:
         CheckpointError: one of the files is damaged.

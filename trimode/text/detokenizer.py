@@ -1,4 +1,4 @@
-"""Token ids to text as they come, never half a character."""
+"""Turns token ids into text as they come, never half a character."""
 
 import codecs
 from collections.abc import Sequence
@@ -7,22 +7,22 @@ from trimode.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 _WINDOW = 8
-"""Tokens kept as context where text is not a concatenation of bytes."""
+"""Tokens kept as context if tokens are not runs of bytes."""
 
 
 class Detokenizer:
     """Incremental decoding of one answer; special tokens are skipped.
 
-    Whatever the split, all pushes and the flush together equal `tokenizer.decode` of all ids.
-    Byte-level vocabularies need no more than a UTF-8 decoder. For the others the text of a token is
-    what decoding gains by it, with the last few tokens before it as context.
+    However the ids are split, all pushes and the flush together equal `tokenizer.decode` of all
+    ids. Byte-level vocabularies need no more than a UTF-8 decoder. In the others, the text of a
+    token is what it adds to the decoded text of the last few tokens before it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._context: list[int] = []
-        """Tokens shown already, the last ones."""
+        """The last tokens whose text was shown."""
         self._held: list[int] = []
         """Tokens whose text the next ones may change."""
 
@@ -31,14 +31,14 @@ class Detokenizer:
         return "".join(map(self._push_one, tokens))
 
     def flush(self) -> str:
-        """What is left at the end; incomplete bytes become U+FFFD. Ready for another answer."""
+        """The rest of the text; incomplete bytes become U+FFFD. Then another answer may begin."""
         rest = self._utf8.decode(b"", final=True) + self._gain()
         self._utf8.reset()
         self._context, self._held = [], []
         return rest
 
     def preview(self, tokens: Sequence[int]) -> list[str]:
-        """Text each further token would add, without changing state.
+        """The text that each further token would add, without changing state.
 
         A token that holds only a part of a character adds nothing; the one that completes the
         character adds all of it.
@@ -48,7 +48,7 @@ class Detokenizer:
         clone._context, clone._held = list(self._context), list(self._held)
         pieces = [clone._push_one(token) for token in tokens]
         if pieces and _REPLACEMENT not in (rest := clone.flush()):
-            pieces[-1] += rest  # whole characters, held only for what might have followed
+            pieces[-1] += rest  # whole characters, held only because more might follow
         return pieces
 
     def _push_one(self, token: int) -> str:
@@ -68,7 +68,7 @@ class Detokenizer:
         self._held = []
         if len(self._context) > 2 * _WINDOW:
             shorter = self._context[-_WINDOW:]
-            # Decoders treat the beginning of a text in their own way; it has to be past.
+            # Decoders treat the beginning of a text specially, so the context needs visible text.
             if self._tokenizer.decode(shorter).strip():
                 self._context = shorter
         return text

@@ -1,7 +1,7 @@
 """Answers that must fit a grammar: which tokens may come next.
 
-The grammars and their matching are llguidance's; here is what a request asks, turned into one of
-them, and a matcher that can be asked about any continuation, as verifying drafts needs it.
+llguidance defines and matches the grammars. This module makes them from what a request asks, and
+has a matcher that can be asked about any continuation, which verifying drafts needs.
 """
 
 import json
@@ -15,7 +15,7 @@ from trimode.errors import InputError
 from trimode.text.tokenizer import Tokenizer
 
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One line, a space behind commas and colons: where white space is free, small models write it
+"""One line, with a space after commas and colons. If white space is free, small models write it
 without end."""
 INSTALL = "pip install 'trimode[grammar]'"
 
@@ -24,13 +24,13 @@ def json_grammar(schema: dict[str, Any] | None = None) -> str:
     """The grammar of JSON that fits a schema; any JSON object by default.
 
     Raises:
-        InputError: llguidance is not installed, or reads the schema as no JSON.
+        InputError: llguidance is not installed, or does not accept the schema.
     """
     matcher = _llguidance().LLMatcher
     source = json.dumps(schema or {"type": "object"})
     try:
         return matcher.grammar_from_json_schema(source, overrides=JSON_STYLE)
-    except ValueError as error:  # a number that Python's JSON has and others' has not
+    except ValueError as error:  # for example a number that only Python's JSON has
         raise _no_grammar(str(error)) from None
 
 
@@ -57,7 +57,7 @@ def _llguidance() -> Any:
 
 
 class GrammarMatcher:
-    """Follows one answer through a grammar; goes back where a draft is dropped."""
+    """Follows one answer through a grammar; goes back if a draft is dropped."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class GrammarMatcher:
         """`stop_token_ids` are allowed where the grammar may end.
 
         Raises:
-            InputError: the grammar is not one, or the model has no token to stop with.
+            InputError: the grammar is not valid, or the model has no stop token.
         """
         if not stop_token_ids:
             raise InputError("grammar", "given", "this model has no token to end an answer with")
@@ -86,7 +86,7 @@ class GrammarMatcher:
     def allowed(self, answer: Sequence[int]) -> NDArray[np.bool_] | None:
         """Which tokens may follow, bool `[vocab]`.
 
-        None where the answer itself does not fit: an unverified draft may not.
+        None if the answer itself does not fit, which can happen with an unverified draft.
         """
         if not self._go_to(answer):
             return None

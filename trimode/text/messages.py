@@ -1,4 +1,4 @@
-"""Conversations as they come in: checked, copied, and free of anything that is not JSON."""
+"""Checks the messages of a conversation, and copies them as plain JSON values."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ _CONTENT = "must be text or a list of text parts"
 def checked_messages(messages: Any) -> list[Message]:
     """Copies of the messages, text parts joined.
 
-    A missing content becomes the empty text: a template that prints it would print "None". Thoughts
+    A missing content becomes the empty text, because a template would print it as "None". Thoughts
     are given under the names that templates read, as Hugging Face does.
 
     Raises:
@@ -39,7 +39,7 @@ def plain_data(value: Any, where: str) -> Any:
     """
     if value is None or type(value) in (str, int, float, bool):
         return value
-    if isinstance(value, str):  # an enum, say
+    if isinstance(value, str):  # for example an enum
         return str.__str__(value)
     if isinstance(value, Mapping):
         return {_key(k, where): plain_data(v, f"{where}.{k}") for k, v in value.items()}

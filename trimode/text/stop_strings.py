@@ -2,10 +2,11 @@
 
 
 class StopStrings:
-    """Cuts text before the first stop string to be complete; holds back what may become one.
+    """Cuts text before the first complete stop string, and holds back what may become one.
 
-    The first is the one that ends first in the text, and of two that end together the longer. So
-    the outcome does not depend on how the text is cut into pieces, and is known at once.
+    The first stop string is the one that ends first in the text, or the longer one if two end
+    together. So the outcome is known at once, and does not depend on how the text is cut into
+    pieces.
 
     Args:
         stops: the strings; empty ones are ignored.
@@ -32,7 +33,7 @@ class StopStrings:
         return shown, False
 
     def flush(self) -> str:
-        """The text held back, once no more will come."""
+        """The text that was held back, at the end of the text."""
         shown, self._held = self._held, ""
         return shown
 

@@ -25,7 +25,7 @@ class TextStream:
         return self._show(self.detokenizer.push([token]))
 
     def finish(self) -> str:
-        """The text held back, at the end of the answer."""
+        """The text that was held back, at the end of the answer."""
         if self.stopped:
             return ""
         shown = self._show(self.detokenizer.flush())

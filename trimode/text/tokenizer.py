@@ -1,4 +1,4 @@
-"""Tokens: a thin class over `tokenizers`, from a `tokenizer.json` or from GGUF metadata."""
+"""The tokenizer: a thin class over `tokenizers`, made from `tokenizer.json` or GGUF metadata."""
 
 import json
 import os
@@ -26,9 +26,9 @@ class Tokenizer:
     """Text to token ids and back.
 
     Args:
-        backend: the tokenizer proper.
+        backend: the tokenizer of the `tokenizers` library.
         bos_token_id: the token that begins a text, if there is one.
-        eos_token_id: the token that ends one.
+        eos_token_id: the token that ends a text, if there is one.
         add_bos: whether `encode` begins with BOS unless told otherwise.
     """
 
@@ -49,8 +49,8 @@ class Tokenizer:
     def from_file(cls, path: Path) -> "Tokenizer":
         """Read a `tokenizer.json`, and BOS and EOS from the config files beside it.
 
-        `tokenizer_config.json` and then `special_tokens_map.json` name the two tokens; a name that
-        the vocabulary lacks counts as none.
+        `tokenizer_config.json` and then `special_tokens_map.json` name the two tokens. A name that
+        is not in the vocabulary is ignored.
 
         Raises:
             CheckpointError: the file is missing, or one of the three is damaged.
@@ -89,8 +89,8 @@ class Tokenizer:
 
         Args:
             tokens: the vocabulary, in GPT-2's byte alphabet, by id.
-            token_types: one a token; control tokens are special, user-defined ones are matched
-                whole in text but not special.
+            token_types: one for each token. Control tokens are special. User-defined ones are
+                matched whole in a text, but are not special.
             merges: pairs joined by a space, best first.
             pre: the pre-tokenizer's name.
             bos_token_id: the token that begins a text.
@@ -114,7 +114,7 @@ class Tokenizer:
         backend.add_special_tokens([_added(t, special=True) for t, k in typed if k == _CONTROL])
         backend.add_tokens([_added(t, special=False) for t, k in typed if k == _USER_DEFINED])
         if add_bos and bos_token_id is not None:
-            # `encode` does not use it; a saved tokenizer.json carries the fact to other readers.
+            # `encode` does not use it. It tells other readers of a saved tokenizer.json.
             bos = tokens[bos_token_id]
             backend.post_processor = processors.TemplateProcessing(
                 single=[bos, "$A"],
@@ -138,7 +138,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of a text; special tokens written in it are recognised.
 
-        Nothing but BOS is ever added, and BOS not a second time where the text begins with it.
+        Nothing but BOS is ever added, and not even BOS if the text begins with it.
 
         Args:
             text: any string that UTF-8 can hold.
@@ -160,7 +160,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD, unknown ids are left out."""
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD, unknown ids are left out."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def token_id(self, token: str) -> int | None:
@@ -170,7 +170,7 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """Text of one token as it reads inside a text (spaces kept, special tokens spelled out).
 
-        A piece of a character reads U+FFFD; `token_bytes` tells what it is.
+        A token that is a piece of a character reads U+FFFD; `token_bytes` gives its bytes.
         """
         return self.token_bytes(token_id).decode(errors="replace")
 
@@ -180,8 +180,8 @@ class Tokenizer:
         if spelled is None:
             return b""
         if self.byte_level:
-            # The decoder does the same with added tokens, so one with a letter such as "é" beside
-            # ASCII comes out as a bare byte: exact, if not what the token's author had in mind.
+            # The decoder does the same with added tokens. So one with a letter such as "é" beside
+            # ASCII comes out as a bare byte, which is exact but hardly what its author meant.
             known = [BYTE_OF.get(character) for character in spelled]
             return spelled.encode() if None in known else bytes(b for b in known if b is not None)
         if token_id in self.special_ids:
@@ -190,9 +190,9 @@ class Tokenizer:
         return self._text_inside(token_id).encode() if byte is None else bytes([byte])
 
     def fallback_byte(self, token_id: int) -> int | None:
-        """The byte that a token such as `<0x0A>` stands for, where the vocabulary has such tokens.
+        """The byte that a token such as `<0x0A>` stands for, if the vocabulary has such tokens.
 
-        Neighbouring byte tokens decode together: all of a run is text, or each is U+FFFD.
+        Neighbouring byte tokens decode together: the whole run is text, or each one is U+FFFD.
         """
         if not self._has_byte_fallback:
             return None
@@ -200,7 +200,7 @@ class Tokenizer:
         return None if match is None else int(match[1], 16)
 
     def is_unknown(self, token_id: int) -> bool:
-        """Whether the vocabulary has no such id (models pad theirs); decoding leaves it out."""
+        """Whether the id is not in the vocabulary (models pad theirs); decoding leaves it out."""
         return self.backend.id_to_token(token_id) is None
 
     @cached_property
@@ -227,7 +227,7 @@ class Tokenizer:
 
     @cached_property
     def _anchor(self) -> list[int]:
-        """A token with visible text: after it, decoders leave a leading space alone."""
+        """A token with visible text. After it, decoders keep the leading space of a token."""
         for token in sorted(self.backend.get_vocab().values()):
             plain = token not in self.special_ids and self.fallback_byte(token) is None
             if plain and self.decode([token]).strip("\ufffd "):

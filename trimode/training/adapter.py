@@ -1,4 +1,4 @@
-"""A new low-rank adapter, and what of a model is trained."""
+"""Makes a new low-rank adapter, and chooses which parameters of a model are trained."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,14 +37,15 @@ class AdapterConfig:
     mask_embedding: bool = True
     """Whether the mask token gets an embedding of its own while the adapter is on."""
     start_from: str | None = None
-    """An adapter of this shape to go on from, instead of a new one."""
+    """An adapter of this shape to continue from, instead of a new one."""
 
     def __post_init__(self) -> None:
         check_range("rank", self.rank, 1, None)
         check_range("scale", self.scale, 0, None, exclusive_low=True)
         unknown = [name for name in self.targets if name not in LINEARS]
         if unknown or not self.targets:
-            raise InputError("targets", ", ".join(unknown) or "none", f"of {', '.join(LINEARS)}")
+            allowed = f"allowed: {', '.join(LINEARS)}"
+            raise InputError("targets", ", ".join(unknown) or "none", allowed)
 
 
 def new_adapter(
@@ -55,8 +56,8 @@ def new_adapter(
     Args:
         config: the model.
         adapter: its shape.
-        embedding: of the mask token, `[D]`, where the adapter's own begins.
-        seed: of A.
+        embedding: of the mask token, `[D]`. The adapter's own mask embedding starts from it.
+        seed: for A.
     """
     generator = torch.Generator().manual_seed(seed)
     targets = {}
@@ -74,10 +75,10 @@ def new_adapter(
 def first_adapter(
     config: ModelConfig, adapter: AdapterConfig, embedding: Tensor, seed: int
 ) -> AdapterWeights:
-    """Where training begins: a new adapter, or the one that `start_from` names.
+    """The adapter that training starts from: a new one, or the one that `start_from` names.
 
     Raises:
-        InputError: it has another shape than the configuration says.
+        InputError: the named adapter has another shape than the configuration says.
     """
     new = new_adapter(config, adapter, embedding, seed)
     if adapter.start_from is None:
@@ -96,18 +97,18 @@ def first_adapter(
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """A parameter that learns, and at what multiple of the learning rate."""
+    """A parameter that is trained, and its multiple of the learning rate."""
 
     name: str
     parameter: nn.Parameter
     learning_rate_scale: float = 1.0
     decays: bool = True
-    kept: Tensor | None = None
-    """Entries that learn; the gradient of the others is dropped."""
+    gradient_mask: Tensor | None = None
+    """Entries that are trained; the gradient of the others is dropped."""
 
 
 def train_adapter(transformer: Transformer, scale: float) -> list[Trainable]:
-    """Let the adapter learn and nothing else."""
+    """Train the adapter and nothing else."""
     found = []
     for name, module in transformer.named_modules():
         if isinstance(module, LowRankDelta):
@@ -116,7 +117,7 @@ def train_adapter(transformer: Transformer, scale: float) -> list[Trainable]:
             fused = sum(part is not None for part in module.parts) > 1
             kept = sharded_like(module.on_diagonal(), module.up) if fused else None
             found.append(Trainable(f"{name}.down", module.down))
-            found.append(Trainable(f"{name}.up", module.up, scale, kept=kept))
+            found.append(Trainable(f"{name}.up", module.up, scale, gradient_mask=kept))
     if transformer.mask_embedding is not None:
         transformer.mask_embedding.requires_grad_()
         found.append(Trainable("mask_embedding", transformer.mask_embedding, decays=False))
@@ -124,9 +125,9 @@ def train_adapter(transformer: Transformer, scale: float) -> list[Trainable]:
 
 
 def train_everything(transformer: Transformer) -> list[Trainable]:
-    """Let every weight learn; vectors (norms, biases) do not decay."""
+    """Train every weight. Vectors (norms, biases) get no weight decay."""
     found = []
-    for name, parameter in transformer.named_parameters():  # a tied head comes once
+    for name, parameter in transformer.named_parameters():  # a tied head is listed once
         parameter.requires_grad_()
         found.append(Trainable(name, parameter, decays=parameter.ndim > 1))
     return found

@@ -2,9 +2,9 @@
 
 Source: arXiv 2607.05722, section 3.2 and appendix A. Two passes over the prompts:
 
-1. Answers by the slowest diffusion decode, one token a pass: what the model settles on. In a
-   rolling block that is AR's answer.
-2. The same answers again, committing in each pass every candidate that is already what the block
+1. Decode answers with the slowest diffusion, one token a pass. They are what the model settles on.
+   In a rolling block that is AR's answer.
+2. Decode the same answers again. Each pass commits every candidate that already is what the block
    settles on. Each pass is an example: what the block looks like, and which candidates are final.
 """
 
@@ -23,7 +23,7 @@ from trimode.engine import Engine, drain
 from trimode.model.commit_scorer import CommitScorerNet, ScorerConfig, block_features
 
 _ONE_A_PASS = 2.0
-"""A threshold no confidence reaches: each pass commits its best candidate only."""
+"""A threshold that no confidence reaches: each pass commits its best candidate only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Example:
 
 
 class _Oracle:
-    """Commits what is already right, and writes down what it saw."""
+    """Commits the candidates that are already right, and records each pass as an example."""
 
     def __init__(self, answer: dict[int, int], examples: list[Example], *, rolling: bool) -> None:
         """`answer`: settled token by absolute position."""
@@ -54,8 +54,8 @@ class _Oracle:
         right = (best.indices.cpu() == torch.tensor(settled)).float()
         if not self._lost and all(token >= 0 for token in settled):
             self._write(view, right)
-            # Where none is right a fixed block commits a wrong one, and the rest is another text;
-            # a rolling block commits none.
+            # If none is right, a fixed block commits a wrong one, and the rest is another text. A
+            # rolling block commits none.
             self._lost = not self._rolling and not bool(right.any())
         return right.to(best.values.device) + 1e-3 * best.values
 
@@ -85,9 +85,9 @@ def collect(
     block_length: int,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Example]:
-    """Examples from the model's own blocks; `advance` is called for each prompt and pass.
+    """Examples from the model's own blocks. Prompts that occur twice are used once.
 
-    Prompts that occur twice are taken once.
+    `advance` is called for each prompt, once in each of the two passes over the prompts.
     """
     unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     options = GenerationOptions(
@@ -125,9 +125,9 @@ class FitResult:
     """How training went."""
 
     auc: float
-    """On held-out blocks: chance that a final candidate scores above one that is not."""
+    """Chance that a final candidate scores above one that is not final, on held-out blocks."""
     confidence_auc: float
-    """The same for the candidate's probability: what the threshold rule uses."""
+    """The same for the candidate's probability, which the threshold rule uses."""
     epochs: int
 
 
@@ -142,7 +142,7 @@ def fit(
     patience: int = 4,
     seed: int = 0,
 ) -> tuple[CommitScorerNet, FitResult]:
-    """Train on nine tenths of the examples; stop when the AUC on the last tenth stays behind."""
+    """Train on nine tenths of the examples; stop when the AUC on the last tenth rises no more."""
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     cut = max(1, len(order) // 10)
@@ -150,7 +150,7 @@ def fit(
     torch.manual_seed(seed)
     network = CommitScorerNet(config, embedding)
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.01)
-    best, best_auc, behind, done = network.state_dict(), 0.0, 0, 0
+    best, best_auc, epochs_without_gain, done = network.state_dict(), 0.0, 0, 0
     for epoch in range(epochs):
         network.train()
         picked = random.Random(f"{seed} {epoch}").sample(train, len(train))
@@ -165,11 +165,11 @@ def fit(
         done = epoch + 1
         score = auc(*_scores(network, held_out))
         if score > best_auc:
-            best_auc, behind = score, 0
+            best_auc, epochs_without_gain = score, 0
             best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         else:
-            behind += 1
-            if behind == patience:
+            epochs_without_gain += 1
+            if epochs_without_gain == patience:
                 break
     network.load_state_dict(best)
     confidence = torch.cat([e.scalars[:, 0][e.masked] for e in held_out])
@@ -179,7 +179,7 @@ def fit(
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:
-    """Area under the ROC curve; ties count half. 0.5 where one class is missing.
+    """Area under the ROC curve; ties count half. 0.5 if one class is missing.
 
     Args:
         scores: `[n]`.
@@ -208,7 +208,7 @@ def _scores(network: CommitScorerNet, examples: Sequence[Example]) -> tuple[Tens
 
 
 def _collate(examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Stacked tensors; a shorter block is filled up with unmasked emptiness."""
+    """Stacked tensors; a shorter block is padded with empty positions that are not masked."""
     length = max(len(e.masked) for e in examples)
 
     def stack(tensors: list[Tensor], value: float) -> Tensor:

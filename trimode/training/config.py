@@ -1,4 +1,4 @@
-"""What a training run is: frozen dataclasses, read from YAML and checked before any work."""
+"""The configuration of a run: frozen dataclasses, read from YAML and checked before any work."""
 
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -64,11 +64,12 @@ class EvaluationConfig:
     every: int = 100
     """Steps between evaluations; 0 is never."""
     prompts: str | None = None
-    """JSONL with `prompt` in each row, none of it trained on: acceptance length and TPF."""
+    """JSONL file with `prompt` in each row, to measure acceptance length and TPF. None of it may be
+    trained on."""
     max_prompts: int = 16
     max_tokens: int = 64
     threshold: float = 0.9
-    """Of the diffusion decode."""
+    """Threshold of the diffusion decode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,25 +82,26 @@ class TrainConfig:
     model: str = "smollm2-135m-instruct"
     train: Literal["adapter", "everything"] = "adapter"
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    """The new adapter, with train: adapter."""
+    """The new adapter, for train: adapter."""
     step: StepConfig = field(default_factory=StepConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     steps: int = 1000
     ar_only_steps: int = 0
-    """The first steps, before the diffusion loss joins: NLD's first stage. They have no noisy
+    """How many of the first steps have the AR loss alone (NLD's first stage). They have no noisy
     pass."""
     batch_size: int = 8
     """Packed rows of an optimiser step, over all processes."""
     micro_batch_size: int | None = None
-    """Packed rows of a pass; default all of them."""
+    """Packed rows of one pass. None: all rows of the process."""
     ema_decay: float | None = None
-    """Exponential moving average of what is trained; it is what is evaluated and exported."""
+    """Decay of an exponential moving average of the trained parameters. The average is what is
+    evaluated and exported. None: no average."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """bf16: autocast over fp32 weights. auto: bf16 on CUDA and on a CPU that multiplies bf16, else
-    fp32; a run that exists goes on in the one it began in."""
+    """bf16 is autocast over fp32 weights. auto is bf16 on CUDA and on a CPU that multiplies bf16,
+    else fp32. A continued run keeps the precision that it began with."""
     export_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the result; checkpoints are always fp32."""
+    """dtype of the result. Checkpoints are always fp32."""
     device: str = "auto"
     seed: int = 0
     save_every: int = 100
@@ -116,7 +118,7 @@ class TrainConfig:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise InputError("ema_decay", str(self.ema_decay), "must be between 0 and 1")
         if self.train == "adapter" and self.step.objective.ar_loss_weight:
-            objective = replace(self.step.objective, ar_loss_weight=0.0)  # nothing it could teach
+            objective = replace(self.step.objective, ar_loss_weight=0.0)  # it trains no adapter
             object.__setattr__(self, "step", replace(self.step, objective=objective))
 
     @property
@@ -139,7 +141,7 @@ class TrainConfig:
         name, found = "ar_only_steps", str(self.ar_only_steps)
         check_range(name, self.ar_only_steps, 0, self.steps)
         if self.ar_only_steps and self.train == "adapter":
-            raise InputError(name, found, "needs train: everything; no AR loss teaches an adapter")
+            raise InputError(name, found, "needs train: everything; the AR loss trains no adapter")
         if self.ar_only_steps and not self.step.objective.ar_loss_weight:
             raise InputError(name, found, "needs an ar_loss_weight above 0")
 
@@ -169,7 +171,7 @@ def read_train_config(path: Path | None, overrides: dict[str, Any]) -> TrainConf
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise InputError(name, f"{parent} is no group of fields", "see docs/training.md")
+                raise InputError(name, f"{parent} is not a group of fields", "see docs/training.md")
         inner[last] = value
     return parse_train_config(fields)
 
@@ -192,7 +194,7 @@ def parse_train_config(fields: dict[str, Any]) -> TrainConfig:
 
 
 def _refuse_unknown(kind: type, values: dict[str, Any], prefix: str) -> None:
-    """Raise InputError for a name that is no field; pydantic would drop it in silence."""
+    """Raise InputError for an unknown field name, which pydantic would ignore silently."""
     hints = get_type_hints(kind)
     for name, value in values.items():
         if name not in hints:

@@ -1,4 +1,4 @@
-"""Conversations as text: what training data is made of, and how it is read from files."""
+"""Training examples: conversations or plain text, read from files and checked."""
 
 import json
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def parse_row(raw: bytes | str, where: str) -> dict[str, Any]:
     """One JSON object.
 
     Raises:
-        InputError: it is something else.
+        InputError: the text is not a JSON object.
     """
     try:
         row = json.loads(raw)

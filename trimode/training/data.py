@@ -27,7 +27,7 @@ class Document:
 
     tokens: NDArray[np.int32]
     learn: NDArray[np.bool_]
-    """Whether a token is trained on: predicted by the AR loss, masked in the noisy copy."""
+    """Whether a token is trained on: the AR loss predicts it, the noisy copy may mask it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ def tokenise(
 ) -> Document:
     """Tokens of an example and which of them are trained on.
 
-    An answer is tokenised apart from what precedes it, as it is when it is generated. Its end of
-    turn is trained on; what the template writes after that is not.
+    An answer is tokenised apart from the text before it, as when it is generated. Its end of turn
+    is trained on. What the template writes after that is not.
 
     Raises:
         InputError: messages without a chat template, or a template that rewrites earlier turns.

@@ -67,12 +67,12 @@ def start(device: str) -> Processes:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together (every process must ask); any other as it is."""
+    """A sharded tensor gathered into one (every process must call this); others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor on the device of `model`, and sharded if `model` is."""
+    """Move a whole tensor to the device of `model`, and shard it if `model` is sharded."""
     tensor = tensor.to(model.device)
     if isinstance(model, DTensor) and tensor.shape == model.shape:
         return distribute_tensor(tensor, model.device_mesh, model.placements)

@@ -1,4 +1,4 @@
-"""What is measured while training: losses on held-out text, decoding of held-out prompts."""
+"""Evaluation while training: losses on held-out text, and decoding of held-out prompts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,10 +28,10 @@ def decode(model: LoadedModel, prompts: Sequence[str], **options: Any) -> Stats:
 def held_out_losses(
     model: LoadedModel, batches: Sequence[Batch], config: StepConfig
 ) -> dict[str, float]:
-    """Mean loss per token of each kind on held-out rows, by name; `ar` always.
+    """Mean loss per token on held-out rows, by name of the loss; `ar` is always one of them.
 
-    One clean pass serves all of them, but for a block-causal one: it sees the tokens that the AR
-    loss predicts.
+    One clean pass serves all losses. A block-causal pass sees the tokens that the AR loss predicts,
+    so the AR loss then gets a causal pass of its own.
     """
     transformer = model.transformer
     shared = config.blocks.context == "causal"

@@ -1,9 +1,9 @@
 """Who sees whom in training: a clean copy of each sequence, and blocks of noisy copies.
 
-NLD writes them as one sequence [noisy | clean] of twice the length. Here the clean copy goes first
-in a pass of its own and the noisy blocks attend to its keys and values. That is the same
-arithmetic; it lets the clean pass go without a gradient where the base weights are frozen, gives
-any number of noisy copies for one clean pass, and lets blocks start anywhere.
+NLD puts both into one sequence [noisy | clean] of twice the length. Here the clean copy runs first,
+in a pass of its own, and the noisy blocks attend to its keys and values. The arithmetic is the
+same. The clean pass needs no gradient if the base weights are frozen, one clean pass serves any
+number of noisy copies, and blocks may start anywhere.
 
 Axis letters: R rows of a batch, L tokens of a row, N blocks of a row, B tokens of a block.
 """
@@ -30,8 +30,8 @@ class Blocks:
     index: Tensor
     """Position in the row of each token, cut off at the row's end, int64 `[R, N, B]`."""
     inside: Tensor
-    """Whether a token lies in the document that its block starts in, bool `[R, N, B]`. What is
-    outside is masked and never trained on: a draft does not know where its answer ends."""
+    """Whether a token lies in the document that its block starts in, bool `[R, N, B]`. Tokens
+    outside are masked and never trained on: a draft does not know where its answer ends."""
     groups: Tensor
     """Blocks of one document and one noisy copy share a number, int64 `[R, N]`."""
 
@@ -39,7 +39,7 @@ class Blocks:
 def place_blocks(starts: Tensor, documents: Tensor, block_length: int, groups: Tensor) -> Blocks:
     """Blocks of `block_length` at `starts` `[R, N]`.
 
-    A start on padding makes a block that is outside throughout.
+    A start on padding makes a block that lies wholly outside.
     """
     length = documents.shape[1]
     places = starts[:, :, None] + torch.arange(block_length)
@@ -55,8 +55,8 @@ def grid_blocks(
 ) -> Blocks:
     """Blocks that tile every document `copies` times, as NLD cuts a sequence.
 
-    The first block of a document has `offset` tokens less. Rows with fewer blocks than the widest
-    are filled up with blocks that are outside throughout.
+    The first block of a document has `offset` tokens fewer. All rows get as many blocks as the row
+    with the most; the extra blocks lie wholly outside.
     """
     places = places_in_document(documents)
     begins = (documents != PADDING) & ((places == 0) | ((places + offset) % block_length == 0))
@@ -87,7 +87,7 @@ def random_blocks(
     count: int,
     generator: torch.Generator,
 ) -> Blocks:
-    """`count` blocks a row that start at random trained tokens, as drafts do at inference.
+    """`count` blocks in each row, which start at random trained tokens as drafts do in decoding.
 
     A block's first token stands for the seed, the AR prediction that is known when a draft begins.
     Starts are drawn without replacement while there are enough of them.
@@ -117,7 +117,7 @@ def clean_visibility(
         documents: document of each token in a packed row, int64 `[R, L]`; -1 is padding.
         context: token-causal, or block-causal over the blocks of `grid_blocks`.
         block_length: for block-causal.
-        offset: likewise.
+        offset: for block-causal, that of `grid_blocks`.
     """
     places = torch.arange(documents.shape[1])
     same = documents[:, :, None] == documents[:, None, :]
@@ -133,7 +133,7 @@ def clean_visibility(
 def context_visibility(blocks: Blocks, documents: Tensor) -> Tensor:
     """Noisy blocks to the clean copy, bool `[R, N, L]`: the document's tokens before the block.
 
-    Inside itself a block is seen whole, both ways, and no block sees another.
+    A block sees all of itself, both ways, and no other block.
     """
     home = documents.gather(1, blocks.starts)
     earlier = torch.arange(documents.shape[1]) < blocks.starts[:, :, None]

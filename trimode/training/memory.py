@@ -1,4 +1,4 @@
-"""Keep what a step frees for the next one.
+"""Keep the memory that a step frees for the next step.
 
 A step allocates and frees gigabytes in blocks of many megabytes. glibc gives each of them back to
 the kernel at once and pays for it in page faults, a fifth of a step on CPU (docs/lab.md).
@@ -12,7 +12,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Have glibc hold on to freed memory; does nothing where there is no glibc."""
+    """Make glibc keep freed memory. Without glibc this does nothing."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""Masking noise: which tokens of a noisy block are masked, and what each is worth in the loss."""
+"""Masking noise: which tokens of a noisy block are masked, and their weights in the loss."""
 
 import random
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class NoiseConfig:
     """Bias masking towards a block's end: within a block the mask odds halve over this fraction
     of its length, counted from the end. Efficient-DLM uses 0.1; None is uniform."""
     draft_share: float = 0.0
-    """Share of blocks that are masked throughout, as drafts begin."""
+    """Share of blocks that are all masks, like a draft before its first pass."""
     seeded_share: float = 0.0
     """Share of blocks whose first token stays clean: linear drafts and diffusion begin with AR's
     token, quadratic drafts and all-mask starts do not."""
@@ -43,14 +43,14 @@ class Noise:
     masked: Tensor
     """bool: replaced by the mask token and trained on."""
     weights: Tensor
-    """fp32: weight of each token in the diffusion loss; 0 where not masked."""
+    """fp32: weight of each token in the diffusion loss; 0 if it is not masked."""
 
 
 def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
     """Random numbers that are a function of the seed and the key.
 
     A row's noise is keyed by its number in the run, so it does not depend on how a batch is divided
-    over passes and processes, and no two data-parallel ranks share a t: sharing one costs NLD
+    over passes and processes. No two data-parallel ranks share a t either: that would cost NLD
     accuracy (arXiv 2607.05722).
     """
     name = " ".join(map(str, (seed, *key)))

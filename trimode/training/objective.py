@@ -25,15 +25,15 @@ class ObjectiveConfig:
 
     ar_loss_weight: float = 1.0
     diffusion_loss_weight: float = DIFFUSION_LOSS_WEIGHT
-    """Of the cross-entropy with the data; 0 in NLD's first stage."""
+    """Weight of the cross-entropy with the data; 0 in NLD's first stage."""
     distillation_loss_weight: float = 0.0
-    """Of the divergence from the same pass's AR distribution."""
+    """Weight of the divergence from the AR distribution of the same pass."""
     distillation_temperature: float = 1.0
     alignment_loss_weight: float = 0.0
-    """Of NLD's draft alignment, instead of the two above; see `alignment_loss`."""
+    """Weight of NLD's draft alignment, instead of the two above; see `alignment_loss`."""
     distance_decay: float = 1.0
     """A masked token d places after its block's first counts decay^(d - 1): in a speculative draft
-    a token matters only where all before it were accepted."""
+    a token matters only if all tokens before it are accepted."""
 
     def __post_init__(self) -> None:
         names = (
@@ -46,13 +46,13 @@ class ObjectiveConfig:
             check_range(name, getattr(self, name), 0, None)
         if self.alignment_loss_weight and any(getattr(self, name) for name in names[1:3]):
             found = str(self.alignment_loss_weight)
-            raise InputError(names[3], found, f"goes without {names[1]} and {names[2]}")
+            raise InputError(names[3], found, f"needs {names[1]} and {names[2]} to be 0")
         for name in ("distillation_temperature", "distance_decay"):
             check_range(name, getattr(self, name), 0, None, exclusive_low=True)
 
     @property
     def needs_noise(self) -> bool:
-        """Whether any loss is of noisy blocks; without one a step has no noisy pass."""
+        """Whether any loss uses noisy blocks. If none does, a step has no noisy pass."""
         return bool(
             self.diffusion_loss_weight
             or self.distillation_loss_weight
@@ -66,7 +66,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
-    """A sum of token losses and the number of tokens in it; sums of sums stay exact averages."""
+    """A sum of token losses and the number of its tokens. Add sums first, average them after."""
 
     total: Tensor
     count: Tensor
@@ -76,7 +76,7 @@ class LossSum:
 
     @property
     def mean(self) -> Tensor:
-        """Average per token; 0 where there is none."""
+        """Average per token; 0 if there is no token."""
         return self.total / self.count.clamp(min=1)
 
 
@@ -95,7 +95,7 @@ def diffusion_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> LossSum:
 
     Args:
         logits: masked noisy rows, `[m, vocab]`.
-        targets: the tokens behind the masks, `[m]`.
+        targets: the tokens that the masks hide, `[m]`.
         weights: 1 / p of each, `[m]`.
     """
     losses = F.cross_entropy(logits, targets, reduction="none")
@@ -105,7 +105,7 @@ def diffusion_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> LossSum:
 def distillation_loss(
     logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float = 1.0
 ) -> LossSum:
-    """KL(AR || denoiser) at masked positions: trains what the verifier will accept.
+    """KL(AR || denoiser) at masked positions: trains drafts that the verifier accepts.
 
     Args:
         logits: masked noisy rows, `[m, vocab]`; row k stands at position i.
@@ -122,8 +122,8 @@ def distillation_loss(
 class _Divergence(torch.autograd.Function):
     """KL(teacher || student) of each row, with its gradient softmax(student) - softmax(teacher).
 
-    Written out because a step has tens of millions of logits: autograd's own chain reads and
-    writes them three times as often, most of a step's time in bf16.
+    The gradient is written out because a step has tens of millions of logits. Autograd's own chain
+    reads and writes them three times as often, which takes most of a step's time in bf16.
     """
 
     @staticmethod
@@ -147,7 +147,7 @@ ALIGNMENT_SAMPLED_SHARE = 0.9
 
 
 def alignment_loss(logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
-    """NLD's draft alignment: a hybrid of KL and total variation, and CE with the verifier's choice.
+    """NLD's draft alignment: KL and total variation, plus cross-entropy with AR's choice.
 
     Both distributions are restricted to the union of their 200 best tokens and renormalised. At
     temperature 3, with p the verifier's and q the draft's: lambda KL(p || q) + (1 - lambda) TV,
@@ -182,7 +182,7 @@ def alignment_loss(logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> T
 
 
 def accepted_and_first_rejected(matches: Tensor, candidates: Tensor) -> Tensor:
-    """Where a draft is worth training: the accepted prefix of each block and one token more.
+    """The tokens of a draft to train on: the accepted prefix of each block and one token more.
 
     Args:
         matches: whether a drafted token is the verifier's, bool `[R, N, B]`.
@@ -202,8 +202,8 @@ def joint_loss(losses: Mapping[str, LossSum], weights: Mapping[str, float], coun
     Args:
         losses: sums by name, of a batch or of a part of it.
         weights: of each name.
-        count: AR and masked tokens of the whole global batch; a masked token counts once even
-            where both the data and the AR distribution teach it.
+        count: AR and masked tokens of the whole global batch. A masked token counts once, even if
+            it is in both the diffusion loss and the distillation loss.
     """
     return torch.stack([weights[name] * loss.total for name, loss in losses.items()]).sum() / count
 
@@ -217,23 +217,23 @@ def head_loss(
 ) -> Tensor:
     """Sum of a loss over the output head, a few rows at a time.
 
-    The logits of a step would take gigabytes (rows x vocabulary); here each chunk's gradient is
-    computed as soon as its logits are there, and only that of `hidden` (and `weight`) is kept.
+    All logits of a step (rows x vocabulary) would take gigabytes. So each chunk's gradient is
+    computed as soon as its logits are, and only the gradient of `hidden` (and `weight`) is kept.
 
     Args:
         hidden: `[m, D]`.
         weight: of the head, `[vocab, D]`.
-        loss: of one chunk; nothing else it uses gets a gradient.
+        loss: loss of one chunk. Nothing else that it uses gets a gradient.
         arguments: `[m, ...]`, cut into chunks with `hidden`.
         chunk: rows of a chunk.
     """
-    if not torch.is_grad_enabled():  # a Function cannot tell
+    if not torch.is_grad_enabled():  # a Function does not see this
         hidden, weight = hidden.detach(), weight.detach()
     return _HeadLoss.apply(hidden, weight, loss, chunk, *arguments)  # type: ignore[return-value]
 
 
 def in_autocast_dtype(tensor: Tensor) -> Tensor:
-    """The tensor as autocast would hand it to a product: once, instead of at each product."""
+    """Convert a tensor as autocast would, once instead of at each product."""
     device = tensor.device.type
     if torch.is_autocast_enabled(device):
         return tensor.to(torch.get_autocast_dtype(device))

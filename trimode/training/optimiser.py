@@ -11,7 +11,7 @@ from trimode.training.config import OptimiserConfig
 
 
 def make_optimiser(trained: Sequence[Trainable], config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW with a group for each (learning rate scale, decay) there is."""
+    """AdamW with one group for each pair of learning rate scale and decay."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for item in trained:
         decay = config.weight_decay if item.decays else 0.0
@@ -30,8 +30,9 @@ def make_optimiser(trained: Sequence[Trainable], config: OptimiserConfig) -> tor
 def learning_rate(step: int, steps: int, config: OptimiserConfig) -> float:
     """Learning rate of step `step` (from 0) of `steps`.
 
-    Warm-up is linear; then constant, a half cosine down to `final_ratio`, or WSD: constant until
-    `decay_steps` before the end, then linear down to `final_ratio` (MiniCPM, arXiv 2404.06395).
+    The warm-up is linear. After it the rate is constant, or a half cosine down to `final_ratio`, or
+    WSD: constant until `decay_steps` before the end, then linear down to `final_ratio` (MiniCPM,
+    arXiv 2404.06395).
     """
     peak, final = config.learning_rate, config.learning_rate * config.final_ratio
     if step < config.warmup_steps:
@@ -54,14 +55,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, trained: Sequence[Trainable], step: int) -> None:
-        """Take in the parameters after step `step` (from 0); young averages forget faster."""
+        """Add the parameters after step `step` (from 0). A young average forgets faster."""
         decay = min(self.decay, (step + 1) / (step + 10))
         for item in trained:
             self.values[item.name].lerp_(item.parameter, 1 - decay)
 
     @torch.no_grad()
     def swap(self, trained: Sequence[Trainable]) -> None:
-        """Exchange the averages with the parameters; twice is nothing."""
+        """Exchange the averages with the parameters. A second call undoes it."""
         for item in trained:
             value = self.values[item.name]
             kept = item.parameter.detach().clone()

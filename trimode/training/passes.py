@@ -1,7 +1,7 @@
 """The two passes of a training step through the transformer.
 
-The clean pass runs the rows as they are and leaves each layer's keys and values; the noisy pass
-runs the noisy blocks against them. See `masks` for who sees whom.
+The clean pass runs the rows as they are and keeps each layer's keys and values. The noisy pass runs
+the noisy blocks against them. See `masks` for who sees whom.
 
 Axis letters: R rows of a batch, L tokens of a row, N blocks of a row, B tokens of a block,
 D hidden, H query heads, K key heads, G = H / K, d head dimension.
@@ -25,7 +25,7 @@ from trimode.training.masks import (
 
 
 class CleanAttention:
-    """Attention of the clean pass; keeps what the noisy pass will look at."""
+    """Attention of the clean pass; keeps its keys and values for the noisy pass."""
 
     def __init__(self, visible: Tensor) -> None:
         """`visible`: bool `[R, L, L]`."""
@@ -53,7 +53,7 @@ class CleanAttention:
 
 
 class FlexCleanAttention(CleanAttention):
-    """The same by FlexAttention, which skips what no row sees; for CUDA."""
+    """The same with FlexAttention, which skips keys that no row sees; for CUDA."""
 
     def __init__(self, visible: Tensor) -> None:
         """`visible`: bool `[R, L, L]`."""
@@ -73,8 +73,8 @@ class FlexCleanAttention(CleanAttention):
 class NoisyAttention:
     """Attention of the noisy pass: a block sees itself both ways, and the clean copy before it.
 
-    Scores against the clean copy and within the block are made apart and share one softmax, so no
-    key is copied and no block is multiplied with another.
+    Scores against the clean copy and within the block are computed apart and share one softmax. So
+    no key is copied, and no block is multiplied with another.
     """
 
     def __init__(self, clean: CleanAttention, visible: Tensor, block_length: int) -> None:
@@ -107,7 +107,7 @@ class NoisyAttention:
 
 
 class FlexNoisyAttention:
-    """The same by FlexAttention over [clean | noisy] keys; for CUDA."""
+    """The same with FlexAttention over [clean | noisy] keys; for CUDA."""
 
     def __init__(self, clean: CleanAttention, visible: Tensor, block_length: int) -> None:
         """`visible`: blocks to clean tokens, bool `[R, N, L]`."""
@@ -161,7 +161,7 @@ def clean_pass(
         documents: int64 `[R, L]`; -1 is padding.
         context: how the copy sees itself.
         block_length: for block-causal context.
-        gradient: whether to record the pass for a backward one.
+        gradient: whether to record the pass for a backward pass.
         flex: whether to use FlexAttention; by default on CUDA.
     """
     visible = clean_visibility(documents, context, block_length).to(tokens.device)
@@ -182,14 +182,14 @@ def noisy_pass(
     *,
     flex: bool | None = None,
 ) -> Tensor:
-    """Hidden states of the noisy blocks `[R, N, B, D]`, the adapter on.
+    """Hidden states of the noisy blocks `[R, N, B, D]`, with the adapter on.
 
     Args:
         transformer: the model.
         tokens: of the noisy blocks, int64 `[R, N, B]`.
         blocks: where they lie.
         documents: of the clean copy, int64 `[R, L]`.
-        clean: what the clean pass left.
+        clean: keys and values of the clean pass.
         flex: whether to use FlexAttention; by default on CUDA.
     """
     length = tokens.shape[2]

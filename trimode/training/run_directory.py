@@ -1,6 +1,6 @@
 """A run on disk: its configuration, metrics, and checkpoints that a killed run continues from.
 
-run/config.json     everything the run was asked for, with the revision and the data's hash
+run/config.json     every field of the configuration, the revision and the data's hash
 run/metrics.jsonl   one line a step, and one an evaluation
 run/checkpoints/step-000100/
 run/final/          the adapter or model
@@ -23,7 +23,7 @@ from trimode.errors import CheckpointError, InputError
 from trimode.training.config import TrainConfig, parse_train_config
 from trimode.version import __version__
 
-_FREE = (
+_CHANGEABLE_FIELDS = (
     "output",
     "steps",
     "evaluation",
@@ -40,7 +40,7 @@ _CONFIG, _STATE = "config.json", "state.json"
 
 
 def recorded_precision(directory: Path) -> str | None:
-    """The precision of the run in a directory; None where there is none."""
+    """The precision of the run in a directory; None if there is no run."""
     path = directory / _CONFIG
     return _read_record(path)["config"].get("precision") if path.is_file() else None
 
@@ -54,7 +54,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         reason = "no config in it"
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error)
-    raise InputError("output", f"{path} is not that of a run ({reason})", "another directory")
+    raise InputError("output", f"{path} is not the config of a run ({reason})", "another directory")
 
 
 class RunDirectory:
@@ -72,7 +72,7 @@ class RunDirectory:
         data_sha256: str,
         writes: bool = True,
     ) -> None:
-        """`writes`: whether this process is the one that does."""
+        """`writes`: whether this process is the one that writes."""
         self.writes = writes
         self._board = None
         self.path = Path(config.output)
@@ -96,11 +96,13 @@ class RunDirectory:
             self._board = _open_board(self.path)
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        # A field that is younger than the run had its default then.
+        # A field that was added after the run began had its default value then.
         old |= {"config": asdict(parse_train_config(old["config"]))}
         before, now = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(new)))
         for name, value in now.items():
-            free = any(name == f"config.{f}" or name.startswith(f"config.{f}.") for f in _FREE)
+            free = any(
+                name == f"config.{f}" or name.startswith(f"config.{f}.") for f in _CHANGEABLE_FIELDS
+            )
             if not free and before.get(name) != value:
                 raise InputError(
                     "output",
@@ -114,7 +116,7 @@ class RunDirectory:
         return self.path / "final"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """Steps done and directory of each whole checkpoint, oldest first."""
+        """Steps done and directory of each complete checkpoint, oldest first."""
         found = []
         for path in (self.path / "checkpoints").glob("step-*"):
             match = re.fullmatch(r"step-(\d+)", path.name)
@@ -123,7 +125,7 @@ class RunDirectory:
         return sorted(found)
 
     def save(self, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
-        """Write a checkpoint of named groups of tensors; older ones go once it is whole."""
+        """Write a checkpoint of named groups of tensors, then delete the oldest ones."""
         if not self.writes:
             return
         target = self.path / "checkpoints" / f"step-{step:06d}"
@@ -151,7 +153,7 @@ class RunDirectory:
             raise CheckpointError(str(file), f"not readable ({error})", allowed) from None
 
     def cut_metrics(self, step: int) -> None:
-        """Drop metrics of steps that will be done again."""
+        """Drop the metrics of steps that will run again."""
         path = self.path / "metrics.jsonl"
         if not self.writes or not path.exists():
             return

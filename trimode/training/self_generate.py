@@ -1,8 +1,8 @@
 """Training data that a model writes itself: no data set is needed to convert it.
 
-The user turn is sampled from the model's own chat template, stopped where the template ends that
-turn, or taken from a file of prompts. The answer is the model's greedy (or sampled) one: exactly
-the text whose tokens its verifier will accept.
+The user turn is taken from a file of prompts, or the model samples it: the model continues the
+beginning of its chat template until it ends the turn. The answer is the model's greedy (or sampled)
+one, exactly the text whose tokens its verifier will accept.
 """
 
 import json
@@ -31,7 +31,7 @@ class SelfGenerationConfig:
     """How conversations are made."""
 
     conversations: int = 1000
-    """How many to have in the file in the end."""
+    """How many the file holds in the end."""
     seed: int = 0
     user_temperature: float = 0.9
     user_top_p: float = 0.95
@@ -78,14 +78,14 @@ def self_generate(
 ) -> int:
     """Write conversations to a JSONL file, one a line, until it holds as many as asked for.
 
-    A file that exists is continued: each line has the `id` of its conversation, from which its seed
-    follows, and whether it takes the next prompt or samples its user turn.
+    An existing file is continued. Each line has the `id` of its conversation. The id determines the
+    seed, and whether the user turn is one of the prompts or sampled.
 
     Returns:
         Tokens generated in this run.
 
     Raises:
-        InputError: the model has no chat template, or a line of the file is not ours.
+        InputError: the model has no chat template, or a line of the file has no id.
     """
     writer = _Writer(model, config, prompts)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class _Writer:
         self, model: LoadedModel, config: SelfGenerationConfig, prompts: Sequence[str]
     ) -> None:
         if model.chat_template is None:
-            raise InputError("model", f"{model.name} has no chat template", "needs one to converse")
+            raise InputError("model", f"{model.name} has no chat template", "needs a chat template")
         self.model, self.config = model, config
         before, _, after = model.chat_template.render([_user(_MARK)]).partition(_MARK)
         if not before or not after:
@@ -129,7 +129,7 @@ class _Writer:
         self.tokens = 0
 
     def run(self, ids: Iterable[int], file: TextIO) -> Iterable[int]:
-        """Write the conversations `ids`; yields each id when it is done with, kept or not."""
+        """Write the conversations `ids`; yields each id when it is finished, kept or not."""
         waiting = iter(ids)
         users: dict[EngineSequence, int] = {}
         answers: dict[EngineSequence, tuple[int, str]] = {}
@@ -209,7 +209,7 @@ class _Writer:
 
 
 def _assign(config: SelfGenerationConfig, prompts: Sequence[str]) -> dict[int, str]:
-    """Which conversations take a prompt; the first ones of a longer run are those of a shorter."""
+    """Which conversations take which prompt. A longer run begins like a shorter one."""
     drawn = random.Random(config.seed)
     takers = (i for i in range(config.conversations) if drawn.random() >= config.sampled_share)
     return dict(zip(takers, prompts, strict=False))

@@ -1,4 +1,4 @@
-"""What a run is built from, each resolved once before it starts."""
+"""The parts that a run is built from, each resolved once before it starts."""
 
 import hashlib
 from dataclasses import replace
@@ -17,11 +17,11 @@ from trimode.training.run_directory import recorded_precision
 from trimode.training.self_generate import read_prompts
 
 HELD_OUT = 16
-"""Examples kept from training to measure losses on, if there are at least ten times as many."""
+"""Examples held out to measure losses on, if the data has at least ten times as many."""
 
 
 def resolved_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
-    """What `auto` is here; in a run that exists, what it was when the run began."""
+    """The precision, `auto` resolved for this machine. A continued run keeps what it began with."""
     if config.precision != "auto":
         return config.precision
     recorded = recorded_precision(Path(config.output))
@@ -54,7 +54,7 @@ def check_batch_size(config: TrainConfig, processes: int) -> None:
 
 
 def read_rows(config: TrainConfig, checkpoint: Checkpoint) -> tuple[PackedRows, list[Batch]]:
-    """The rows to train on, and those that losses are measured on."""
+    """The rows to train on, and the held-out rows that losses are measured on."""
     length = config.data.sequence_length
     documents = read_documents(
         config.data.paths,
@@ -74,7 +74,7 @@ def first_adapter_of(config: TrainConfig, checkpoint: Checkpoint) -> AdapterWeig
     """The adapter that training begins with, marked with the form that it will have.
 
     Raises:
-        InputError: `start_from` names one of another shape or form.
+        InputError: `start_from` names an adapter of another shape or form.
     """
     embedding = checkpoint.read("embed_tokens.weight")[checkpoint.config.mask_token_id]
     adapter = first_adapter(checkpoint.config, config.adapter, embedding, config.seed)
@@ -88,7 +88,7 @@ def first_adapter_of(config: TrainConfig, checkpoint: Checkpoint) -> AdapterWeig
 def build_model(
     config: TrainConfig, checkpoint: Checkpoint, adapter: AdapterWeights | None
 ) -> LoadedModel:
-    """The model with plain weights, as what it will be once it is trained."""
+    """The model with plain weights. Its config describes it as it will be after training."""
     model = checkpoint.build(dtype="fp32", device=config.device, adapter=adapter, plain=True)
     if adapter is not None:
         return model
@@ -120,6 +120,6 @@ def one_epoch(rows: PackedRows) -> list[Batch]:
 
 
 def weights_fingerprint(head: torch.Tensor) -> str:
-    """SHA-256 of a matrix that two models hardly share."""
+    """SHA-256 of a sample of the head's numbers, which tells models apart."""
     data = head.detach().float().cpu().contiguous().view(-1)[:: max(1, head.numel() // 2**20)]
     return hashlib.sha256(data.contiguous().numpy().tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""One training step's losses: place blocks, draw noise, run both passes, weigh."""
+"""The losses of one training step: place blocks, draw noise, run both passes, weigh the losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -43,20 +43,20 @@ class BlockConfig:
 
     block_length: int = 32
     other_lengths: tuple[int, ...] = ()
-    """Each step draws one length among these and `block_length`. Shorter blocks put more of the
-    compute where drafts are accepted."""
+    """Each step draws one length among these and `block_length`. Shorter blocks spend more of the
+    compute on places that drafts reach."""
     placement: Literal["grid", "random"] = "grid"
     """Blocks that tile each document, or blocks that start at random trained tokens."""
     copies: int = 1
     """Grid: noisy copies for one clean pass."""
     noisy_tokens: int = 512
-    """Random: noisy tokens of a row, a whole number of blocks of each length."""
+    """Random: noisy tokens of a row, a multiple of each block length."""
     random_offset: bool = False
     """Grid: shift the cuts by a random number of tokens each step."""
     context: CleanContext = "causal"
     token_shift: bool = False
-    """The row before a token predicts it, as in AR decoding, instead of the token's own row. A
-    block's first token is then AR's to predict and not trained on (docs/design/0011)."""
+    """The row before a token predicts it, as in AR decoding, instead of the token's own row. Then
+    AR predicts a block's first token, and it is not trained on (docs/design/0011)."""
     draft_form: DraftForm | None = None
     """How the result drafts, saved with it (docs/design/0006). None: see `TrainConfig.draft_form`.
     """
@@ -71,7 +71,8 @@ class BlockConfig:
             allowed = f"must be a multiple of {', '.join(map(str, lengths))}"
             raise InputError("noisy_tokens", str(self.noisy_tokens), allowed)
         if self.context == "block" and self.other_lengths:
-            raise InputError("other_lengths", str(self.other_lengths), "none with context: block")
+            allowed = "must be empty with context: block"
+            raise InputError("other_lengths", str(self.other_lengths), allowed)
         if self.context == "block" and (self.placement == "random" or self.random_offset):
             raise InputError("context", "block", "needs placement: grid without random_offset")
 
@@ -86,11 +87,11 @@ class Task:
     trained: Tensor
     """Masked tokens that the noisy pass predicts, bool `[R, N, B]`."""
     draft_seed: int
-    """Of the drafts that the alignment loss samples."""
+    """Seed of the drafts that the alignment loss samples."""
 
     @property
     def masked_blocks(self) -> int:
-        """How many blocks have such tokens."""
+        """How many blocks have trained tokens."""
         return int(self.trained.any(-1).sum())
 
     @property
@@ -125,7 +126,7 @@ class StepConfig:
             raise InputError(
                 "ar_loss_weight",
                 str(self.objective.ar_loss_weight),
-                "must be 0 with context: block, where clean tokens see the ones to predict",
+                "must be 0 with context: block: clean tokens then see the ones to predict",
             )
 
 
@@ -133,33 +134,33 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
     """Place the blocks of a batch and draw their noise.
 
     Args:
-        batch: rows `first_row` and following of the run.
+        batch: rows of the run, from number `first_row` on.
         config: what to draw.
         seed: of the run.
-        step: which all rows of a step share: block length and offset depend on it.
-        first_row: each row's noise depends on its number only.
+        step: number of the step. Block length and offset depend on it, so all its rows share them.
+        first_row: number of the first row in the run. A row's noise depends on seed and number.
     """
     if not config.objective.needs_noise:
         blocks, noise = _no_blocks(len(batch.tokens))
         return Task(batch, blocks, noise, noise.masked, draft_seed=0)
-    where = config.blocks
+    placing = config.blocks
     shared = keyed_generator(seed, "step", step)
-    lengths = (where.block_length, *where.other_lengths)
+    lengths = (placing.block_length, *placing.other_lengths)
     length = lengths[int(torch.randint(len(lengths), (), generator=shared))]
-    offset = int(torch.randint(length, (), generator=shared)) if where.random_offset else 0
+    offset = int(torch.randint(length, (), generator=shared)) if placing.random_offset else 0
     parts: list[tuple[Blocks, Noise]] = []
     for i in range(len(batch.tokens)):
         generator = keyed_generator(seed, "row", first_row + i)
         documents, learn = batch.documents[i : i + 1], batch.learn[i : i + 1]
-        if where.placement == "random":
-            count = where.noisy_tokens // length
+        if placing.placement == "random":
+            count = placing.noisy_tokens // length
             blocks = random_blocks(documents, learn, length, count, generator)
         else:
-            blocks = grid_blocks(documents, length, copies=where.copies, offset=offset)
+            blocks = grid_blocks(documents, length, copies=placing.copies, offset=offset)
         parts.append((blocks, draw_noise(config.noise, blocks, learn, generator)))
     blocks, noise = _stack(parts, batch.tokens.shape[1])
     trained = noise.masked
-    if where.token_shift:
+    if placing.token_shift:
         trained = trained & (torch.arange(length) > 0)
     return Task(
         batch, blocks, noise, trained, keyed_generator(seed, "drafts", first_row).initial_seed()
@@ -167,14 +168,14 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
 
 
 def _no_blocks(rows: int) -> tuple[Blocks, Noise]:
-    """What a step without a noisy pass has."""
+    """Empty blocks and noise, for a step without a noisy pass."""
     places = torch.zeros(rows, 0, 1, dtype=torch.long)
     starts, none = places[:, :, 0], places.bool()
     return Blocks(starts, places, none, starts), Noise(none, none.float())
 
 
 def _stack(parts: Sequence[tuple[Blocks, Noise]], length: int) -> tuple[Blocks, Noise]:
-    """One batch of single rows; rows with fewer blocks get ones that are outside throughout."""
+    """Join single rows to a batch. Rows with fewer blocks get more that lie wholly outside."""
     count = max(blocks.starts.shape[1] for blocks, _ in parts)
 
     def stacked(tensors: list[Tensor], value: int) -> Tensor:
@@ -209,8 +210,8 @@ def losses(
         transformer: with plain weights.
         task: what to run.
         config: what to compute.
-        train_base: whether the base weights learn; if not, the clean pass records no gradient and
-            the AR loss, which could teach nothing, is left out.
+        train_base: whether the base weights are trained. If not, the clean pass records no
+            gradient, and the AR loss is left out: it would train nothing.
     """
     objective, batch, blocks = config.objective, task.batch, task.blocks
     device = transformer.device
@@ -223,7 +224,7 @@ def losses(
         block_length=config.blocks.block_length,
         gradient=train_base,
     )
-    head = head_matrix(transformer)  # after a pass: where weights are sharded, it is whole now
+    head = head_matrix(transformer)  # read after a pass, which has gathered sharded weights
     found: dict[str, LossSum] = {}
     if train_base and objective.ar_loss_weight:
         found["ar"] = ar_losses(hidden, head, batch)
@@ -266,7 +267,7 @@ def _original(task: Task) -> Tensor:
 
 
 def _noisy_tokens(transformer: Transformer, task: Task) -> Tensor:
-    """Tokens of the blocks `[R, N, B]`, the mask token where noise hides one."""
+    """Tokens of the blocks `[R, N, B]`, with the mask token in place of hidden ones."""
     mask_id = transformer.config.mask_token_id
     assert mask_id is not None
     hide = task.noise.masked | ~task.blocks.inside
@@ -275,15 +276,15 @@ def _noisy_tokens(transformer: Transformer, task: Task) -> Tensor:
 
 
 def _weights(task: Task, objective: ObjectiveConfig, where: Places) -> Tensor:
-    """Weight of each trained token, `[m]`: of the noise, less with its distance in the block."""
+    """Weight of each trained token, `[m]`: its noise weight, decayed by its place in the block."""
     distance = (where[2] - 1).clamp(min=0)
     return task.noise.weights[where] * objective.distance_decay ** distance.float()
 
 
 def _teacher(hidden: Tensor, task: Task, where: Places) -> tuple[Tensor, Tensor]:
-    """Clean hidden states that predict each trained token, `[m, D]`, and whether there are any.
+    """The clean hidden state that predicts each trained token, `[m, D]`, and whether there is one.
 
-    AR predicts a token from the place before it, so it says nothing of a document's first one.
+    AR predicts a token from the position before it, so a document's first token has none.
     """
     at = task.blocks.index[where] - 1
     first = places_in_document(task.batch.documents)[where[0], at + 1] == 0

@@ -1,8 +1,8 @@
 """The training loop.
 
-Everything random is a function of (seed, step), and the rows of a step are a function of (seed,
-step): a checkpoint is the trained weights, the optimiser's moments and the step count, and a
-continued run computes what an uninterrupted one would have.
+The random numbers and the rows of a step are functions of (seed, step). So a checkpoint is the
+trained weights, their moving average, the optimiser's moments and the step count, and a continued
+run computes what an uninterrupted one would have computed.
 """
 
 import math
@@ -99,14 +99,14 @@ class Trainer:
         """Optimiser steps done."""
         self._stop = False
 
-    def run(self, *, enough: Callable[[], bool] = lambda: False) -> bool:
+    def run(self, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the last step and export; returns False if a signal ended it early.
 
         Args:
-            enough: asked before each step whether the run is at its end already.
+            should_stop: called before each step; if it returns True, the run ends and exports.
 
         Raises:
-            TrimodeError: the loss is not a number.
+            TrimodeError: the loss or the gradient norm is not finite.
         """
         keep_freed_memory()
         self._resume()
@@ -119,7 +119,7 @@ class Trainer:
         )
         with self._signals(), Progress(*columns, console=self._console) as bar:
             task = bar.add_task("training", total=self.config.steps, completed=self.step)
-            while self.step < self.config.steps and not (enough() or self._stopped()):
+            while self.step < self.config.steps and not (should_stop() or self._stopped()):
                 row = self.train_step()
                 self.directory.log(row)
                 rate = row["trained_tokens_per_second"]
@@ -133,7 +133,7 @@ class Trainer:
                     self.evaluate()
                 if self.step % self.config.save_every == 0:
                     self.save()
-        # The last step, or the one a signal ended the run at.
+        # Save the last step, or the step at which a signal ended the run.
         if self.step and not any(step == self.step for step, _ in self.directory.checkpoints()):
             self.save()
         if self._stopped():
@@ -147,7 +147,7 @@ class Trainer:
         begun = time.perf_counter()
         tasks = self._tasks()
         train_base = config.train == "everything"
-        now = self._now()
+        now = self._step_config()
         ar_tokens = _ar_tokens(tasks, now.objective) if train_base else 0
         (count,) = self.processes.sum(_noisy_count(tasks, now.objective) + ar_tokens)
         count = max(1.0, count)
@@ -156,7 +156,7 @@ class Trainer:
         for task in tasks:
             with self._autocast():
                 found = losses(self.transformer, task, now, train_base=train_base)
-            # FSDP averages gradients over the processes; the count is already that of all of them.
+            # FSDP averages gradients over the processes, but `count` is already their sum.
             (joint_loss(found, weights, count) * self.processes.count).backward()
             for name, loss in found.items():
                 totals[name] += LossSum(loss.total.detach().cpu(), loss.count.cpu())
@@ -165,8 +165,8 @@ class Trainer:
         value = float(joint_loss(totals, weights, count))
         self._must_be_finite("loss", value)
         for item in self.trained:
-            if item.kept is not None and item.parameter.grad is not None:
-                item.parameter.grad *= item.kept
+            if item.gradient_mask is not None and item.parameter.grad is not None:
+                item.parameter.grad *= item.gradient_mask
         parameters = [item.parameter for item in self.trained]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimiser.clip)
         self._must_be_finite("gradient norm", float(gathered(norm)))
@@ -336,7 +336,7 @@ class Trainer:
         share = config.batch_size // self.processes.count
         micro = config.micro_batch_size or share
         first = self.step * config.batch_size + self.processes.rank * share
-        now = self._now()
+        now = self._step_config()
         return [
             draw_task(
                 self._rows.batch(row, micro),
@@ -348,7 +348,7 @@ class Trainer:
             for row in range(first, first + share, micro)
         ]
 
-    def _now(self) -> StepConfig:
+    def _step_config(self) -> StepConfig:
         """What the next step computes."""
         ar_only = self.step < self.config.ar_only_steps
         return self.config.step.ar_only() if ar_only else self.config.step
@@ -392,7 +392,7 @@ class Trainer:
 
 
 def _loss_weights(objective: ObjectiveConfig, *, train_base: bool) -> dict[str, float]:
-    """The losses of a step that have a weight."""
+    """The weights of a step's losses by name; losses of weight 0 are left out."""
     weights = {
         "ar": objective.ar_loss_weight if train_base else 0.0,
         "diffusion": objective.diffusion_loss_weight,

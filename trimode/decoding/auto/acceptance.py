@@ -29,7 +29,7 @@ class Acceptance:
         return self._count + (self.prior.judgements if self.prior else 0)
 
     def chances(self, count: int) -> list[float]:
-        """For each of the first `count` tokens of a draft."""
+        """The chance of each of the first `count` tokens of a draft."""
         before = self.prior.chances(count) if self.prior else []
         found: list[float] = []
         chance = _PRIOR
@@ -43,7 +43,7 @@ class Acceptance:
         return found
 
     def chance(self, place: int) -> float:
-        """For the token `place` places after the first of a draft."""
+        """The chance of the token `place` places after the first of a draft."""
         return self.chances(place + 1)[place]
 
     def expected(self, drafted: int) -> float:
@@ -53,7 +53,7 @@ class Acceptance:
     def judge(self, judged: int, accepted: int) -> None:
         """Learn from a draft: of its first `judged` places the first `accepted` were right.
 
-        Nothing is learned of the places after the first wrong one, nor of what was never drafted.
+        Nothing is learned about places after the first wrong one, or about what was never drafted.
         """
         self._count += 1
         judged = min(judged, accepted + 1)

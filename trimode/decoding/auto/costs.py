@@ -26,7 +26,7 @@ class CostCurve:
         return next(rows for rows, seconds in costs if seconds / rows <= bar)
 
     def rows_within(self, seconds: float, most: int) -> int:
-        """Rows of the largest pass that takes no longer; at least 1, at most `most`."""
+        """Rows of the largest pass that takes at most `seconds`; from 1 to `most`."""
         return max(1, bisect_right(range(1, most + 1), seconds, key=self.seconds))
 
     def seconds(self, rows: int, *, sequences: int = 1, drafting: bool = False) -> float:
@@ -45,7 +45,7 @@ class CostCurve:
 
 
 def break_even(costs: CostCurve, masks: int) -> float:
-    """Acceptance length from which `linear` with so many masks beats `ar` for one sequence."""
+    """Acceptance length from which `linear` with `masks` masks beats `ar` for one sequence."""
     cycle = costs.seconds(1 + masks, drafting=True) + costs.seconds(masks)
     ratio = cycle / costs.seconds(1)
     return ratio if math.isfinite(ratio) else math.inf

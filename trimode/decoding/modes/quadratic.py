@@ -23,8 +23,8 @@ from trimode.decoding.speculation.verify import (
 )
 
 _TREE_MASKS = 10
-"""Most masks after a node of a tree. A path hardly ever gets as far as this, so the rows that more
-masks would take hold more nodes instead: B (B + 1) rows in all, as a line of B groups has."""
+"""Most masks after a node of a tree. A path hardly ever gets further than this, so the other rows
+hold more nodes instead. There are B (B + 1) rows in all, as many as in a line of B groups."""
 
 
 def _shape(length: int, context: DecodingContext) -> tuple[int, int]:

@@ -29,9 +29,10 @@ class Lookup:
         self._prompt_end = self._prompt_end or len(self._text)
 
     def draft(self, most: int) -> tuple[list[int], bool]:
-        """Tokens that may come next, at most so many, and whether the prediction says so.
+        """At most `most` tokens that may come next, and whether they are from the prediction.
 
-        Nothing if nothing matches; an answer may begin as predicted.
+        There are none if nothing matches. The beginning of an answer is compared with that of the
+        prediction.
         """
         text = self._text
         most = min(most, MAX_DRAFT)

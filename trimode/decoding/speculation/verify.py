@@ -34,8 +34,8 @@ def verify_span(
 ) -> Span:
     """The root and a draft after it, each of them with `masks` masks that draft what follows it.
 
-    Logits: of the root and the nodes; without a draft also of the masks, which will be needed.
-    `start`: absolute position of the root.
+    It asks for the logits of the root and the nodes. Without a draft it asks for those of the masks
+    too, which will be needed. `start`: absolute position of the root.
     """
     nodes = 1 + len(draft)
     if not masks and draft.is_line:

@@ -38,7 +38,7 @@ class Embedding(nn.Module):
 class WeightFormat(ABC):
     """How the matrices of a model are stored and multiplied, on one device.
 
-    A format that keeps matrices in the activation dtype defines `linear` and nothing else.
+    A format that keeps matrices in the activation dtype need only define `linear` and `describe`.
     """
 
     name: ClassVar[str]
@@ -49,7 +49,7 @@ class WeightFormat(ABC):
 
     @property
     def kv_dtype(self) -> torch.dtype:
-        """Of the KV cache."""
+        """The dtype of the KV cache."""
         return self.dtype
 
     @abstractmethod
@@ -82,5 +82,5 @@ class WeightFormat(ABC):
 
 
 def stacked(weights: Sequence[Tensor]) -> Tensor:
-    """Matrices `[out, in]` one below the other."""
+    """Matrices `[out, in]`, stacked along their outputs."""
     return torch.cat(list(weights)) if len(weights) > 1 else weights[0]

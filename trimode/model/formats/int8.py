@@ -1,6 +1,6 @@
-"""int8 on CPU: one scale an output, activations quantised row by row to 12 bits, int32 sums.
+"""int8 on CPU: one scale per output, activations quantised row by row to 12 bits, int32 sums.
 
-Integers do not round, so a row's result never depends on its neighbours.
+Sums of integers are exact, so a row's result never depends on its neighbours.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def activation_levels(features: int) -> int:
 
 
 def quantise(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Symmetric rows: whole numbers `[n, k]` in -levels..levels and their scales `[n]`, fp32."""
+    """Rows as whole numbers `[n, k]` in -levels..levels and a scale each `[n]`, both fp32."""
     top = torch.maximum(x.amax(-1), -x.amin(-1))
     most = torch.full_like(top, levels)  # number / tensor would be a rounded reciprocal
     inverse = torch.where(top > 0, most / top, 0.0)
@@ -61,7 +61,7 @@ class Int8Linear(nn.Module):
         self.weight: Tensor | None = values
         """`[out, in]`; None once packed."""
         self.packed: Tensor | None = None
-        """`[out / 16, in / 4, 16, 4]`, filled up with zeros: the order in which tiles read it."""
+        """`[out / 16, in / 4, 16, 4]`, padded with zeros: the order in which tiles read it."""
         self.bias = bias
 
     def pack(self) -> None:
@@ -107,10 +107,10 @@ def _multiply(values: Tensor, weight: Tensor) -> Tensor:
 
 
 class IntegerDelta(nn.Module):
-    """A low-rank delta with int8 weights, each fused part on its own."""
+    """A low-rank delta with int8 weights; each fused part has its own `up`."""
 
     def __init__(self, parts: Parts, sizes: Sequence[int], scale: float) -> None:
-        """See `LowRankDelta.fused`; one part at least must be there."""
+        """See `LowRankDelta.fused`; at least one part must not be None."""
         super().__init__()
         self.places: list[tuple[slice, slice]] = []
         """Output rows and ranks of each part."""
@@ -118,8 +118,8 @@ class IntegerDelta(nn.Module):
         for part, size, end in zip(parts, sizes, accumulate(sizes), strict=True):
             if part is None:
                 continue
-            # Ranks of zeros change nothing. With them the C++ pass takes every adapter, so AR's
-            # bits do not depend on which one is loaded.
+            # Ranks of zeros change nothing. With them the C++ pass runs every adapter, so AR's bits
+            # do not depend on which one is loaded.
             fill = -len(part[0]) % FEATURE_MULTIPLE
             start = sum(map(len, downs))
             downs.append(F.pad(part[0], (0, 0, 0, fill)))
@@ -139,7 +139,7 @@ class IntegerDelta(nn.Module):
 
 
 class HeadEmbedding(nn.Module):
-    """Token embeddings read from an int8 head that serves for both."""
+    """Token embeddings, read from an int8 head that serves as both."""
 
     def __init__(self, head: Int8Linear) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Int8Format(WeightFormat):
 
     @property
     def kv_dtype(self) -> torch.dtype:
-        """bf16: coarser than fp32, and finer than what int8 weights leave of a value."""
+        """bf16: coarser than fp32, but finer than the error that int8 weights make anyway."""
         return torch.bfloat16
 
     def linear(self, weights: Sequence[Tensor], bias: Tensor | None) -> Int8Linear:
@@ -172,10 +172,10 @@ class Int8Format(WeightFormat):
         return Int8Linear(weights, bias)
 
     def matrix(self, stored: Tensor, *, copy: bool = False) -> Tensor:
-        """As it is stored: any float is quantised alike.
+        """The matrix as it is stored: floats of any dtype are quantised alike.
 
-        An embedding that stays is read by rows. In fp32 that of a bf16 checkpoint would weigh twice
-        as much for the same numbers.
+        An embedding that is not quantised is read by rows, in its stored dtype. That of a bf16
+        checkpoint would take twice the memory in fp32, for the same numbers.
         """
         return stored.to(device=self.device, copy=copy)
 
@@ -188,7 +188,7 @@ class Int8Format(WeightFormat):
     def embedding_and_head(
         self, embedding: Tensor, head: Tensor | None
     ) -> tuple[Embedding | HeadEmbedding, Int8Linear]:
-        """A tied head serves for both; an embedding of its own stays as it is stored."""
+        """A tied head serves as both. A separate embedding stays as it is stored."""
         if head is None:
             linear = self.linear([self.matrix(embedding)], None)
             return HeadEmbedding(linear), linear

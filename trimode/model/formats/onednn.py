@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trimode.model.formats.format import WeightFormat, stacked
 
 _PACK_ROWS = 16
-"""Row count oneDNN lays weights out for; 4 to 128 time alike, 1 is slower beyond one row."""
+"""Rows that oneDNN packs weights for. 4 to 128 are equally fast, 1 is slower from 2 rows on."""
 
 
 class OneDnnLinear(nn.Module):

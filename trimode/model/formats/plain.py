@@ -33,7 +33,7 @@ class PlainFormat(WeightFormat):
     def embedding_and_head(
         self, embedding: Tensor, head: Tensor | None
     ) -> tuple[Embedding, nn.Module]:
-        """As usual; a tied head shares its parameter, so there is one gradient."""
+        """See `WeightFormat`. A tied head shares its parameter, so there is one gradient."""
         found, linear = super().embedding_and_head(embedding, head)
         if head is None:
             linear.weight = found.weight

@@ -2,8 +2,8 @@
 
 It is built when the package is installed if there is a C++ compiler (`hatch_build.py`), and used on
 x86 CPUs with AVX2. On a CPU with AMX it takes packed weights. Without it the PyTorch operators
-compute the same pass: the linears bit for bit, norms and attention to rounding. `TRIMODE_NATIVE=0`
-in the environment switches it off.
+compute the same pass: linears are the same bit for bit, norms and attention up to rounding.
+`TRIMODE_NATIVE=0` in the environment switches it off.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 // Attention by AMX: up to 16 queries of one key head together, 32 keys at a time.
 //
-// Keys and values are bf16 as they lie in the cache; queries and probabilities are two bf16 numbers each,
-// 16 bits of a float. A query's values are summed over the keys it sees, in their order, 32 of them a tile
-// product: what is computed beside it changes nothing.
+// Keys and values are bf16, as in the cache. Queries and probabilities are two bf16 numbers each, 16 bits
+// of a float. A query's values are summed over the keys it sees, in their order, 32 of them in a tile
+// product. So what else is computed changes nothing.
 #pragma once
 
 #include "attention.h"
@@ -19,7 +19,7 @@ inline bool attends_in_tiles(int64_t dim) { return dim % 32 == 0 && dim <= kMost
 // Tile loads do not tell the compiler that they read memory.
 inline void finish_writes() { asm volatile("" : : : "memory"); }
 
-// Adds to tiles 0 and 1, or to `all` of 0-3, what both parts of the left side give with a tile each of the right.
+// Adds to tiles 0 and 1, or to `all` of 0-3: each gets the products of both left parts with its right tile.
 TRIMODE_AMX inline void add_products(const void* high, const void* low, int64_t row,
                                      const Half (*tiles)[kTileBytes / 2], bool all) {
   finish_writes();
@@ -40,7 +40,7 @@ TRIMODE_AMX inline void add_products(const void* high, const void* low, int64_t 
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// Two vectors of floats as 32 bf16 numbers, and what those leave out as 32 more.
+// Two vectors of floats as 32 bf16 numbers, and their rounding errors as 32 more.
 struct Split {
   __m512i high, low;
 };
@@ -75,7 +75,7 @@ TRIMODE_AMX inline void pack_keys(const Key& key, Half* tile) {
   }
 }
 
-// Whose keys and values the reader expects: `tokens` of them, or none.
+// Reads ahead keys or values of `tokens` tokens (none if 0) that the reader expects.
 struct KeptAhead {
   Reader& reader;
   int64_t tokens, bytes;  // bytes of a token
@@ -96,7 +96,7 @@ struct Queries {
   }
 };
 
-// Scores of all queries with keys 0..end, [queries, room]; up to 63 behind the last are written too.
+// Scores of all queries with keys 0..end, [queries, room]; up to 63 after the last are written too.
 TRIMODE_AMX inline void score_keys(const Queries& queries, const Half* keys, int64_t end, int64_t dim, float* scores,
                                    int64_t room, KeptAhead& ahead) {
   alignas(64) Half tiles[4][kTileBytes / 2];
@@ -125,8 +125,8 @@ inline uint16_t lanes_before(int64_t n, int64_t j) {
   return n <= j ? 0 : n - j >= 16 ? 0xFFFF : static_cast<uint16_t>((1u << (n - j)) - 1);
 }
 
-// Scores to probabilities times their sum, in place: of each 32, first 32 high parts, then 32 low ones;
-// zeros from n to `end`, a multiple of 32. Returns the sum.
+// Scores to probabilities times their sum, in place: for each 32 scores 32 high parts, then 32 low ones.
+// There are zeros from n to `end`, a multiple of 32. Returns the sum.
 TRIMODE_AMX inline float softmax(float* scores, int64_t n, int64_t end, float scale) {
   __m512 tops = _mm512_set1_ps(-INFINITY);
   for (int64_t j = 0; j < n; j += 16) tops = _mm512_mask_max_ps(tops, lanes_before(n, j), tops, _mm512_loadu_ps(scores + j));
@@ -149,7 +149,7 @@ TRIMODE_AMX inline float softmax(float* scores, int64_t n, int64_t end, float sc
 }
 
 // Adds to tiles 0-3 the values of 32 keys, `width` dimensions (64 or 32), each times its probability. Of each
-// 32 dimensions the first tile has 0-3, 8-11, 16-19, 24-27, the second the others.
+// 32 dimensions the first tile has 0-3, 8-11, 16-19 and 24-27, and the second has the others.
 template <typename Value>
 TRIMODE_AMX inline void add_values(const float* probabilities, int64_t room, const Value& value, int64_t width) {
   alignas(64) Half tiles[4][kTileBytes / 2];
@@ -168,10 +168,10 @@ struct Together {
   const float* query[kQueries];  // row by row
   float* out[kQueries];
   Seen seen[kQueries];           // of each row
-  int64_t end;                   // the keys that they see lie before
+  int64_t end;                   // all keys that they see lie before it
 };
 
-// Tiles 0-3, `width` dimensions of each query, times a factor each.
+// Writes tiles 0-3: `width` dimensions of each query, times the query's factor.
 TRIMODE_AMX inline void put_values(int64_t queries, const float* factors, float* const* out, int64_t first,
                                    int64_t width) {
   alignas(64) float sums[4][kTileRows * 16];
@@ -191,13 +191,13 @@ TRIMODE_AMX inline void put_values(int64_t queries, const float* factors, float*
     }
 }
 
-// scores: [queries, room]; room: a multiple of 16, and at least 64 behind the last key.
+// scores: [queries, room]; room: a multiple of 16, and at least 64 more than the keys.
 TRIMODE_AMX inline void attend_in_tiles(int64_t dim, const Together& t, const Half* keys, const Half* values,
                                         float* scores, int64_t room, KeptAhead ahead) {
   const int64_t queries = t.rows * t.heads;
   shape_tiles(queries);
   score_keys(Queries(t.query, queries, dim), keys, t.end, dim, scores, room, ahead);
-  // Rows behind a mask have orders of their own from some place on.
+  // Rows of a segment with a mask have orders of their own from some place on.
   const bool masked = t.seen[0].others;
   int64_t common = round_up(t.end, kKeys);
   if (masked) common = t.seen[0].prefix / kKeys * kKeys;

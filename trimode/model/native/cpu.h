@@ -10,7 +10,7 @@
 #include <unistd.h>
 #endif
 
-// Functions so marked hold AVX-512 and AMX instructions; they are called where `has_amx()`.
+// Functions so marked hold AVX-512 and AMX instructions; they are called only if `has_amx()`.
 #define TRIMODE_AMX \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,avx512bf16,amx-tile,amx-int8,amx-bf16")))
 
@@ -18,7 +18,7 @@ namespace {
 
 __attribute__((target("xsave"))) inline uint64_t enabled_states() { return _xgetbv(0); }
 
-// AVX-512 and tiles of integers and bf16, and the kernel's leave to use the tiles (Linux asks for a request).
+// AVX-512 and tiles of integers and bf16, and the kernel's permission to use the tiles (Linux wants a request).
 inline bool find_amx() {
 #ifdef __linux__
   constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL

@@ -1,8 +1,8 @@
 // Linears by AMX: packed weights, activations as two int8 halves.
 //
-// A tile product takes 16 rows, 64 activations and 16 outputs. Weights are read once, in the order
-// they lie in, whatever the number of rows; up to 64 rows cost little more than reading them. Activations
-// lie in tiles too: rows apart in memory would be two cache lines each, and no order that is read ahead.
+// A tile product takes 16 rows, 64 activations and 16 outputs. Weights are read once, in the order in
+// memory, whatever the number of rows; up to 64 rows cost little more than reading them. Activations lie in
+// tiles too: rows that lie apart would take two cache lines each, in an order that nothing reads ahead.
 #pragma once
 
 #include <cstring>
@@ -32,7 +32,7 @@ inline int64_t tile_rows(int64_t rows, int64_t k) {
   return round_up(rows, kTileRows) * round_up(k, kTileIn) / kTileIn;
 }
 
-// Where row i of k activations begins, in bytes; what follows its first 64 lies a tile further on.
+// Where row i of k activations begins, in bytes. Its next 64 activations lie one tile further on.
 inline int64_t tiled(int64_t i, int64_t k) {
   return i / kTileRows * kTileRows * round_up(k, kTileIn) + i % kTileRows * kTileIn;
 }
@@ -48,11 +48,11 @@ struct Share {
   }
 };
 
-// A thread's reading of weights, keys and values, kept a constant distance ahead of its use of them, across the
-// ends of products. Loads alone keep too few reads under way: they get half of what memory gives.
+// Prefetches a thread's weights, keys and values, a constant distance ahead of their use, across the ends of
+// products. Loads alone keep too few reads under way and get half of the memory's bandwidth.
 class Reader {
  public:
-  // First all that the thread will read, in order; then, as it reads, `advance`.
+  // First name all that the thread will read, in order. Then call `advance` as it reads.
   void expect(const void* from, int64_t bytes) {
     if (bytes) stretches_.push_back({static_cast<const char*>(from), bytes});
   }
@@ -100,7 +100,7 @@ TRIMODE_AMX inline void shape_tiles(int64_t rows) {
   _tile_loadconfig(&shapes);
 }
 
-// Others in this thread (oneDNN) find the tiles as if never used.
+// Leaves the tiles as if never used, for others in this thread (oneDNN).
 TRIMODE_AMX inline void release_tiles() { _tile_release(); }
 
 // The same numbers as `quantise`, in two halves, each a row of tiles: value = 64 * high + low.
@@ -126,7 +126,7 @@ struct Halves {
   const int8_t *high, *low;
 };
 
-// Rows that are not the first ones are brought together first, by each thread for itself.
+// Rows that are not the first ones are gathered first, by each thread for itself.
 inline Halves gathered(const Linear& l, const Quantised& x, const Rows& rows) {
   bool in_place = true;
   for (int64_t i = 0; rows.from && i < rows.count; ++i) in_place &= rows.in(i) == i;
@@ -144,7 +144,7 @@ inline Halves gathered(const Linear& l, const Quantised& x, const Rows& rows) {
   return {high, low};
 }
 
-// Sums to results: one column of tiles, outputs n and following.
+// Sums to results: one column of tiles, from output n on.
 TRIMODE_AMX inline void put_tile(const Linear& l, const int32_t* high, const int32_t* low, int64_t i,
                                  int64_t n, const Quantised& x, const Rows& rows, const Target& target) {
   const int64_t width = std::min<int64_t>(kTileOut, l.out - n);

@@ -4,8 +4,8 @@
 // else is in the pass. Products are exact integers; every float sum has an order of its own, fixed by
 // its length. So a token's logits are the same bits alone, packed, in a chunk, cached or recomputed.
 //
-// Weights are int8 with one scale an output, activations 12-bit numbers with one scale a row. Two sets
-// of kernels compute the same integers: AMX (packed weights) and AVX2 (plain weights).
+// Weights are int8 with one scale per output. Activations are 12-bit numbers with one scale per row. Two
+// sets of kernels compute the same integers: AMX (packed weights) and AVX2 (plain weights).
 
 #include <cstring>
 #include <omp.h>
@@ -29,9 +29,9 @@ struct Workspace {
   TileRows high, lower, low_high, low_low;           // and in halves, for packed ones
   std::vector<int32_t> segment_of;
   std::vector<Item> items;
-  int64_t read = 0;      // keys, by all of them
+  int64_t read = 0;      // keys that all items read
   int64_t low_room = 0;  // tile rows of a part's quantised rows
-  std::vector<std::vector<int32_t>> others;  // of each row, where its segment has a mask
+  std::vector<std::vector<int32_t>> others;  // of each row, if its segment has a mask
   bool packed = false, in_tiles = false;
   double spent = 0;  // on products, by the first thread
 
@@ -63,7 +63,7 @@ struct Workspace {
     find_items(m, p);
   }
 
-  // By segment, then by key head: a thread's share of them reads few keys that another's reads too.
+  // By segment, then by key head, so that two threads read few of the same keys.
   void find_items(const Model& m, const Pass& p) {
     const int64_t of_key = m.heads / m.kv_heads, heads = in_tiles ? std::min(kQueries, of_key) : 1;
     const int64_t rows = in_tiles ? kQueries / heads : 1;
@@ -81,7 +81,7 @@ struct Workspace {
     }
   }
 
-  // What a thread of the region reads: first..last of the items, about as many keys as the others' shares.
+  // The items of a thread of the region, first..last. All threads read about as many keys.
   std::pair<const Item*, const Item*> share() const {
     const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
     const auto at = [&](int64_t part) {
@@ -201,7 +201,7 @@ int64_t cache_at(const Model& m, int64_t layer, const Segment& s, const Item& it
   return (layer * m.kv_heads + item.kv) * s.capacity * m.head_dim;
 }
 
-// Whether an item is the first of a thread's to read its keys.
+// Whether an item is the first one of its thread that reads its keys.
 bool reads_first(const Item* item, const Item* first) {
   return item == first || item[-1].segment != item->segment || item[-1].kv != item->kv;
 }
@@ -236,7 +236,7 @@ void attend_all(const Model& m, int64_t index, const Pass& pass, Workspace& w, R
 #pragma omp barrier
 }
 
-// What this thread will read of memory in a pass, in order.
+// The memory that this thread will read in a pass, in order.
 void expect_all(const Model& m, const Pass& pass, const Workspace& w, Reader& reader) {
   const auto projection = [&](const Projection& p) {
     reader.expect(p.base);
@@ -304,7 +304,7 @@ extern "C" {
 
 int64_t trimode_abi() { return 5; }
 
-// A size or constant that Python assumes too, by the name that `structs.py` has for it; -1 for another.
+// A size or constant that Python assumes too, by its name in `structs.py`; -1 if there is none.
 int64_t trimode_fact(const char* name) {
   struct Fact {
     const char* name;
@@ -334,7 +334,7 @@ int64_t trimode_fact(const char* name) {
 // Whether linears should come with packed weights on this machine.
 int64_t trimode_wants_packed() { return has_amx(); }
 
-// Runs a pass: x becomes the hidden states after the last norm; new keys and values stand after each
+// Runs a pass: x becomes the hidden states after the last norm. New keys and values are written after each
 // segment's cache.
 void trimode_pass(const Model* model, Pass* pass) {
   thread_local Workspace own;

@@ -10,17 +10,17 @@ MOST_PARTS = 3
 """Linears of a projection that have an adapter of their own: queries, keys and values."""
 HEAD_DIM_MULTIPLE = 8
 FEATURE_MULTIPLE = 16
-"""Of a linear's inputs, an adapter's ranks included."""
+"""A linear's inputs are a multiple of this, an adapter's ranks included."""
 WEIGHT_LEVELS = 127
 """Largest int8 weight."""
 ACTIVATION_LEVELS = 2047
 """Largest 12-bit activation."""
 TILE_OUTPUTS, TILE_INPUTS = 16, 64
-"""Of a tile of packed weights."""
+"""Size of a tile of packed weights."""
 
 
 class Linear(Structure):
-    """A linear; of `weight` and `packed` one is set."""
+    """A linear; either `weight` or `packed` is set."""
 
     _fields_ = [
         ("out", c_int64),
@@ -132,7 +132,7 @@ def shared_facts() -> dict[str, int]:
 
 
 def mismatch(library: ctypes.CDLL) -> str | None:
-    """The first fact that the built library sees otherwise; None if it agrees in all."""
+    """The first fact in which the built library differs; None if it agrees in all."""
     library.trimode_fact.argtypes = [ctypes.c_char_p]
     library.trimode_fact.restype = c_int64
     for name, value in shared_facts().items():

@@ -16,7 +16,7 @@ constexpr int64_t kTileOut = 16, kTileIn = 64;  // outputs and inputs of a tile 
 
 extern "C" {
 
-// Of the two forms of the weights one is there. Both give the same integers.
+// One of the two forms of the weights is set. Both give the same integers.
 struct Linear {
   int64_t out, in;        // in: a multiple of kFeatureMultiple
   const int8_t* weight;   // [out, in], or null
@@ -55,7 +55,7 @@ struct Segment {
   int64_t start, stop;
   Half *keys, *values;
   int64_t capacity, length;
-  int64_t causal;          // if `visible` is null: 1 a row sees earlier ones, 0 all
+  int64_t causal;          // if `visible` is null: a row sees earlier rows (1) or all (0)
   const uint8_t* visible;  // [n, n] or null
 };
 

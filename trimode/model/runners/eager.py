@@ -1,4 +1,4 @@
-"""Floats: the transformer's own forward, by PyTorch's operators, on any device."""
+"""Floats: the transformer's own forward, with PyTorch's operators, on any device."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ class EagerRunner(Runner):
 
     @classmethod
     def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:  # noqa: ARG003
-        """Any model, in any format of floats: int8 promises more than its attention keeps."""
+        """Any model in a float format: int8 promises independent rows, which this does not keep."""
         return weight_format.name != "int8"
 
     def run(

@@ -1,4 +1,4 @@
-"""int8 by the C++ library: a whole pass as one call."""
+"""int8 with the C++ library: a whole pass is one call."""
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ _KNOWN_CONFIG: dict[str, Callable[[Any], bool]] = {
     "mlp_bias": _any,
     "qk_norm": _any,
     "tie_word_embeddings": _any,
-    # What decoding makes of the logits, not how they are computed.
+    # These change what decoding does with the logits, not how they are computed.
     "bos_token_id": _any,
     "eos_token_ids": _any,
     "mask_token_id": _any,
@@ -54,7 +54,7 @@ _KNOWN_CONFIG: dict[str, Callable[[Any], bool]] = {
 """Fields of `ModelConfig` that the C++ pass knows, and the values that it computes.
 
 A field that is not listed must have its default. So a new switch of the Python model is refused
-here until somebody has taught it to the C++ pass.
+here until somebody adds it to the C++ pass.
 """
 _KNOWN_ROPE: dict[str, Callable[[Any], bool]] = dict.fromkeys(
     (
@@ -75,7 +75,7 @@ _KNOWN_ROPE: dict[str, Callable[[Any], bool]] = dict.fromkeys(
     ),
     _any,
 )
-"""The same for `RopeConfig`. Python makes cos, sin and query scale of it; C++ rotates all pairs."""
+"""The same for `RopeConfig`. Python makes cos, sin and query scale; C++ rotates all pairs."""
 
 
 def unknown_fields(
@@ -110,7 +110,7 @@ class NativeRunner(Runner):
                 if isinstance(module, Int8Linear):
                     module.pack()
         self.products_seconds = 0.0
-        """Of the last pass: its time in products with the layers' weights."""
+        """Time that the last pass spent in products with the layers' weights."""
         config = transformer.config
         blocks = [_layer(block) for block in transformer.layers]  # type: ignore[arg-type]
         self._layers = (structs.Layer * len(blocks))(*blocks)
@@ -128,7 +128,7 @@ class NativeRunner(Runner):
 
     @classmethod
     def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:
-        """int8 models of the kinds that the library was written for, if it is there."""
+        """int8 models that the library knows, if there is a library."""
         if weight_format.name != "int8" or library() is None:
             return False
         attended = config.num_heads * config.head_dim
@@ -201,7 +201,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _mask(segment: Segment) -> Tensor | None:
-    """Who sees whom, uint8 `[n, n]`, if a segment says so itself."""
+    """Who sees whom, uint8 `[n, n]`; None if the segment's visibility is `causal` or `block`."""
     if isinstance(segment.visibility, str):
         return None
     return segment.visibility.to(torch.uint8).contiguous()

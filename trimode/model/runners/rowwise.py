@@ -1,6 +1,7 @@
 """int8 without the C++ library: PyTorch's operators, attention one row at a time.
 
-Slow. It keeps int8's promise where the library is not built, or does not know the model.
+It is slow. It keeps int8's promise of independent rows if the library is not built or does not know
+the model.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How a forward pass is run: the seam between the engine and the model."""
+"""How a forward pass is run: the interface between the engine and the model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Runner(ABC):
     @classmethod
     @abstractmethod
     def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:
-        """Whether it can run such a model, here."""
+        """Whether it can run such a model on this machine."""
 
     @abstractmethod
     def run(
@@ -33,15 +33,18 @@ class Runner(ABC):
         segments: Sequence[Segment],
         adapter_rows: AdapterRows = None,
     ) -> Tensor:
-        """Hidden states `[T, D]` after the final norm, of a pass over segments with KV caches.
+        """Run a pass over segments with KV caches; returns hidden states after the final norm.
 
-        The keys and values of the pass stand after each segment's cache, pending.
+        The keys and values of the pass become the pending rows of each segment's cache.
 
         Args:
             tokens: `[T]`.
             positions: `[T]`.
             segments: they cover the rows in order.
             adapter_rows: rows that the adapter is on for.
+
+        Returns:
+            `[T, D]`.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -50,7 +53,7 @@ class Runner(ABC):
 
     @property
     def kv_dtype(self) -> torch.dtype:
-        """Of the KV caches that it takes."""
+        """The dtype of the KV caches that it takes."""
         return self.format.kv_dtype
 
     @property
