@@ -30,5 +30,5 @@ def test_a_run_goes_on_in_the_precision_it_began_in(base, data, tmp_path, begun)
 def test_a_directory_whose_config_is_damaged_is_refused(base, data, tmp_path):
     run(config_of(base, data, tmp_path / "run", steps=1))
     (tmp_path / "run" / "config.json").write_text('{"config": ')
-    with pytest.raises(InputError, match="not that of a run"):
+    with pytest.raises(InputError, match="is not the config of a run"):
         Trainer(config_of(base, data, tmp_path / "run", precision="auto"), progress=False)
