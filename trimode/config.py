@@ -249,7 +249,7 @@ class GenerationOptions:
         return cls().updated(values)
 
     def updated(self, values: dict[str, object]) -> Self:
-        """A copy with the given fields replaced.
+        """A copy with the given fields replaced; with another commit rule, the old bar is dropped.
 
         Raises:
             InputError: a name is unknown, a type is wrong or a value is out of range.
@@ -265,6 +265,8 @@ class GenerationOptions:
                 value = _pairs(value)
             clean[name] = tuple(value) if isinstance(value, list) else value
             _check_type(name, clean[name], known[name])
+        if "commit_rule" in clean:  # a bar is in its rule's unit: it does not go over to another
+            clean.setdefault("threshold", None)
         return replace(self, **clean)  # type: ignore[arg-type]
 
 

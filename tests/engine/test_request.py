@@ -95,6 +95,13 @@ def test_what_a_mode_does_not_read_is_not_inherited():
         inherited(defaults, "sideways")
 
 
+def test_a_bar_does_not_go_over_to_another_rule():
+    options = GenerationOptions(mode="diffusion", threshold=0.9)
+    assert options.updated({"commit_rule": "entropy"}).threshold is None
+    assert options.updated({"commit_rule": "entropy", "threshold": 0.5}).threshold == 0.5
+    assert options.updated({"block_length": 4}).threshold == 0.9
+
+
 @pytest.mark.parametrize("rule", COMMIT_RULES)
 @pytest.mark.parametrize("rolling", [False, True])
 def test_each_rule_has_its_own_bar(rule, rolling):
@@ -141,6 +148,9 @@ def test_trees_are_for_models_that_draft_in_the_led_form(mode):
         ("seeded", {"mode": "linear", "max_denoising_steps": 2}, "max_denoising_steps"),
         ("seeded", {"mode": "linear", "revision_threshold": 0.1}, "revision_threshold"),
         ("seeded", {"mode": "linear", "draft_tree": True}, "draft_tree"),
+        ("led", {"mode": "linear", "draft_tree": True, "grammar": "{}"}, "draft_tree"),
+        ("seeded", {"mode": "linear", "commit_rule": "quota", "threshold": 0.5}, "threshold"),
+        ("led", {"mode": "diffusion", "commit_rule": "quota", "threshold": 0.5}, "threshold"),
         ("led", {"mode": "linear", "draft_tree": True, "threshold": 0.9}, "draft_tree"),
         (
             "seeded",
@@ -157,7 +167,7 @@ def test_trees_are_for_models_that_draft_in_the_led_form(mode):
 def test_an_option_without_effect_beside_the_others_is_refused(form, options, field):
     error = refused(form, **options)
     assert error.field == field
-    assert options["mode"] in error.found
+    assert options["mode"] in error.found or "grammar" in error.found
 
 
 def test_a_replacement_must_pass_the_bar_of_a_commit_if_that_is_a_probability():

@@ -135,6 +135,9 @@ class _Form:
         for name, beside, allowed in self._without_effect():
             if getattr(options, name) is not None:
                 raise InputError(name, f"given {beside} in mode {options.mode}", allowed)
+        if options.draft_tree and options.grammar is not None:
+            allowed = "leave it out: what fits depends on the token before, so drafts are lines"
+            raise InputError("draft_tree", "given with a grammar", allowed)
         if options.draft_tree and not self.draft_tree:
             found = "given with a seeded draft" if self.seed_block else "given with several passes"
             allowed = "set seed_block to false, and leave out threshold and commit_rule"
@@ -142,6 +145,8 @@ class _Form:
 
     def _without_effect(self) -> Iterator[tuple[str, str, str]]:
         """Options that would have no effect: the name, what it is given with, and what to do."""
+        if self.commit_rule == "quota":
+            yield "threshold", "with commit_rule quota", "leave it out: this rule has no bar"
         if self.one_pass:
             for name in ("max_denoising_steps", "revision_threshold"):
                 yield name, "with a draft of one pass", "give threshold or commit_rule too"

@@ -111,7 +111,7 @@ def test_what_the_engine_refuses_is_named_as_in_the_body(served, monkeypatch, pa
 
 def test_defaults_of_the_server_are_no_obstacle_to_another_mode(model):
     defaults = GenerationOptions(
-        mode="diffusion", threshold=0.9, block_length=4, commit_rule="quota", max_tokens=4
+        mode="diffusion", threshold=0.9, block_length=4, commit_rule="margin", max_tokens=4
     )
     with serving(model, defaults=defaults) as (url, _):
         client = client_of(url)
