@@ -32,15 +32,24 @@ def rules_table():
 
 @pytest.mark.parametrize("table", [options_table, rules_table])
 def test_docs_decoding_has_the_table_of_the_code(table):
-    text = DECODING.read_text(encoding="utf-8")
-    assert "\n".join(table()) in text
+    text, rows = DECODING.read_text(encoding="utf-8"), table()
+    missing = [row for row in rows if row not in text.splitlines()]
+    assert not missing, "docs/decoding.md lacks\n" + "\n".join(missing)
+    assert "\n".join(rows) in text, "docs/decoding.md has the rows in another order"
 
 
 def test_docs_decoding_says_which_modes_are_lossless():
     lines = DECODING.read_text(encoding="utf-8").splitlines()
     for mode, spec in MODE_SPECS.items():
-        line = next(line for line in lines if line.startswith(f"| `{mode}` |"))
+        line = next((line for line in lines if line.startswith(f"| `{mode}` |")), None)
+        assert line is not None, f"docs/decoding.md has no row for the mode {mode}"
         assert ("equals `ar`'s" in line or mode == "ar") == spec.lossless
+
+
+def test_docs_metrics_says_how_passes_of_each_mode_count():
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for mode in MODES:
+        assert f"- `{mode}`" in text, f"docs/metrics.md says nothing of the mode {mode}"
 
 
 def folders():

@@ -46,7 +46,7 @@ MOST_DENOISING_STEPS = 65_536
 """A block's schedule is a list of so many numbers, so a request must not choose any length."""
 
 DECODING_FIELDS: dict[str, str] = {
-    "mode": "ar, diffusion, linear, quadratic or auto.",
+    "mode": f"{', '.join(MODES[:-1])} or {MODES[-1]}.",
     "block_length": "Tokens of a draft or of a diffusion block [the model's own].",
     "commit_rule": f"What decides which tokens of a pass are final: {', '.join(COMMIT_RULES)} "
     "[threshold].",

@@ -100,8 +100,7 @@ def test_learned_takes_what_the_scorer_takes_for_final(probabilities, bar):
 @pytest.mark.parametrize("rule", RULES)
 @given(probabilities=distributions)
 def test_every_rule_commits_something_even_where_it_trusts_nothing(rule, probabilities):
-    impossible = {"entropy": -1.0, "factor": -9.0}.get(rule, 2.0)
-    assert len(chosen(rule, propose(probabilities, 0), impossible)) == 1
+    assert len(chosen(rule, propose(probabilities, 0), RULES[rule].unreachable)) == 1
 
 
 @pytest.mark.parametrize("rule", ["threshold", "factor", "cumulative_error", "margin", "entropy"])

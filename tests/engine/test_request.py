@@ -53,6 +53,7 @@ def refused(form="seeded", **options):
 def test_the_list_of_options_is_complete():
     assert set(GIVEN) == set(DECODING_FIELDS) - {"mode"}
     assert set(MODE_SPECS) == set(MODES)
+    assert tuple(RULES) == COMMIT_RULES
     for name, value in GIVEN.items():
         assert getattr(GenerationOptions(), name) != value
 

@@ -31,7 +31,8 @@ def transformer(family, backend, *, adapter=False):
     _, config, tensors = families.build(family)
     weights = random_adapter(config, 1, rank=16) if adapter else None
     model = build_runner(config, tensors.__getitem__, dtype="int8", adapter=weights)
-    assert isinstance(model, RowwiseRunner if native.library() is None else NativeRunner)
+    by_library = native.library() is not None and family not in families.BY_OPERATORS
+    assert isinstance(model, NativeRunner if by_library else RowwiseRunner)
     return by_operators(model) if backend == "pytorch" else model
 
 

@@ -35,9 +35,10 @@ def with_new_field(config, name, kind, default, value):
 
 @built
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_the_library_takes_every_family_of_ours(family):
-    assert unknown_fields(config_of(family)) == []
-    assert NativeRunner.supports(config_of(family), INT8)
+def test_the_library_takes_every_family_of_ours_or_is_said_not_to(family):
+    known = family not in families.BY_OPERATORS
+    assert (unknown_fields(config_of(family)) == []) == known
+    assert NativeRunner.supports(config_of(family), INT8) == known
 
 
 @built

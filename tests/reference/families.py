@@ -67,6 +67,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+BY_OPERATORS: frozenset[str] = frozenset()
+"""Those of them that the C++ pass does not know yet: it must refuse them."""
+
+
 def build(
     name: str, seed: int = 0, **other_sizes: int
 ) -> tuple[nn.Module, ModelConfig, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
+from tests.reference.options import readable
 from trimode.config import GenerationOptions
 
 MODES = ("ar", "linear", "quadratic", "diffusion", "auto")
@@ -47,9 +48,8 @@ def refused(client, **fields):
 
 
 def decoding(mode, block_length=4, **more):
-    """The object `decoding`; mode `ar` has no blocks."""
-    block = {} if mode == "ar" else {"block_length": block_length}
-    return {"mode": mode, **block, **more}
+    """The object `decoding`, with a block length if the mode reads one."""
+    return {**readable(mode, block_length=block_length), **more}
 
 
 def in_mode(mode, block_length=4, **more):

@@ -1,6 +1,5 @@
 """Checks that speculation emits AR's tokens, and that logits do not depend on other rows."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from trimode.checkpoints import LoadedModel
 from trimode.config import GenerationOptions
+from trimode.decoding import LOSSLESS_MODES, modes_reading
 from trimode.engine import Engine, drain
 from trimode.engine.score import prefill_hidden
 
@@ -63,7 +63,7 @@ def runs(
     block_lengths: Sequence[int] = BLOCK_LENGTHS,
     tree_share: Callable[[int], int] = lambda length: 1 if length <= _TREE_LIMIT else 0,
 ) -> list[Run]:
-    """AR first, then both speculative modes at each length, `auto`, all mixed, and each alone.
+    """AR first, then each lossless mode at each length that it reads, all mixed, and each alone.
 
     `tree_share(length)`: every how many-th prompt runs in `quadratic` at a block length; 0 is none.
     """
@@ -77,12 +77,14 @@ def runs(
         return tuple(options(i, mode, block_length) for i in range(count))
 
     found = [Run("ar", 16, all_in("ar", None))]
-    for mode, length in itertools.product(("linear", "quadratic"), block_lengths):
-        share = tree_share(length) if mode == "quadratic" else 1
-        if share:
-            found.append(Run(f"{mode} {length}", 16, all_in(mode, length, -(-prompts // share))))
+    for mode in LOSSLESS_MODES[1:]:
+        by_length = mode != "auto" and mode in modes_reading("block_length")
+        for length in block_lengths if by_length else (None,):
+            share = tree_share(length) if mode == "quadratic" and length else 1
+            if share:
+                name = mode if length is None else f"{mode} {length}"
+                found.append(Run(name, 16, all_in(mode, length, -(-prompts // share))))
     mixed = tuple(options(i, *MIXED[i % len(MIXED)]) for i in range(prompts))
-    found.append(Run("auto", 16, all_in("auto", None)))
     found.append(Run("all modes mixed", 16, mixed))
     found.append(Run("each alone", 1, mixed))
     return found

@@ -78,11 +78,14 @@ def choose_format(dtype: str, device: str, config: ModelConfig | None = None) ->
         if not on_cpu:
             raise InputError("dtype", f"int8 on {device}", "runs on the CPU only; use bf16")
         return Int8Format(device)
-    if dtype == "fp32" and on_cpu and torch.backends.mkldnn.is_available():
-        return OneDnnFormat(torch.float32, device)
-    if dtype == "bf16" and on_cpu and not cpu_multiplies_bf16() and _has_fbgemm():
-        return FbgemmFormat(torch.float32, device)
-    return PlainFormat(torch.float32 if dtype == "fp32" else torch.bfloat16, device)
+    if dtype == "fp32":
+        packs = on_cpu and torch.backends.mkldnn.is_available()
+        return (OneDnnFormat if packs else PlainFormat)(torch.float32, device)
+    if dtype == "bf16":
+        if on_cpu and not cpu_multiplies_bf16() and _has_fbgemm():
+            return FbgemmFormat(torch.float32, device)
+        return PlainFormat(torch.bfloat16, device)
+    raise AssertionError(f"no weight format for dtype {dtype}")
 
 
 def choose_runner(transformer: Transformer, weight_format: WeightFormat) -> Runner:

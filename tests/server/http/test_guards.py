@@ -51,3 +51,16 @@ def test_any_key_is_taken_unless_keys_are_set_and_no_page_may_call(model, url):
         for given in ("b", "Basic b", "Bearer", "Bearer c", "Bearer \u00e9"):
             headers = {"Authorization": given.encode("latin-1")}
             assert httpx.get(f"{locked}/v1/models", headers=headers).status_code == 401
+
+
+def test_every_route_needs_a_key_but_those_of_health(model):
+    with serving(model, api_keys=("one",)) as (url, _):
+        routes = json.loads(get(f"{url}/openapi.json"))["paths"]
+        assert "/v1/chat/completions" in routes
+        open_to_all = {
+            path
+            for path, methods in routes.items()
+            for method in methods
+            if httpx.request(method, url + path).status_code not in (401, 403)
+        }
+        assert open_to_all == {"/health", "/ready", "/version"}

@@ -108,6 +108,8 @@ class CommitRule:
     """What the bar measures, and its range."""
     commits: str
     """What a pass commits, for the documentation."""
+    unreachable: float = 2.0
+    """A bar that no proposal meets."""
 
 
 RULES: dict[CommitRuleName, CommitRule] = {
@@ -125,6 +127,7 @@ RULES: dict[CommitRuleName, CommitRule] = {
         1.0,
         "a factor f: rank i (from 0) needs a probability of 1 - f / (i + 2)",
         "the longest run of surest tokens in which each passes",
+        unreachable=-9.0,
     ),
     "margin": CommitRule(
         margin,
@@ -137,6 +140,7 @@ RULES: dict[CommitRuleName, CommitRule] = {
         0.3,
         "nats, 0 to ln(vocabulary); lower is stricter",
         "every token whose distribution has at most this entropy",
+        unreachable=-1.0,
     ),
     "cumulative_error": CommitRule(
         cumulative_error,

@@ -15,6 +15,9 @@ MODE_SPECS: dict[Mode, ModeSpec] = {
     "auto": auto.SPEC,
 }
 
+LOSSLESS_MODES: tuple[Mode, ...] = tuple(mode for mode, spec in MODE_SPECS.items() if spec.lossless)
+"""Modes that emit AR's tokens, `ar` first."""
+
 _DEFAULTS = {
     field.name: field.default
     for field in fields(GenerationOptions)

@@ -6,7 +6,7 @@ from typing import Any
 
 from trimode.checkpoints import LoadedModel
 from trimode.config import MODE_ALIASES, MODES, GenerationOptions
-from trimode.decoding import inherited
+from trimode.decoding import LOSSLESS_MODES, inherited
 from trimode.errors import InputError
 from trimode.server.http.errors import ApiError
 from trimode.server.openai.fields import Body
@@ -74,7 +74,7 @@ def resolve_options(
         raise InputError(
             "decoding.mode",
             "diffusion with response_format or tools",
-            "such answers need ar, linear, quadratic or auto",
+            f"such answers need {', '.join(LOSSLESS_MODES)}",
         )
     if prediction and defaults.mode in ("ar", "diffusion"):
         raise InputError("prediction", f"given in mode {defaults.mode}", "use auto or linear")
