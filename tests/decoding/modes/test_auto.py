@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.test_lossless import PROMPT, SAMPLED, agreeable
+from tests.decoding.modes.test_lossless import PROMPT, SAMPLED, agreeable
 from tests.reference.scripted import scripted, speculative
 from tests.reference.tiny import tiny
 from trimode.config import GenerationOptions
