@@ -38,6 +38,8 @@ def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, opti
     for (mode, block_length), tree in itertools.product(runs, (False, True)):
         if block_length == 16 and mode == "quadratic" and not tree:
             continue  # as slow as the tree, and its last places are never reached
+        if mode == "linear" and tree and model.config.draft_form != "led":
+            continue  # a seeded draft has no tree
         asked = {**options, "mode": mode, "block_length": block_length, "draft_tree": tree}
         found = generate_batch(model, prompts, **asked)
         stats = together(found)

@@ -21,15 +21,20 @@ from rich.table import Table
 
 from benchmarks.lib.machine import header, save
 from trimode import LoadedModel, generate_batch, load
-from trimode.decoding import Stats
+from trimode.decoding import Stats, modes_reading
 
 RUNS: list[tuple[str, dict]] = [
     ("ar", {"mode": "ar"}),
     ("linear", {"mode": "linear"}),
+    ("linear seeded", {"mode": "linear", "seed_block": True}),
     ("linear tree", {"mode": "linear", "seed_block": False, "draft_tree": True}),
     ("quadratic", {"mode": "quadratic", "block_length": 8}),
+    ("diffusion", {"mode": "diffusion"}),
     *(
-        (f"diffusion {threshold}", {"mode": "diffusion", "threshold": threshold})
+        (
+            f"fixed {threshold}",
+            {"mode": "diffusion", "rolling_block": False, "threshold": threshold},
+        )
         for threshold in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
     ),
     *(
@@ -111,13 +116,20 @@ def run(model: LoadedModel, rows: list[dict], fields: dict) -> dict:
     }
 
 
+def _with_block_length(fields: dict, block_length: int) -> dict:
+    """Fields of a run, with a block length if its mode reads one and none is given."""
+    if fields["mode"] not in modes_reading("block_length"):
+        return fields
+    return {"block_length": block_length, **fields}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument(
-        "--modes", nargs="+", help="names of runs: ar, linear, 'diffusion 0.9', ..."
+        "--modes", nargs="+", help="names of runs: ar, linear, diffusion, 'fixed 0.9', ..."
     )
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--block-length", type=int, default=16, help="8 for quadratic")
@@ -129,7 +141,7 @@ def main() -> None:
     chosen = [r for r in RUNS if not arguments.modes or r[0] in arguments.modes]
     console = Console(stderr=True)
     found = {
-        name: run(model, rows, {"block_length": arguments.block_length, **fields})
+        name: run(model, rows, _with_block_length(fields, arguments.block_length))
         for name, fields in track(chosen, "modes", console=console, transient=True)
     }
     tasks = sorted({row["task"] for row in rows})
