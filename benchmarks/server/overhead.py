@@ -113,7 +113,8 @@ class Alone:
 
     def _swap(self) -> None:
         engine = self.counted.engine
-        engine.live, self.live = self.live, engine.live
+        scheduler = engine.scheduler
+        scheduler.live, self.live = self.live, scheduler.live
         engine.waiting, self.waiting = self.waiting, engine.waiting
 
 
