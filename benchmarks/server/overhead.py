@@ -112,10 +112,9 @@ class Alone:
         return ClientLoad(time.perf_counter() - began, self.counted.tokens - tokens)
 
     def _swap(self) -> None:
-        engine = self.counted.engine
-        scheduler = engine.scheduler
+        scheduler = self.counted.engine.scheduler
         scheduler.live, self.live = self.live, scheduler.live
-        engine.waiting, self.waiting = self.waiting, engine.waiting
+        scheduler.waiting, self.waiting = self.waiting, scheduler.waiting
 
 
 def first_length(number: int, together: int) -> int:
