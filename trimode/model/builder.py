@@ -1,6 +1,7 @@
 """Makes modules of one weight format from named tensors. Each tensor is read once."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +43,9 @@ class Builder:
 
     def embedding_and_head(self, config: ModelConfig) -> tuple[Any, nn.Module]:
         """The embedding module and the output head."""
-        head = None if config.tie_word_embeddings else self._read("lm_head.weight")
-        return self.format.embedding_and_head(self._read("embed_tokens.weight"), head)
+        embedding = partial(self._read, "embed_tokens.weight")
+        head = None if config.tie_word_embeddings else partial(self._read, "lm_head.weight")
+        return self.format.embedding_and_head(embedding, head)
 
     def mask_embedding(self) -> nn.Parameter | None:
         """The adapter's embedding of the mask token, `[D]`, if it has one."""

@@ -1,7 +1,7 @@
 """What a weight format decides: how linears, adapters, embedding and head are stored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,10 @@ from trimode.model.adapter import LowRankDelta
 
 Parts = Sequence[tuple[Tensor, Tensor] | None]
 """(A `[rank, in]`, B `[out, rank]`) of each fused linear; None if the adapter leaves it alone."""
+
+Stored = Callable[[], Tensor]
+"""Reads a matrix as it is stored. It is called when the matrix is needed, so that no two of them
+are held at once."""
 
 
 class Embedding(nn.Module):
@@ -68,16 +72,16 @@ class WeightFormat(ABC):
         """An adapter's share of fused linears of `sizes` outputs; None if it has none."""
         return LowRankDelta.fused(parts, sizes, scale)
 
-    def embedding_and_head(self, embedding: Tensor, head: Tensor | None) -> tuple[Any, nn.Module]:
-        """The embedding module and the output head.
+    def embedding_and_head(self, embedding: Stored, head: Stored | None) -> tuple[Any, nn.Module]:
+        """The embedding module and the output head, the largest matrices of a model.
 
         Args:
-            embedding: stored `[V, D]`.
-            head: stored `[V, D]`; None if it is tied to the embedding.
+            embedding: reads the stored one, `[V, D]`.
+            head: reads the stored one, `[V, D]`; None if it is tied to the embedding.
         """
         # A copy: a view would keep the whole mapped file in memory beside the packed weights.
-        kept = self.matrix(embedding, copy=True)
-        rows = kept if head is None else self.matrix(head)
+        kept = self.matrix(embedding(), copy=True)
+        rows = kept if head is None else self.matrix(head())
         return Embedding(kept), self.linear([rows], None)
 
 

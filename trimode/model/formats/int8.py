@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimode.model.formats.format import Embedding, Parts, WeightFormat
+from trimode.model.formats.format import Embedding, Parts, Stored, WeightFormat
 from trimode.model.native.structs import (
     ACTIVATION_LEVELS,
     FEATURE_MULTIPLE,
@@ -186,14 +186,14 @@ class Int8Format(WeightFormat):
         return IntegerDelta(parts, sizes, scale)
 
     def embedding_and_head(
-        self, embedding: Tensor, head: Tensor | None
+        self, embedding: Stored, head: Stored | None
     ) -> tuple[Embedding | HeadEmbedding, Int8Linear]:
         """A tied head serves as both. A separate embedding stays as it is stored."""
         if head is None:
-            linear = self.linear([self.matrix(embedding)], None)
+            linear = self.linear([self.matrix(embedding())], None)
             return HeadEmbedding(linear), linear
-        kept = Embedding(self.matrix(embedding, copy=True), self.dtype)
-        return kept, self.linear([self.matrix(head)], None)
+        kept = Embedding(self.matrix(embedding(), copy=True), self.dtype)
+        return kept, self.linear([self.matrix(head())], None)
 
     def describe(self) -> str:
         """See `WeightFormat`."""

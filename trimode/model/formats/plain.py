@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimode.model.formats.format import Embedding, WeightFormat, stacked
+from trimode.model.formats.format import Embedding, Stored, WeightFormat, stacked
 
 
 class PlainLinear(nn.Module):
@@ -31,7 +31,7 @@ class PlainFormat(WeightFormat):
         return PlainLinear(stacked(weights), bias)
 
     def embedding_and_head(
-        self, embedding: Tensor, head: Tensor | None
+        self, embedding: Stored, head: Stored | None
     ) -> tuple[Embedding, nn.Module]:
         """See `WeightFormat`. A tied head shares its parameter, so there is one gradient."""
         found, linear = super().embedding_and_head(embedding, head)
