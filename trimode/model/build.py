@@ -17,7 +17,7 @@ from trimode.model.formats import (
 )
 from trimode.model.native import library
 from trimode.model.runners import RUNNERS, NativeRunner, Runner
-from trimode.model.runners.native import kernels, unknown_fields
+from trimode.model.runners.native import kernels, refused_fields
 from trimode.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def choose_runner(transformer: Transformer, weight_format: WeightFormat) -> Runn
     config = transformer.config
     kind = next(kind for kind in RUNNERS if kind.supports(config, weight_format))
     if weight_format.name == "int8" and kind is not NativeRunner and library() is not None:
-        unknown = ", ".join(unknown_fields(config)) or "num_heads"
+        unknown = ", ".join(refused_fields(config))
         logger.warning("int8 runs slowly: the C++ pass does not know this model's %s", unknown)
     return kind(transformer, weight_format)
 

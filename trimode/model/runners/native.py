@@ -97,6 +97,14 @@ def unknown_fields(
     return found
 
 
+def refused_fields(config: ModelConfig) -> list[str]:
+    """Fields of a model's config for which the C++ pass refuses the model."""
+    found = unknown_fields(config)
+    if config.num_heads * config.head_dim % structs.FEATURE_MULTIPLE:  # inputs of a linear too
+        found.append("num_heads")
+    return found
+
+
 class NativeRunner(Runner):
     """Keeps pointers into the transformer's weights: they must not move."""
 
@@ -131,8 +139,7 @@ class NativeRunner(Runner):
         """int8 models that the library knows, if there is a library."""
         if weight_format.name != "int8" or library() is None:
             return False
-        attended = config.num_heads * config.head_dim
-        return not unknown_fields(config) and attended % structs.FEATURE_MULTIPLE == 0
+        return not refused_fields(config)
 
     def run(
         self,
