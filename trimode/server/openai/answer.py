@@ -77,6 +77,18 @@ class Answer:
             "system_fingerprint": self.fingerprint,
         }
 
+    def chunk_with(
+        self,
+        index: int,
+        content: dict[str, Any],
+        *,
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """A chunk of one choice; `content`: what the endpoint calls its text or delta."""
+        choice = {"index": index, "logprobs": logprobs, **content, "finish_reason": finish_reason}
+        return {**self.shell(stream=True), "choices": [choice]}
+
     def chunk(
         self,
         index: int,

@@ -106,11 +106,13 @@ class ChatAnswer(Answer):
     ) -> dict[str, Any]:
         """A chunk of one choice."""
         delta = {"content": text} if text else {}
-        return self._delta_chunk(index, delta, finish_reason, logprobs)
+        return self.chunk_with(
+            index, {"delta": delta}, finish_reason=finish_reason, logprobs=logprobs
+        )
 
     def role_chunk(self, index: int) -> dict[str, Any]:
         """The first chunk of a choice."""
-        return self._delta_chunk(index, {"role": "assistant", "content": ""})
+        return self.chunk_with(index, {"delta": {"role": "assistant", "content": ""}})
 
     def opening(self, choices: int) -> Iterator[dict[str, Any]]:
         """The role of each choice."""
@@ -170,23 +172,9 @@ class ChatAnswer(Answer):
             named = {**call, "function": {"name": function["name"], "arguments": ""}}
             rest = {"function": {"arguments": function["arguments"]}}
             for part in (named, rest):
-                yield self._delta_chunk(index, {"tool_calls": [{"index": number, **part}]})
+                delta = {"tool_calls": [{"index": number, **part}]}
+                yield self.chunk_with(index, {"delta": delta})
         yield self.chunk(index, finish_reason="tool_calls")
-
-    def _delta_chunk(
-        self,
-        index: int,
-        delta: dict[str, Any],
-        finish_reason: str | None = None,
-        logprobs: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        choice = {
-            "index": index,
-            "logprobs": logprobs,
-            "delta": delta,
-            "finish_reason": finish_reason,
-        }
-        return {**self.shell(stream=True), "choices": [choice]}
 
 
 def _prediction(service: Service, prediction: dict[str, Any] | None) -> tuple[int, ...]:

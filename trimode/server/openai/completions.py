@@ -115,13 +115,9 @@ class TextAnswer(Answer):
         logprobs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """A chunk of one choice."""
-        choice = {
-            "index": index,
-            "logprobs": logprobs,
-            "text": text,
-            "finish_reason": finish_reason,
-        }
-        return {**self.shell(stream=True), "choices": [choice]}
+        return self.chunk_with(
+            index, {"text": text}, finish_reason=finish_reason, logprobs=logprobs
+        )
 
     def opening(self, choices: int) -> Iterator[dict[str, Any]]:
         """The prompts that are part of the answer."""
