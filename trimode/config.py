@@ -181,10 +181,15 @@ class GenerationOptions:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, what is added to its logit). Given as pairs or as a mapping."""
     grammar: str | None = None
-    """What the answer must fit, in llguidance's form (`trimode.text.grammar` makes them)."""
+    """What the answer must fit, in llguidance's form (`trimode.text.grammar` makes them). It ends
+    where the grammar does, `ignore_eos` or not."""
     prediction: tuple[int, ...] = ()
     """Tokens that the answer may resemble: drafts for the mode `auto`."""
+    shown_special_ids: tuple[int, ...] = ()
+    """Special tokens that the answer's text shows; the others are left out."""
     seed: int = 0
+    min_tokens: int = 0
+    """Tokens before the first that may end the answer, unless a grammar allows no other."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -217,6 +222,7 @@ class GenerationOptions:
                 "commit_rule", repr(self.commit_rule), f"allowed: {', '.join(COMMIT_RULES)}"
             )
         check_range("max_tokens", self.max_tokens, 1, None)
+        check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         check_range("temperature", self.temperature, 0.0, None)
         check_range("top_k", self.top_k, 0, None)
         check_range("top_p", self.top_p, 0.0, 1.0, exclusive_low=True)

@@ -11,6 +11,10 @@ class FetchError(TrimodeError):
     """A model could not be fetched, or the fetched file is not the one that was asked for."""
 
 
+class GrammarError(TrimodeError):
+    """An answer could not be held to its grammar, so it was ended."""
+
+
 class InputError(TrimodeError, ValueError):
     """Bad usage or bad input, found before any work starts: exit code 2.
 

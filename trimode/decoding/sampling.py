@@ -5,7 +5,7 @@ Sampling is Gumbel-max: token = argmax(logits / T + g), where the noise g is a f
 seed `ar`, `linear` and `quadratic` emit the same tokens at any temperature, and acceptance stays
 high. Source: drafter-invariant speculative decoding (Daliri et al., arXiv 2408.07978).
 
-Order of operations: mask id removed, grammar, logit bias, repetition, frequency and presence
+Order of operations: mask id removed, grammar, least number of tokens, logit bias, repetition, frequency and presence
 penalties, temperature, top-k, top-p, min-p.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trimode.config import GenerationOptions
 from trimode.decoding.events import TokenLogprob
+from trimode.errors import GrammarError
 
 _GREEDY_BELOW = 1e-5
 _FLATTEST = torch.finfo(torch.float32).max
@@ -32,7 +33,11 @@ class Constraint(Protocol):
     """A constraint that an answer must fit."""
 
     def allowed(self, answer: Sequence[int]) -> np.ndarray | None:
-        """Tokens that may follow the answer so far, bool `[vocab]`; None: it does not fit."""
+        """Tokens that may follow the answer so far, bool `[vocab]`; None: it does not fit.
+
+        Raises:
+            GrammarError: the constraint cannot be followed here.
+        """
         ...
 
 
@@ -43,8 +48,11 @@ class Sampler:
     options: GenerationOptions
     mask_token_id: int | None
     prompt_length: int
-    end_think_token_id: int | None = None
+    think_token_ids: tuple[int | None, int] | None = None
+    """The tokens that begin and end a thought. Without the first, an answer begins with one."""
     constraint: Constraint | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    """Tokens that may not come before `min_tokens` others."""
     _noise: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -62,6 +70,7 @@ class Sampler:
             and asked.repetition_penalty == 1
             and not changed
             and self.constraint is None
+            and not asked.min_tokens
         )
 
     def exclude_mask(self, logits: Tensor) -> Tensor:
@@ -71,17 +80,36 @@ class Sampler:
         return logits
 
     def pick(self, row: Tensor, position: int, history: Sequence[int]) -> int:
-        """The token at an absolute position, given logits `[vocab]` and all tokens before it."""
+        """The token at an absolute position, given logits `[vocab]` and all tokens before it.
+
+        Raises:
+            GrammarError: the answer cannot be held to its grammar any longer.
+        """
         forced = self.forced(position, history)
-        return int(self.sample(row[None], position, history)) if forced is None else forced
+        if forced is not None:
+            return forced
+        logits = row[None]
+        if self.constraint is None:
+            return int(self.sample(logits, position, history))
+        answer = history[self.prompt_length :]
+        allowed = self.constraint.allowed(answer)
+        ended = allowed is None and not self.stop_token_ids.isdisjoint(answer)
+        if not ended and (allowed is None or not allowed.any()):  # freedom would be wrong
+            raise GrammarError("nothing that the grammar allows can follow")
+        return int(_best(self._scores(logits, position, history, allowed)))
 
     def forced(self, position: int, history: Sequence[int]) -> int | None:
-        """The end-of-thinking token once the thinking budget is spent and it has not come."""
+        """The token that ends a thought, once the thinking budget is spent in one."""
         budget = self.options.max_thinking_tokens
-        end = self.end_think_token_id
-        if budget is None or end is None or position - self.prompt_length < budget:
+        if budget is None or self.think_token_ids is None:
             return None
-        return None if end in history[self.prompt_length :] else end
+        if position - self.prompt_length < budget:
+            return None
+        begin, end = self.think_token_ids
+        if begin is None:
+            return None if end in history[self.prompt_length :] else end
+        last = next((token for token in reversed(history) if token in (begin, end)), end)
+        return end if last == begin else None
 
     def sample(self, logits: Tensor, start: int, history: Sequence[int]) -> Tensor:
         """Independent choices `[n]`: row i is for absolute position start + i."""
@@ -93,11 +121,26 @@ class Sampler:
         return _best(self.scores(logits, start, history))
 
     def scores(self, logits: Tensor, start: int, history: Sequence[int]) -> Tensor:
-        """The scores to choose the best of, `[n, vocab]`; row i is for position start + i."""
+        """The scores to choose the best of, `[n, vocab]`; row i is for position start + i.
+
+        They are for drafts: if `history` holds unverified tokens that do not fit the constraint,
+        any token may follow.
+        """
+        allowed = None
+        if self.constraint is not None:
+            try:
+                allowed = self.constraint.allowed(history[self.prompt_length :])
+            except GrammarError:  # verification decides whether the answer fails
+                allowed = None
+        return self._scores(logits, start, history, allowed)
+
+    def _scores(
+        self, logits: Tensor, start: int, history: Sequence[int], allowed: np.ndarray | None
+    ) -> Tensor:
         logits = self.exclude_mask(logits)
         if self._plain:
             return logits
-        scores = self._adjusted(logits, history)
+        scores = self._adjusted(logits, start, history, allowed)
         if self.greedy:
             return scores
         scores = filter_scores(scores / min(self.options.temperature, _FLATTEST), self.options)
@@ -135,14 +178,21 @@ class Sampler:
             result.append(TokenLogprob(float(row[token]), top))
         return tuple(result)
 
-    def _adjusted(self, logits: Tensor, history: Sequence[int]) -> Tensor:
-        """Logits `[n, vocab]` after grammar, logit bias and penalties."""
+    def _adjusted(
+        self, logits: Tensor, start: int, history: Sequence[int], allowed: np.ndarray | None
+    ) -> Tensor:
+        """Logits `[n, vocab]` after grammar, least number of tokens, logit bias and penalties."""
         options, answer = self.options, history[self.prompt_length :]
-        if self.constraint is not None:
-            allowed = self.constraint.allowed(answer)
-            if allowed is not None:
-                forbidden = torch.from_numpy(~allowed).to(logits.device)
-                logits = logits.masked_fill(forbidden, -torch.inf)
+        if allowed is not None:
+            forbidden = torch.from_numpy(~allowed).to(logits.device)
+            logits = logits.masked_fill(forbidden, -torch.inf)
+        early = self.prompt_length + options.min_tokens - start
+        if early > 0 and self.stop_token_ids:
+            stops = sorted(self.stop_token_ids)
+            others = allowed is None or bool(np.delete(allowed, stops).any())
+            if others:
+                logits = logits.clone()
+                logits[:early, stops] = -torch.inf
         if options.logit_bias:
             ids, biases = zip(*options.logit_bias, strict=True)
             logits = logits.clone()

@@ -1,6 +1,7 @@
 """The step loop: schedule, run one forward pass, hand each decoder its logits."""
 
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,13 +25,15 @@ from trimode.decoding import (
     Span,
 )
 from trimode.engine.costs import cost_curve
-from trimode.engine.forward import run
+from trimode.engine.forward import Slice, run
 from trimode.engine.kv_pool import KVPool
 from trimode.engine.request import resolve
 from trimode.engine.scheduler import RowLimits, Scheduler
 from trimode.engine.sequence import FinishReason, Sequence
-from trimode.errors import InputError
+from trimode.errors import InputError, TrimodeError
 from trimode.text import TextStream
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_KV_CACHE_BYTES = 2 * 2**30
 DEFAULT_MAX_SEQUENCES = 16
@@ -43,7 +46,8 @@ class Update:
     """What happened to a sequence: an event, and the text it makes final."""
 
     sequence: Sequence
-    event: Event
+    event: Event | None
+    """None: the sequence failed (`Sequence.error`)."""
     text: str = ""
 
 
@@ -140,7 +144,9 @@ class Engine:
             context=context,
             scratch=scratch,
             decoder=spec.decode(prompt, context),
-            text_stream=TextStream(self.model.tokenizer, options.stop),
+            text_stream=TextStream(
+                self.model.tokenizer, options.stop, options.shown_special_ids
+            ),
         )
         self.waiting.append(sequence)
         return sequence
@@ -152,13 +158,37 @@ class Engine:
 
     @torch.inference_mode()  # decoders run inside too: they edit logits in place
     def step(self) -> list[Update]:
-        """Admit what fits, run one forward pass, and return what it made of the sequences."""
+        """Admit what fits, run one forward pass, and return what it made of the sequences.
+
+        A sequence that fails is ended (`Sequence.error`); the others do not notice.
+        """
         slices = self.scheduler.plan()
         if not slices:
             return []
         self._load.sequences = len(self.live)
-        results = run(self.model.runner, slices)
         self._steps += 1
+        try:
+            results = run(self.model.runner, slices)
+        except Exception as error:  # noqa: BLE001 - the sequence at fault is found below
+            return self._run_alone(slices, error)
+        return self._deliver(slices, results)
+
+    def _run_alone(self, slices: list[Slice], error: Exception) -> list[Update]:
+        """Run the parts of a failed pass one by one, and end the sequences that fail alone."""
+        updates: list[Update] = []
+        for part in slices:
+            try:
+                if len(slices) == 1:
+                    raise error
+                results = run(self.model.runner, [part])
+            except Exception as fault:  # noqa: BLE001 - whatever it is, only this one has it
+                updates.append(self._fail(part.sequence, fault))
+            else:
+                updates += self._deliver([part], results)
+        return updates
+
+    def _deliver(self, slices: list[Slice], results: list[Logits | None]) -> list[Update]:
+        """Hand each decoder its logits."""
         updates: list[Update] = []
         for part, logits in zip(slices, results, strict=True):
             sequence = part.sequence
@@ -169,8 +199,18 @@ class Engine:
             elif logits is not None:
                 assert sequence.span is not None
                 sequence.stats.count_pass(sequence.span.kind)
-                updates.extend(self._advance(sequence, logits))
+                try:
+                    updates += self._advance(sequence, logits)
+                except Exception as error:  # noqa: BLE001 - a decoder's fault is its request's
+                    updates.append(self._fail(sequence, error))
         return updates
+
+    def _fail(self, sequence: Sequence, error: Exception) -> Update:
+        """End a sequence because of a fault; its memory is freed as at any end."""
+        if not isinstance(error, TrimodeError):
+            logger.exception("request %s failed", sequence.id, exc_info=error)
+        sequence.error = error
+        return Update(sequence, None, self._finish(sequence, "error"))
 
     def _set_costs(self, costs: CostCurve) -> None:
         """Set what a pass costs. How the rows of all passes are shared follows from it."""
@@ -253,6 +293,13 @@ class Engine:
 
 
 def drain(engine: Engine) -> Iterator[Update]:
-    """Step until nothing is left to do."""
+    """Step until nothing is left to do.
+
+    Raises:
+        Exception: what made a sequence fail.
+    """
     while engine.busy:
-        yield from engine.step()
+        for update in engine.step():
+            if update.sequence.error is not None:
+                raise update.sequence.error
+            yield update

@@ -20,6 +20,12 @@ class Slice:
     start: int
     stop: int
 
+    @property
+    def completes(self) -> bool:
+        """Whether the span is computed with it."""
+        assert self.sequence.span is not None
+        return self.stop == len(self.sequence.span.tokens)
+
 
 def run(runner: Runner, slices: Seq[Slice]) -> list[Logits | None]:
     """One forward pass; returns the logits of each slice that completes its span, else None.
@@ -64,28 +70,45 @@ def _adapter_rows(slices: Seq[Slice], device: str) -> AdapterRows:
 
 
 def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Logits | None]:
-    """Keep rows, collect the hidden states wanted, and run the head once for all of them."""
-    wanted: list[Tensor] = []
-    for part, hidden in zip(slices, parts, strict=True):
-        sequence = part.sequence
-        span, cache = sequence.span, sequence.cache
-        assert span is not None
-        assert cache is not None
-        if span.keep:
-            cache.keep(range(part.stop - part.start))
-        rows = [row - part.start for row in span.logits if part.start <= row < part.stop]
-        sequence.partial_hidden.append(hidden[rows])
-        sequence.rows_done = part.stop
-        if sequence.rows_left == 0:
-            wanted.append(torch.cat(sequence.partial_hidden))
-            sequence.partial_hidden.clear()
-    if not wanted:
-        return [None] * len(slices)
-    logits = iter(runner.logits(torch.cat(wanted)).split([len(w) for w in wanted]))
-    return [
-        Logits(next(logits), _head(runner, hidden)) if part.sequence.rows_left == 0 else None
-        for part, hidden in zip(slices, parts, strict=True)
+    """Run the head once for all hidden states wanted, then note what is done.
+
+    Nothing is noted before the head has run, so a pass that fails can be run again.
+    """
+    fresh = [hidden[_wanted_rows(part)] for part, hidden in zip(slices, parts, strict=True)]
+    wanted = [
+        torch.cat([*part.sequence.partial_hidden, rows])
+        for part, rows in zip(slices, fresh, strict=True)
+        if part.completes
     ]
+    scores = runner.logits(torch.cat(wanted)).split([len(w) for w in wanted]) if wanted else ()
+    logits = iter(scores)
+    results: list[Logits | None] = []
+    for part, hidden, rows in zip(slices, parts, fresh, strict=True):
+        results.append(Logits(next(logits), _head(runner, hidden)) if part.completes else None)
+        _note(part, rows)
+    return results
+
+
+def _wanted_rows(part: Slice) -> list[int]:
+    """Rows of a slice whose logits its span wants."""
+    assert part.sequence.span is not None
+    wanted = part.sequence.span.logits
+    return [row - part.start for row in wanted if part.start <= row < part.stop]
+
+
+def _note(part: Slice, rows: Tensor) -> None:
+    """Keep the rows of a slice, and its hidden states `rows` until its span is complete."""
+    sequence = part.sequence
+    span, cache = sequence.span, sequence.cache
+    assert span is not None
+    assert cache is not None
+    if span.keep:
+        cache.keep(range(part.stop - part.start))
+    if part.completes:
+        sequence.partial_hidden.clear()
+    else:
+        sequence.partial_hidden.append(rows)
+    sequence.rows_done = part.stop
 
 
 def _head(runner: Runner, hidden: Tensor) -> Callable[[Seq[int]], Tensor]:

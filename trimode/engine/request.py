@@ -55,12 +55,20 @@ def resolve(
     form = _Form(options, config)
     form.check()
     stop = set(options.stop_token_ids)
-    if not options.ignore_eos:
+    if not options.ignore_eos or options.grammar is not None:
         stop.update(config.eos_token_ids)
     block_length = options.block_length or config.block_length
-    mask, end_think = config.mask_token_id, model.tokenizer.token_id("</think>")
+    mask = config.mask_token_id
+    sampler = Sampler(
+        options=options,
+        mask_token_id=mask,
+        prompt_length=len(prompt),
+        think_token_ids=_think_token_ids(model),
+        constraint=_constraint(model, options),
+        stop_token_ids=frozenset(stop),
+    )
     return DecodingContext(
-        sampler=Sampler(options, mask, len(prompt), end_think, _constraint(model, options)),
+        sampler=sampler,
         mask_token_id=-1 if mask is None else mask,
         stop_token_ids=frozenset(stop),
         prompt_length=len(prompt),
@@ -171,6 +179,9 @@ def _check_checkpoint(model: LoadedModel, options: GenerationOptions) -> None:
             f"diffusion on {model.name}, which was not trained for denoising",
             "use ar, linear or quadratic, or --force to see what comes out",
         )
+    if mode == "diffusion" and options.min_tokens:
+        allowed = "use another mode: diffusion commits tokens before those on their left"
+        raise InputError("min_tokens", "given with mode diffusion", allowed)
     if config.mask_token_id is None and MODE_SPECS[mode].needs_mask:
         raise InputError("mode", f"{mode} on a model without a mask token", "use ar")
     if options.commit_rule == "learned" and model.commit_scorer is None:
@@ -179,13 +190,19 @@ def _check_checkpoint(model: LoadedModel, options: GenerationOptions) -> None:
             f"learned on {model.name}, which has no learned rule",
             "use threshold or another rule, or an adapter that brings one",
         )
-    if options.max_thinking_tokens is not None and model.tokenizer.token_id("</think>") is None:
+    if options.max_thinking_tokens is not None and _think_token_ids(model) is None:
         raise InputError(
             "max_thinking_tokens", "set", "this model's vocabulary has no </think> token"
         )
     wrong = next((t for t, _ in options.logit_bias if t >= config.vocab_size), None)
     if wrong is not None:
         raise InputError("logit_bias", f"token {wrong}", f"ids are 0..{config.vocab_size - 1}")
+
+
+def _think_token_ids(model: LoadedModel) -> tuple[int | None, int] | None:
+    """The tokens that begin and end a thought; None if the vocabulary has no end."""
+    end = model.tokenizer.token_id("</think>")
+    return None if end is None else (model.tokenizer.token_id("<think>"), end)
 
 
 def _constraint(model: LoadedModel, options: GenerationOptions) -> GrammarMatcher | None:
@@ -200,6 +217,7 @@ def _constraint(model: LoadedModel, options: GenerationOptions) -> GrammarMatche
         model.tokenizer,
         vocab_size=model.config.vocab_size,
         stop_token_ids=model.config.eos_token_ids,
+        shown_special_ids=options.shown_special_ids,
     )
 
 

@@ -11,7 +11,7 @@ from trimode.decoding import Decoder, DecodingContext, Span, Stats, TokenLogprob
 from trimode.model import KVCache
 from trimode.text import TextStream
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -45,6 +45,8 @@ class Sequence:
     """Completion tokens, the stop token included."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    """What ended it, if it failed."""
 
     @property
     def all_tokens(self) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from trimode.text.detokenizer import Detokenizer
 from trimode.text.grammar import (
     JSON_STYLE,
     GrammarMatcher,
+    gbnf_to_lark,
+    is_compiled,
     json_grammar,
     lark_grammar,
     regex_grammar,
@@ -22,6 +24,8 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "find_chat_template",
+    "gbnf_to_lark",
+    "is_compiled",
     "json_grammar",
     "lark_grammar",
     "regex_grammar",

@@ -1,7 +1,7 @@
 """Turns token ids into text as they come, never half a character."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from trimode.text.tokenizer import Tokenizer
 
@@ -11,15 +11,16 @@ _WINDOW = 8
 
 
 class Detokenizer:
-    """Incremental decoding of one answer; special tokens are skipped.
+    """Incremental decoding of one answer; special tokens are skipped, except those to be shown.
 
     However the ids are split, all pushes and the flush together equal `tokenizer.decode` of all
-    ids. Byte-level vocabularies need no more than a UTF-8 decoder. In the others, the text of a
+    ids if none is to be shown. Byte-level vocabularies need no more than a UTF-8 decoder. In the others, the text of a
     token is what it adds to the decoded text of the last few tokens before it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown_special_ids: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._shown = frozenset(shown_special_ids)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._context: list[int] = []
         """The last tokens whose text was shown."""
@@ -43,7 +44,7 @@ class Detokenizer:
         A token that holds only a part of a character adds nothing; the one that completes the
         character adds all of it.
         """
-        clone = Detokenizer(self._tokenizer)
+        clone = Detokenizer(self._tokenizer, self._shown)
         clone._utf8.setstate(self._utf8.getstate())
         clone._context, clone._held = list(self._context), list(self._held)
         pieces = [clone._push_one(token) for token in tokens]
@@ -53,7 +54,7 @@ class Detokenizer:
 
     def _push_one(self, token: int) -> str:
         if token in self._tokenizer.special_ids:
-            return ""
+            return self.flush() + self._tokenizer.token_text(token) if token in self._shown else ""
         if self._tokenizer.byte_level:
             return self._utf8.decode(self._tokenizer.token_bytes(token))
         if self._tokenizer.is_unknown(token):

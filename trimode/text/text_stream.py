@@ -8,8 +8,13 @@ from trimode.text.tokenizer import Tokenizer
 class TextStream:
     """Detokenizes token by token and ends at a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
-        self.detokenizer = Detokenizer(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: tuple[str, ...] = (),
+        shown_special_ids: tuple[int, ...] = (),
+    ) -> None:
+        self.detokenizer = Detokenizer(tokenizer, shown_special_ids)
         self._stops = StopStrings(stops)
         self._pieces: list[str] = []
         self.stopped = False

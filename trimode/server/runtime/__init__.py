@@ -9,6 +9,7 @@ from trimode.server.runtime.worker import (
     EndReason,
     EngineFailedError,
     EngineWorker,
+    GrammarFailedError,
     QueueFullError,
     StoppedError,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "EndReason",
     "EngineFailedError",
     "EngineWorker",
+    "GrammarFailedError",
     "QueueFullError",
     "Step",
     "StoppedError",

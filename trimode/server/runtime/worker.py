@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, TypeVar
 from trimode.config import GenerationOptions
 from trimode.decoding import Drafted, Event
 from trimode.engine import Engine, Sequence
-from trimode.errors import InputError, TrimodeError
+from trimode.errors import GrammarError, InputError, TrimodeError
 from trimode.server.runtime.steps import Channel, Step, joined
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,12 @@ class EngineFailedError(TrimodeError):
     """A pass failed. Its requests are lost; the server goes on."""
 
     status = 500
+
+
+class GrammarFailedError(EngineFailedError):
+    """The answer could not be held to the grammar that its request gave."""
+
+    status = 400
 
 
 class StoppedError(EngineFailedError):
@@ -268,10 +274,15 @@ class EngineWorker:
             return
         last = {update.sequence: i for i, update in enumerate(updates)}
         finished: list[ActiveRequest] = []
+        failed: list[ActiveRequest] = []
         for i, update in enumerate(updates):
             sequence = update.sequence
             request = self._requests.get(sequence)
             if request is None:
+                continue
+            if update.event is None:
+                self._end(request, "error")
+                failed.append(request)
                 continue
             request.count(update.event)
             ended = sequence.finish_reason if last[sequence] == i else None
@@ -281,7 +292,9 @@ class EngineWorker:
             request.held.append(Step(update, ended, sequence.stats.nfe))
         tick = self._tick()
         due = [request for request in self._requests.values() if request.due(tick=tick)]
+        due += [request for request in failed if request.due(tick=True)]
         self._deliver([(r, step) for r in (*finished, *due) for step in r.take()])
+        self._deliver([(request, _failure(request.sequence)) for request in failed])
 
     def _tick(self) -> bool:
         """Whether text has been held for long enough. The text of all clients leaves together."""
@@ -304,6 +317,13 @@ class EngineWorker:
         """Wake the event loop once for all of them."""
         if steps and not (loop := steps[0][0].channel.loop).is_closed():
             loop.call_soon_threadsafe(_put_all, steps)
+
+
+def _failure(sequence: Sequence) -> EngineFailedError:
+    """What the client of a failed request is told."""
+    if isinstance(sequence.error, GrammarError):
+        return GrammarFailedError(str(sequence.error))
+    return EngineFailedError(f"the model failed on request {sequence.id}; the log says more")
 
 
 def _put_all(steps: list[tuple[ActiveRequest, Step | EngineFailedError]]) -> None:

@@ -1,0 +1,38 @@
+"""The process of `grammar_check`: a grammar a line in, a fault a line out. Imports little.
+
+It is a script, not a module of the package: importing the package takes a hundred times as long.
+"""
+
+import json
+import resource
+import sys
+
+import llguidance
+
+_BYTES = llguidance.LLTokenizer("byte")
+
+
+def fault(grammar: str | None) -> str:
+    """Why a grammar is refused, or the empty text. None asks whether the process has started."""
+    if grammar is None:
+        return ""
+    limits = llguidance.LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
+    matcher = llguidance.LLMatcher(_BYTES, grammar, log_level=0, limits=limits)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    found = matcher.get_error().strip()
+    return found.splitlines()[0] if found else ""
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    most = used + int(sys.argv[1]) * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(fault(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
