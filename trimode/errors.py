@@ -33,5 +33,9 @@ class InputError(TrimodeError, ValueError):
         self.allowed = allowed
 
 
+class ContextLengthError(InputError):
+    """A prompt is longer than the model's context."""
+
+
 class CheckpointError(InputError):
     """A checkpoint file is missing or damaged, or this program does not read its form."""

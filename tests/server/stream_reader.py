@@ -2,7 +2,7 @@
 
 The models are those of OpenAI's API reference (`chat.completion.chunk`, `text_completion`), strict
 and closed: a wrong type, a missing key or one that is not listed fails. Ours beside them are
-`metrics` in the usage chunk and `trimode` in frames (docs/streaming.md).
+`metrics` and `timings` in the usage chunk and `trimode` in frames (docs/streaming.md).
 """
 
 import http.client
@@ -130,6 +130,7 @@ class Chunk(Strict):
     system_fingerprint: str
     usage: Usage | None = None
     metrics: dict[str, Any] | None = None
+    timings: dict[str, Any] | None = None
     trimode: Annotated[Draft | Commit, Field(discriminator="type")] | None = None
 
 

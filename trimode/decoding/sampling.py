@@ -5,8 +5,8 @@ Sampling is Gumbel-max: token = argmax(logits / T + g), where the noise g is a f
 seed `ar`, `linear` and `quadratic` emit the same tokens at any temperature, and acceptance stays
 high. Source: drafter-invariant speculative decoding (Daliri et al., arXiv 2408.07978).
 
-Order of operations: mask id removed, grammar, least number of tokens, logit bias, repetition, frequency and presence
-penalties, temperature, top-k, top-p, min-p.
+Order of operations: mask id removed, grammar, least number of tokens, logit bias, repetition,
+frequency and presence penalties, temperature, top-k, top-p, min-p.
 """
 
 from collections import Counter

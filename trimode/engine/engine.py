@@ -46,8 +46,8 @@ class Update:
     """What happened to a sequence: an event, and the text it makes final."""
 
     sequence: Sequence
-    event: Event | None
-    """None: the sequence failed (`Sequence.error`)."""
+    event: Event
+    """An empty commit if the sequence failed (`Sequence.error`)."""
     text: str = ""
 
 
@@ -144,9 +144,7 @@ class Engine:
             context=context,
             scratch=scratch,
             decoder=spec.decode(prompt, context),
-            text_stream=TextStream(
-                self.model.tokenizer, options.stop, options.shown_special_ids
-            ),
+            text_stream=TextStream(self.model.tokenizer, options.stop, options.shown_special_ids),
         )
         self.waiting.append(sequence)
         return sequence
@@ -208,9 +206,9 @@ class Engine:
     def _fail(self, sequence: Sequence, error: Exception) -> Update:
         """End a sequence because of a fault; its memory is freed as at any end."""
         if not isinstance(error, TrimodeError):
-            logger.exception("request %s failed", sequence.id, exc_info=error)
+            logger.error("request %s failed", sequence.id, exc_info=error)
         sequence.error = error
-        return Update(sequence, None, self._finish(sequence, "error"))
+        return Update(sequence, Committed(tokens=()), self._finish(sequence, "error"))
 
     def _set_costs(self, costs: CostCurve) -> None:
         """Set what a pass costs. How the rows of all passes are shared follows from it."""

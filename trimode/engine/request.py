@@ -23,7 +23,7 @@ from trimode.decoding import (
     Sampler,
     refuse_unread,
 )
-from trimode.errors import InputError
+from trimode.errors import ContextLengthError, InputError
 from trimode.text import GrammarMatcher
 
 T = TypeVar("T")
@@ -227,9 +227,8 @@ def check_prompt(config: ModelConfig, prompt: tuple[int, ...], *, room: int = 1)
     if not prompt:
         raise InputError("prompt", "empty", "must have at least one token")
     if len(prompt) > limit - room:
-        raise InputError(
-            "prompt", f"{len(prompt)} tokens", f"must leave room in a context of {limit}"
-        )
+        allowed = f"the maximum context length is {limit} tokens, the answer included"
+        raise ContextLengthError("prompt", f"{len(prompt)} tokens", allowed)
     wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
     if wrong is not None:
         raise InputError("prompt", f"token id {wrong}", f"ids are 0..{config.vocab_size - 1}")

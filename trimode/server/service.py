@@ -2,14 +2,21 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from trimode.checkpoints import LoadedModel
 from trimode.decoding import CostCurve
 from trimode.engine import Engine
+from trimode.model import expected_tensors
+from trimode.server.dialogue.dialect import dialect_of
+from trimode.server.dialogue.form import AnswerForm
+from trimode.server.dialogue.prepare import Conversation, prepare
+from trimode.server.dialogue.prompt import ChatPrompt
 from trimode.server.observe import IgnoredFields, RequestLog, RequestSpan, ServerMetrics, Tracing
 from trimode.server.observe.telemetry import Operation
 from trimode.server.runtime import (
@@ -21,8 +28,14 @@ from trimode.server.runtime import (
     fingerprint,
 )
 from trimode.server.settings import ServerSettings
+from trimode.text.grammar_check import GrammarCheck
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PREPARING = 2
+"""Requests that are read, rendered and tokenised at once."""
 
 _POLL = 0.05
 """Seconds between two looks at what still runs, while the service drains."""
@@ -65,14 +78,39 @@ class Service:
         endpoint = settings.otlp_traces_endpoint
         self.tracing = None if endpoint is None else Tracing(endpoint, self.name)
         self.created = int(time.time())
+        shapes = expected_tensors(model.config).values()
+        self.parameters = sum(math.prod(shape) for shape in shapes)
+        """How many numbers the model's weights are."""
         self.stopping = False
         """Whether new requests are refused."""
         self.fingerprint = ""
+        self.dialect = dialect_of(model)
+        """How the model writes thoughts and calls."""
+        self.grammar_check = GrammarCheck()
+        self._threads = ThreadPoolExecutor(_PREPARING, thread_name_prefix="prepare")
+        if self.dialect.calls is None:
+            logger.warning(
+                "tools are not supported: the chat template writes calls in a form "
+                "that is not known here"
+            )
 
     async def start(self) -> None:
         """Start the engine's loop."""
         self.worker.start()
         self.fingerprint = await self.worker.call(lambda: fingerprint(self.model))
+
+    async def prepare(self, conversation: Conversation) -> tuple[ChatPrompt, AnswerForm]:
+        """The prompt of a conversation and the form of its answer, made beside the event loop.
+
+        Raises:
+            InputError: something of the conversation is refused; names the field.
+        """
+        work = partial(prepare, self.model, self.dialect, self.grammar_check, conversation)
+        return await self.aside(work)
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Run work that may take a while in a thread, beside the event loop and the engine."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def drain(self, cut_short: Callable[[], bool] = lambda: False) -> None:
         """Refuse new requests, let running ones finish for `shutdown_timeout`, end the others.
@@ -93,6 +131,8 @@ class Service:
     def stop(self) -> None:
         """Cancel what still runs, end the engine's loop and send the last spans; may block."""
         self.worker.stop()
+        self.grammar_check.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self.tracing is not None:
             self.tracing.stop()
 
@@ -127,7 +167,8 @@ class Service:
             answer_id=answer_id,
             choices=len(choices),
         )
-        return await self.worker.submit(choices, partial(self._finished, span), stream=stream)
+        finished = partial(self._finished, span)
+        return await self.worker.submit(choices, finished, stream=stream, answer_id=answer_id)
 
     def cancel(self, requests: Iterable[ActiveRequest]) -> None:
         """Free what the engine holds for requests; nothing happens to those that have ended."""

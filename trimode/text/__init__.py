@@ -11,6 +11,7 @@ from trimode.text.grammar import (
     lark_grammar,
     regex_grammar,
 )
+from trimode.text.messages import checked_messages
 from trimode.text.stop_strings import StopStrings
 from trimode.text.text_stream import TextStream
 from trimode.text.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ __all__ = [
     "StopStrings",
     "TextStream",
     "Tokenizer",
+    "checked_messages",
     "find_chat_template",
     "gbnf_to_lark",
     "is_compiled",

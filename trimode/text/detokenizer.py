@@ -14,8 +14,8 @@ class Detokenizer:
     """Incremental decoding of one answer; special tokens are skipped, except those to be shown.
 
     However the ids are split, all pushes and the flush together equal `tokenizer.decode` of all
-    ids if none is to be shown. Byte-level vocabularies need no more than a UTF-8 decoder. In the others, the text of a
-    token is what it adds to the decoded text of the last few tokens before it.
+    ids if none is to be shown. Byte-level vocabularies need no more than a UTF-8 decoder. In the
+    others, the text of a token is what it adds to the decoded text of the tokens before it.
     """
 
     def __init__(self, tokenizer: Tokenizer, shown_special_ids: Collection[int] = ()) -> None:

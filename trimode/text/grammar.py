@@ -13,12 +13,13 @@ from typing import Any
 
 import llguidance
 import numpy as np
+from llguidance.gbnf_to_lark import gbnf_to_lark as converted
 from numpy.typing import NDArray
 
 from trimode.errors import GrammarError, InputError
 from trimode.text.tokenizer import Tokenizer
 
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One line, with a space after commas and colons. If white space is free, small models write it
 without end."""
 
@@ -64,7 +65,7 @@ def gbnf_to_lark(source: str) -> str:
         InputError: it cannot be converted.
     """
     try:
-        return llguidance.gbnf_to_lark(source)
+        return converted(source)
     except Exception as error:  # noqa: BLE001 - the converter is a program on foreign text
         raise _no_grammar(f"not GBNF ({error})") from None
 

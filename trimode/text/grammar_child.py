@@ -1,4 +1,4 @@
-"""The process of `grammar_check`: a grammar a line in, a fault a line out. Imports little.
+"""The process of `grammar_check`: a grammar a line in, a verdict a line out. Imports little.
 
 It is a script, not a module of the package: importing the package takes a hundred times as long.
 """
@@ -12,16 +12,19 @@ import llguidance
 _BYTES = llguidance.LLTokenizer("byte")
 
 
-def fault(grammar: str | None) -> str:
-    """Why a grammar is refused, or the empty text. None asks whether the process has started."""
+def verdict(grammar: str | None) -> tuple[str, list[str]]:
+    """Why a grammar is refused, or the empty text; and what of it is not enforced.
+
+    None asks whether the process has started.
+    """
     if grammar is None:
-        return ""
+        return "", []
     limits = llguidance.LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
     matcher = llguidance.LLMatcher(_BYTES, grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()
     found = matcher.get_error().strip()
-    return found.splitlines()[0] if found else ""
+    return (found.splitlines()[0] if found else ""), matcher.get_grammar_warnings()
 
 
 def main() -> None:
@@ -30,7 +33,7 @@ def main() -> None:
     most = used + int(sys.argv[1]) * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(fault(json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(verdict(json.loads(line))) + "\n")
         sys.stdout.flush()
 
 

@@ -1,5 +1,6 @@
 """Checks the messages of a conversation, and copies them as plain JSON values."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ def checked_messages(messages: Any) -> list[Message]:
     """Copies of the messages, text parts joined.
 
     A missing content becomes the empty text, because a template would print it as "None". Thoughts
-    are given under the names that templates read, as Hugging Face does.
+    are given under the names that templates read, as Hugging Face does. The arguments of calls are
+    objects, which templates expect, also if they come as JSON in a string, as OpenAI has them.
 
     Raises:
         InputError: names the message and field at fault.
@@ -59,10 +61,37 @@ def _checked(message: Any, where: str) -> Message:
         raise InputError(f"{where}.content", "missing", _CONTENT)
     plain = plain_data({k: v for k, v in message.items() if k != "content"}, where)
     plain["content"] = content or ""
+    if plain.get("tool_calls"):
+        plain["tool_calls"] = _calls(plain["tool_calls"], f"{where}.tool_calls")
     thoughts = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
     if thoughts is not None:
         plain = {"thinking": thoughts, **plain, "reasoning_content": thoughts}
     return plain
+
+
+def _calls(calls: Any, where: str) -> list[Any]:
+    if not isinstance(calls, list):
+        raise InputError(where, type(calls).__name__, "must be a list")
+    return [_call(call, f"{where}[{i}]") for i, call in enumerate(calls)]
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InputError(f"{where}.function", repr(function)[:80], "must have a name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            found = repr(arguments)[:80]
+            raise InputError(f"{where}.function.arguments", found, "must be JSON") from None
+    if arguments is None or arguments == "" or isinstance(arguments, str):
+        arguments = {}
+    if not isinstance(arguments, dict):
+        found = repr(arguments)[:80]
+        raise InputError(f"{where}.function.arguments", found, "must be a JSON object")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _content(content: Any, where: str) -> str | None:

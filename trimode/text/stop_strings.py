@@ -15,18 +15,19 @@ class StopStrings:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self._stopped = False
+        self.found: str | None = None
+        """The stop string that was completed."""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that may be shown, and whether a stop string was completed, now or before."""
-        if self._stopped:
+        if self.found is not None:
             return "", True
         self._held += text
-        places = ((self._held.find(stop), len(stop)) for stop in self._stops)
-        ends = [(at + length, at) for at, length in places if at >= 0]
+        places = ((self._held.find(stop), stop) for stop in self._stops)
+        ends = [(at + len(stop), at, stop) for at, stop in places if at >= 0]
         if ends:
-            _, at = min(ends)
-            shown, self._held, self._stopped = self._held[:at], "", True
+            _, at, self.found = min(ends)
+            shown, self._held = self._held[:at], ""
             return shown, True
         final = len(self._held) - self._possible_start()
         shown, self._held = self._held[:final], self._held[final:]

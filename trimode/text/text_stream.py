@@ -21,6 +21,11 @@ class TextStream:
         """Whether a stop string was completed; nothing is shown after it."""
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._stops.found
+
+    @property
     def text(self) -> str:
         """All text shown so far."""
         return "".join(self._pieces)

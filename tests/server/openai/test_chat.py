@@ -93,7 +93,7 @@ def test_messages_take_every_form(client, model):
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]},
          "messages[0].content[0].type"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
-         "messages[0].tool_calls[0].function"),
+         "messages[0].tool_calls[0].function.arguments"),
     ],
 )  # fmt: skip
 def test_messages_that_are_wrong_are_named(client, message, param):
@@ -125,7 +125,7 @@ def test_max_completion_tokens_wins_and_is_exact(plain, mode):
     assert len(answer.choices[0].message.content) == 6
     assert answer.choices[0].finish_reason == "length"
     for name in ("max_completion_tokens", "max_tokens"):
-        for wrong in (0, -1):
+        for wrong in (0, -2):
             assert refused(plain, **{"max_tokens": 5, name: wrong}) == name
 
 

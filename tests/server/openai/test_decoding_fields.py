@@ -53,9 +53,9 @@ def seen(served, monkeypatch):
     engine, options = served[1].worker.engine, []
     add = engine.add
 
-    def recorded(prompt, asked):
+    def recorded(prompt, asked, **more):
         options.append(asked)
-        return add(prompt, asked)
+        return add(prompt, asked, **more)
 
     monkeypatch.setattr(engine, "add", recorded)
     return options
@@ -100,7 +100,7 @@ def test_a_wrong_value_is_refused_by_name(url, seen, path, field, value):
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("field", DECODING_FIELDS)
 def test_what_the_engine_refuses_is_named_as_in_the_body(served, monkeypatch, path, field):
-    def refuse(*_):
+    def refuse(*_, **more):
         raise InputError(field, "given", "leave it out")
 
     monkeypatch.setattr(served[1].worker.engine, "add", refuse)

@@ -69,11 +69,12 @@ def test_responses_are_typed_events(client, url):
         "include": ["message.output_text.logprobs"],
         "max_output_tokens": 0,
         "previous_response_id": "r",
-        "reasoning": {"effort": "high"},
-        "tools": [TOOL],
-        "truncation": "auto",
+        "reasoning": {"effort": "much"},
+        "tools": [{"type": "function", "name": ""}],
+        "truncation": "last",
     }
+    named = {"reasoning": "reasoning.effort", "tools": "tools[0].function.name"}
     for field, value in refused.items():
         with pytest.raises(openai.BadRequestError) as caught:
             client.responses.create(**{**asked, field: value})
-        assert caught.value.param == field
+        assert caught.value.param == named.get(field, field)

@@ -49,9 +49,10 @@ def test_a_schema_that_is_none_is_named(client):
     """By the field it came in."""
     bad = {"name": "n", "schema": {"type": "foo"}}
     form = {"type": "json_schema", "json_schema": bad}
-    assert refused(client, response_format=form) == "response_format"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "foo"}}}
-    assert refused(client, tools=[tool]) == "tools"
+    assert refused(client, response_format=form) == "response_format.json_schema.schema"
+    function = {"name": "f", "parameters": {"type": "foo"}, "strict": True}
+    tool = {"type": "function", "function": function}
+    assert refused(client, tools=[tool]) == "tools[0].function.parameters.type"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_an_answer_may_be_text_where_tools_are_offered(client):
 @pytest.mark.parametrize("mode", LOSSLESS)
 def test_calls_are_streamed_as_openai_does(client, mode):
     """`arguments` a string of JSON; `index` in each delta, `id` and `name` in the first."""
-    fields = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 500, "seed": 3}
+    fields = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 900, "seed": 3}
     chunks = [*ask(client, stream=True, extra_body=in_mode(mode), **fields)]
     calls: dict[int, dict] = {}
     for delta in (d for c in chunks for d in c.choices[0].delta.tool_calls or ()):

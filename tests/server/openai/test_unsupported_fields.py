@@ -30,10 +30,12 @@ def test_unknown_fields_pass_and_are_logged_once(client, caplog):
         ("function_call", {"name": "f"}),
         ("audio", {"voice": "a", "format": "wav"}),
         ("modalities", ["text", "audio"]),
-        ("reasoning_effort", "high"),
+        ("mirostat", 2),
+        ("typical_p", 0.5),
+        ("use_beam_search", True),
+        ("chat_template", "{{ messages }}"),
         ("verbosity", "low"),
         ("store", True),
-        ("service_tier", "priority"),
         ("web_search_options", {}),
         ("best_of", 2),
         ("suffix", "x"),
@@ -42,5 +44,5 @@ def test_unknown_fields_pass_and_are_logged_once(client, caplog):
 def test_known_fields_are_honoured_or_refused(client, field, value):
     """With a value that asks for something; the default passes."""
     assert refused(client, extra_body={field: value}) == field
-    harmless = {"functions": [], "modalities": ["text"], "store": False, "service_tier": "auto"}
+    harmless = {"functions": [], "modalities": ["text"], "store": False}
     ask(client, max_tokens=1, extra_body={field: harmless.get(field)})

@@ -4,7 +4,7 @@ Both free the answer's requests in the engine if the client hangs up.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -43,6 +43,9 @@ class EventStream(StreamingResponse):
         events: AsyncIterator[bytes],
         channel: Channel | None = None,
         free: Callable[[], None] = lambda: None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        media_type: str = "text/event-stream",
     ) -> None:
         """Nothing is sent before the response is called.
 
@@ -51,9 +54,11 @@ class EventStream(StreamingResponse):
             channel: the one that `events` reads from, if it reads from one.
             free: frees the engine's requests. It must not wait, so that it works in a task that
                 is being cancelled.
+            headers: further ones.
+            media_type: of the events.
         """
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})}
+        super().__init__(events, media_type=media_type, headers=headers)
         self._channel, self._free = channel, free
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +80,8 @@ async def send_object(
     complete: Coroutine[Any, Any, dict[str, Any]],
     timeout: float,
     free: Callable[[], None],
+    *,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer as one JSON object.
 
@@ -83,6 +90,7 @@ async def send_object(
         complete: makes the object; it raises TimeoutError after `timeout`.
         timeout: seconds, for the error message.
         free: as for `EventStream`.
+        headers: further ones.
 
     Raises:
         ApiError: it took too long.
@@ -93,13 +101,25 @@ async def send_object(
         await asyncio.wait((work, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             return Response(status_code=499)
-        return JSONResponse(work.result())
+        return JSONResponse(work.result(), headers=headers)
     except TimeoutError:
         raise ApiError(408, too_late(timeout)) from None
     finally:
         disconnect.cancel()
         work.cancel()
         free()
+
+
+_MOST_WARNING = 1000
+
+
+def warning_header(warnings: Iterable[str]) -> dict[str, str]:
+    """The header that says what of a request is not enforced; none if all is."""
+    text = "; ".join(warnings)
+    if not text:
+        return {}
+    short = text if len(text) <= _MOST_WARNING else f"{text[:_MOST_WARNING]}..."
+    return {"X-Trimode-Warning": short.encode("unicode_escape").decode()}
 
 
 def too_late(timeout: float) -> str:

@@ -1,7 +1,7 @@
 """Every failure as OpenAI's error object, with its status codes."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from trimode.errors import InputError
+from trimode.errors import ContextLengthError, InputError
+from trimode.server.choices import UnknownModelError
 from trimode.server.runtime import EngineFailedError, QueueFullError
 
 logger = logging.getLogger(__name__)
@@ -54,11 +55,21 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
     except InputError as error:
         if error.field not in names:
             raise
-        raise InputError(names[error.field], error.found, error.allowed) from None
+        raise type(error)(names[error.field], error.found, error.allowed) from None
 
 
-def install(app: FastAPI) -> None:
-    """Make every failure of the app an error object."""
+ErrorForm = Callable[[int, str], dict[str, Any]]
+"""Makes a protocol's error object from a status and a message."""
+
+
+def install(app: FastAPI, forms: Mapping[str, ErrorForm] | None = None) -> None:
+    """Make every failure of the app an error object.
+
+    Args:
+        app: the application.
+        forms: of protocols other than OpenAI's, by the beginning of their paths.
+    """
+    app.state.error_forms = dict(forms or {})
 
     @app.exception_handler(ApiError)
     async def api_error(http: Request, error: ApiError) -> JSONResponse:
@@ -66,7 +77,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(InputError)
     async def bad_input(http: Request, error: InputError) -> JSONResponse:
-        return _answer(http, 400, str(error), error.field)
+        status, code = 400, None
+        if isinstance(error, ContextLengthError):
+            code = "context_length_exceeded"
+        if isinstance(error, UnknownModelError):
+            status, code = 404, "model_not_found"
+        return _answer(http, status, str(error), error.field, code)
 
     @app.exception_handler(RequestValidationError)
     async def bad_body(http: Request, error: RequestValidationError) -> JSONResponse:
@@ -111,7 +127,11 @@ def _answer(
     # The message may repeat a part of the body, even of a prompt, so the log leaves it out.
     facts = {"status": status, "path": http.url.path, "param": param, "code": code}
     logger.info("refused", extra={"facts": facts})
-    return JSONResponse(error_object(status, message, param, code), status, headers)
+    forms: dict[str, ErrorForm] = http.app.state.error_forms
+    path = http.url.path
+    form = next((form for start, form in forms.items() if path.startswith(start)), None)
+    body = error_object(status, message, param, code) if form is None else form(status, message)
+    return JSONResponse(body, status, headers)
 
 
 def _field(place: tuple[int | str, ...]) -> str | None:

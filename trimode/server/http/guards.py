@@ -42,6 +42,8 @@ def key_check(keys: tuple[str, ...]) -> Check:
         if not known:
             return
         scheme, _, given = http.headers.get("authorization", "").partition(" ")
+        if "x-api-key" in http.headers:  # Anthropic's clients send it so
+            scheme, given = "bearer", http.headers["x-api-key"]
         digest = _digest(given.strip())
         # Digests are compared in constant time, so that the time tells nothing about the keys.
         matches = [hmac.compare_digest(digest, one) for one in known]

@@ -95,6 +95,7 @@ class RequestLog:
         stats = sequence.stats
         now = time.monotonic()
         facts: dict[str, object] = {
+            "id": sequence.id,
             "mode": sequence.options.mode,
             "finish_reason": reason,
             "prompt_tokens": len(sequence.prompt),

@@ -17,12 +17,21 @@ from fastapi import Request, Response
 from trimode.checkpoints import LoadedModel
 from trimode.decoding import Committed, Drafted, TokenLogprob
 from trimode.engine import Sequence
-from trimode.server.http.delivery import DONE, PING, EventStream, event, send_object, too_late
+from trimode.server.choices import ModeReason
+from trimode.server.http.delivery import (
+    DONE,
+    PING,
+    EventStream,
+    event,
+    send_object,
+    too_late,
+    warning_header,
+)
 from trimode.server.http.errors import error_object, fields_named
 from trimode.server.observe.telemetry import Operation
 from trimode.server.openai.fields import GenerationBody
 from trimode.server.openai.frames import ChoiceProgress, commit_frame, draft_frame
-from trimode.server.openai.usage import ModeReason, decoding_metrics, finish_reason_of, usage
+from trimode.server.openai.usage import decoding_metrics, finish_reason_of, timings, usage
 from trimode.server.runtime import ActiveRequest, Choice, EngineFailedError, Step
 from trimode.server.service import Service
 from trimode.text import Detokenizer
@@ -122,8 +131,15 @@ class Answer:
             **self.shell(stream=True),
             "choices": [],
             "usage": usage(sequences),
-            "metrics": decoding_metrics(sequences, self.mode_reason),
+            **self.figures(sequences),
         }
+
+    def figures(self, sequences: list[Sequence]) -> dict[str, Any]:
+        """What the decoding of an answer did."""
+        found: dict[str, Any] = {"metrics": decoding_metrics(sequences, self.mode_reason)}
+        if len(sequences) == 1:
+            found["timings"] = timings(sequences[0])
+        return found
 
     def step_chunk(self, index: int, step: Step, *, show_drafts: bool) -> dict[str, Any] | None:
         """The chunk of a step; None if there is nothing to say."""
@@ -177,7 +193,7 @@ class Answer:
             **self.shell(stream=False),
             "choices": [self.choice(i, texts[i], reasons[i], scores[i]) for i in range(len(texts))],
             "usage": usage(sequences),
-            "metrics": decoding_metrics(sequences, self.mode_reason),
+            **self.figures(sequences),
         }
 
     async def events(
@@ -234,6 +250,7 @@ async def respond(
     answer: Answer,
     choices: list[Choice],
     names: Mapping[str, str],
+    warnings: Iterable[str] = (),
 ) -> Response:
     """Have the choices decoded, and send the answer as the body asks.
 
@@ -244,6 +261,7 @@ async def respond(
         answer: gives the wire form.
         choices: what the engine is asked for.
         names: what the body calls the options that the engine may refuse.
+        warnings: what of the request is not enforced; they become a header.
     """
     with fields_named(names):
         requests = await service.submit(
@@ -256,8 +274,10 @@ async def respond(
         )
     free = partial(service.cancel, requests)
     timeout = service.settings.request_timeout
+    headers = warning_header(warnings)
     if not body.stream:
-        return await send_object(http, answer.complete_object(requests, timeout), timeout, free)
+        complete = answer.complete_object(requests, timeout)
+        return await send_object(http, complete, timeout, free, headers=headers)
     settings = StreamSettings(
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
@@ -266,12 +286,13 @@ async def respond(
         draft_interval=1 / service.settings.draft_fps,
         ping_interval=service.settings.ping_interval,
     )
-    return EventStream(answer.events(requests, settings), requests[0].channel, free)
+    events = answer.events(requests, settings)
+    return EventStream(events, requests[0].channel, free, headers=headers)
 
 
 def new_id(prefix: str) -> str:
-    """An id for an answer."""
-    return f"{prefix}-{secrets.token_hex(12)}"
+    """An id for an answer, or a part of one."""
+    return f"{prefix}{secrets.token_hex(12)}"
 
 
 def token_rows(

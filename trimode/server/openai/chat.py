@@ -1,21 +1,33 @@
 """/v1/chat/completions: body, route and wire form."""
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictStr
 
 from trimode.decoding import Committed, TokenLogprob
 from trimode.errors import InputError
+from trimode.server.choices import resolve_options
+from trimode.server.dialogue.constraints import CONSTRAINT_FIELDS, of_body
+from trimode.server.dialogue.form import AnswerForm
+from trimode.server.dialogue.prepare import Conversation, template_variables
+from trimode.server.dialogue.reader import AnswerReader, CallBegun, Content, Part, Thought
+from trimode.server.dialogue.tools import choose, read_tool
 from trimode.server.http.errors import fields_named
 from trimode.server.http.guards import generation_guards
 from trimode.server.observe.telemetry import Operation
 from trimode.server.openai.answer import Answer, joined_logprobs, new_id, respond, token_rows
-from trimode.server.openai.fields import DECODING_NAMES, GenerationBody
-from trimode.server.openai.options import resolve_options
-from trimode.server.openai.tools import answer_form, calls_in, chat_prompt, may_be_call
+from trimode.server.openai.fields import (
+    DECODING_NAMES,
+    GenerationBody,
+    HarmlessValues,
+    Limit,
+    WholeNumber,
+)
+from trimode.server.openai.usage import finish_reason_of
 from trimode.server.runtime import Step
 from trimode.server.service import Service
 
@@ -26,23 +38,56 @@ _NAMES = {**DECODING_NAMES, "prompt": "messages", "logprobs": "top_logprobs", "c
 class ChatBody(GenerationBody):
     """Body of /v1/chat/completions."""
 
+    not_honoured: ClassVar[Mapping[str, HarmlessValues]] = {
+        **GenerationBody.not_honoured,
+        "suffix": ("",),
+        "echo": (False,),
+        "thinking": (),
+    }
+
     messages: list[dict[str, Any]] = Field(min_length=1)
-    max_tokens: StrictInt | None = Field(None, ge=1)
-    max_completion_tokens: StrictInt | None = Field(None, ge=1)
+    max_tokens: Limit = Field(None, ge=1)
+    max_completion_tokens: Limit = Field(None, ge=1)
     """The newer name of `max_tokens`; it wins."""
     logprobs: StrictBool | None = False
-    top_logprobs: StrictInt | None = Field(None, ge=0, le=20)
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
+    tools: list[Any] | None = None
     tool_choice: StrictStr | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = True
     prediction: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    enable_thinking: StrictBool | None = None
+    """The same as in `chat_template_kwargs`."""
+    reasoning_effort: StrictStr | None = None
+    max_thinking_tokens: WholeNumber | None = Field(None, ge=0)
+    add_generation_prompt: StrictBool = True
+    continue_final_message: StrictBool | None = None
 
     @property
     def most_tokens(self) -> int | None:
         """The limit on tokens, under whichever name it was given."""
         newer = self.max_completion_tokens
         return self.max_tokens if newer is None else newer
+
+    def conversation(self) -> Conversation:
+        """What the request says.
+
+        Raises:
+            InputError: a field is not as its server defines it.
+        """
+        tools = tuple(read_tool(tool, f"tools[{i}]") for i, tool in enumerate(self.tools or ()))
+        parallel = self.parallel_tool_calls is not False
+        constraint = of_body({name: getattr(self, name) for name in CONSTRAINT_FIELDS})
+        return Conversation(
+            messages=self.messages,
+            choice=choose(tools, self.tool_choice, parallel=parallel),
+            constraint=constraint,
+            variables=template_variables(
+                self.chat_template_kwargs, self.enable_thinking, self.reasoning_effort
+            ),
+            prefill=self.continue_final_message,
+            generation_prompt=self.add_generation_prompt,
+        )
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -53,34 +98,30 @@ def add_routes(app: FastAPI, service: Service) -> None:
         service.ignored_fields.note(body.unknown)
         if body.top_logprobs is not None and not body.logprobs:
             raise InputError("top_logprobs", str(body.top_logprobs), "needs logprobs: true")
-        form_field = "tools" if body.tools else "response_format"
-        names = {**_NAMES, "grammar": form_field}
-        with fields_named(names):
-            form = answer_form(
-                body.tools,
-                body.tool_choice,
-                body.response_format,
-                parallel=body.parallel_tool_calls is not False,
-            )
-            resolved = resolve_options(
-                service,
-                body,
-                max_tokens=body.most_tokens,
-                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-                grammar=form.grammar,
-                prediction=_prediction(service, body.prediction),
-            )
-            prompt = chat_prompt(service.model, body.messages, form)
+        body.refuse_unsupported()
+        conversation = body.conversation()
+        with fields_named(_NAMES):
+            prompt, form = await service.prepare(conversation)
+            given = {
+                **body.given_options(),
+                "max_tokens": body.most_tokens,
+                "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+                "prediction": _prediction(service, body.prediction),
+                "max_thinking_tokens": body.max_thinking_tokens,
+            }
+            choices = body.choices
+            resolved = resolve_options(service, body.model, given, choices=choices, form=form)
         answer = ChatAnswer(
-            id=new_id("chatcmpl"),
+            id=new_id("chatcmpl-"),
             model=service.model,
-            model_name=body.model,
+            model_name=body.model or service.name,
             fingerprint=service.fingerprint,
             mode_reason=resolved.mode_reason,
-            may_call=bool(form.tools),
+            form=form,
         )
-        choices = resolved.over(prompt, service.model)
-        return await respond(service, http, body, answer, choices, {**names, "grammar": form.field})
+        asked = resolved.over(prompt.tokens, service.model)
+        names = {**_NAMES, "grammar": form.field}
+        return await respond(service, http, body, answer, asked, names, form.warnings)
 
 
 @dataclass(kw_only=True)
@@ -91,10 +132,16 @@ class ChatAnswer(Answer):
     chunk_name: ClassVar[str] = "chat.completion.chunk"
     operation: ClassVar[Operation] = "chat"
 
-    may_call: bool = False
-    """Whether a choice may turn out to be calls of tools."""
-    held_text: dict[int, str | None] = field(default_factory=dict)
-    """Text of each choice that may yet turn out to be a call; None once it is known to be none."""
+    form: AnswerForm = field(default_factory=AnswerForm)
+    """How its text is to be read."""
+    readers: "defaultdict[int, AnswerReader]" = field(init=False)
+    """Of each choice."""
+    begun: set[int] = field(default_factory=set)
+    """Choices whose role has been sent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.readers = defaultdict(self.form.reader)
 
     def chunk(
         self,
@@ -115,21 +162,28 @@ class ChatAnswer(Answer):
         return self.chunk_with(index, {"delta": {"role": "assistant", "content": ""}})
 
     def opening(self, choices: int) -> Iterator[dict[str, Any]]:
-        """The role of each choice."""
-        return (self.role_chunk(index) for index in range(choices))
+        """Nothing: the role leaves with the first step, so that its time is that of the model."""
+        del choices
+        return iter(())
 
     def choice(
         self, index: int, text: str, finish_reason: str, logprobs: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """A choice of the complete object: a message, or calls of tools."""
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        calls = calls_in(text) if self.may_call else []
-        if calls:
-            message |= {"content": None, "tool_calls": calls}
-            finish_reason = "tool_calls"
+        """A choice of the complete object: a message, perhaps with thoughts and calls."""
+        reader = self.form.reader()
+        reader.push(text)
+        reader.finish()
+        message: dict[str, Any] = {"role": "assistant", "content": reader.content, "refusal": None}
+        if reader.thought:
+            message |= {"reasoning_content": reader.thought, "reasoning": reader.thought}
+        if reader.calls:
+            message |= {
+                "content": reader.content or None,
+                "tool_calls": [_call(call.id, call.name, call.arguments) for call in reader.calls],
+            }
         return {
             "index": index,
-            "finish_reason": finish_reason,
+            "finish_reason": _finish_reason(finish_reason, reader),
             "logprobs": joined_logprobs(logprobs),
             "message": message,
         }
@@ -142,39 +196,50 @@ class ChatAnswer(Answer):
         return {"content": token_rows(self.model, tokens, logprobs), "refusal": None}
 
     def step_chunks(self, index: int, step: Step, *, show_drafts: bool) -> Iterator[dict[str, Any]]:
-        """All chunks of a step; text that may belong to a call waits until that is known.
-
-        Only a choice that begins with a call has any, so text that has been sent never waits.
-        """
-        held = self.held_text.get(index, "")
-        if not self.may_call or held is None or not isinstance(step.update.event, Committed):
-            return super().step_chunks(index, step, show_drafts=show_drafts)
-        text = held + step.update.text
-        ended = step.finish_reason is not None
-        calls = calls_in(text) if ended and may_be_call(text) else []
-        if calls:
-            return self._calls(index, step, calls, show_drafts=show_drafts)
-        waits = may_be_call(text) and not ended
-        self.held_text[index] = text if waits else None
-        step = replace(step, update=replace(step.update, text="" if waits else text))
-        return super().step_chunks(index, step, show_drafts=show_drafts)
-
-    def _calls(
-        self, index: int, step: Step, calls: list[dict[str, Any]], *, show_drafts: bool
-    ) -> Iterator[dict[str, Any]]:
-        """The last step of a choice that consists of calls: for each its name, then arguments."""
+        """All chunks of a step: thoughts, content and calls as they are read, then the end."""
+        if index not in self.begun:
+            self.begun.add(index)
+            yield self.role_chunk(index)
+        if not isinstance(step.update.event, Committed):
+            yield from super().step_chunks(index, step, show_drafts=show_drafts)
+            return
+        reader, ended = self.readers[index], step.finish_reason is not None
+        parts = reader.push(step.update.text)
+        if ended:
+            parts += reader.finish()
+        deltas = [_delta(part) for part in parts]
         silent = replace(step, update=replace(step.update, text=""))
         chunk = self.step_chunk(index, silent, show_drafts=show_drafts)
         if chunk is not None:
+            if deltas:
+                chunk["choices"][0]["delta"] = deltas.pop(0)
             yield chunk
-        for number, call in enumerate(calls):
-            function = call["function"]
-            named = {**call, "function": {"name": function["name"], "arguments": ""}}
-            rest = {"function": {"arguments": function["arguments"]}}
-            for part in (named, rest):
-                delta = {"tool_calls": [{"index": number, **part}]}
-                yield self.chunk_with(index, {"delta": delta})
-        yield self.chunk(index, finish_reason="tool_calls")
+        for delta in deltas:
+            yield self.chunk_with(index, {"delta": delta})
+        if step.finish_reason is not None:
+            reason = _finish_reason(finish_reason_of(step.finish_reason), reader)
+            yield self.chunk(index, finish_reason=reason)
+
+
+def _finish_reason(reason: str, reader: AnswerReader) -> str:
+    """`tool_calls` for an answer that calls, unless it was cut off."""
+    return "tool_calls" if reader.calls and reason == "stop" else reason
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    """A part of an answer as a delta."""
+    if isinstance(part, Content):
+        return {"content": part.text}
+    if isinstance(part, Thought):
+        return {"reasoning_content": part.text, "reasoning": part.text}
+    if isinstance(part, CallBegun):
+        return {"tool_calls": [{"index": part.index, **_call(part.id, part.name, "")}]}
+    return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
 
 
 def _prediction(service: Service, prediction: dict[str, Any] | None) -> tuple[int, ...]:

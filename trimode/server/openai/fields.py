@@ -1,17 +1,29 @@
 """The body fields that endpoints share.
 
-A field that this server does not know is ignored, as OpenAI-compatible servers do. A field that it
-knows and cannot honour is refused by name if it asks for anything: an answer must not quietly
-differ from the request.
+A field that this server does not know is ignored, as OpenAI-compatible servers do, unless its name
+is nearly that of a field that is known. A field that this server knows and cannot honour is refused
+by name if it asks for anything: an answer must not quietly differ from the request.
 """
 
+import difflib
 import json
+import math
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -27,11 +39,33 @@ from trimode.errors import InputError
 
 Number = StrictFloat | StrictInt
 
+
+def _whole(value: Any) -> Any:
+    """A whole number that was written as a float: some JSON writers know no others."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _limit(value: Any) -> Any:
+    """A limit, with -1 for none, as llama.cpp, LM Studio and vLLM have it."""
+    value = _whole(value)
+    return None if value == -1 and not isinstance(value, bool) else value
+
+
+WholeNumber = Annotated[StrictInt, BeforeValidator(_whole)]
+Limit = Annotated[StrictInt | None, BeforeValidator(_limit)]
+
 HarmlessValues = tuple[Any, ...]
 """Values of a field that ask for nothing, or for what is done anyway."""
 
 DECODING_NAMES: dict[str, str] = {name: f"decoding.{name}" for name in DECODING_FIELDS}
 """What every body calls the decoding options."""
+
+MOST_STOPS = 64
+"""Stop strings of a request; OpenAI allows 4."""
+MOST_STOP_CHARACTERS = 4096
+"""Characters of all its stop strings."""
+_ALIKE = 0.87
+"""Likeness (difflib) from which an unknown name is taken for a slip."""
 
 _WITHOUT_EFFECT = frozenset(
     (
@@ -41,9 +75,14 @@ _WITHOUT_EFFECT = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "user",
+        "priority",
+        "request_id",
+        "cache_prompt",
+        "id_slot",
+        "service_tier",
     )
 )
-"""OpenAI's fields that say who asks or what to cache: no answer depends on them."""
+"""Fields of OpenAI and others that say who asks or what to cache: no answer depends on them."""
 
 
 class _DecodingBase(BaseModel):
@@ -58,7 +97,7 @@ def _strict(annotation: Any) -> Any:
     """The strict type of a JSON value for a field of `GenerationOptions`; null: not given."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
     (member,) = (one for one in members if one is not NoneType)
-    strict = {bool: StrictBool, int: StrictInt, float: Number}.get(member, StrictStr)
+    strict = {bool: StrictBool, int: WholeNumber, float: Number}.get(member, StrictStr)
     return strict | None
 
 
@@ -90,11 +129,12 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     not_honoured: ClassVar[Mapping[str, HarmlessValues]] = {}
-    """OpenAI's fields that this server knows but does not honour."""
+    """Fields that this server knows but does not honour."""
     without_effect: ClassVar[frozenset[str]] = _WITHOUT_EFFECT
-    """OpenAI's fields that this server knows and ignores, because they change no answer."""
+    """Fields that this server knows and ignores, because they change no answer."""
 
-    model: StrictStr
+    model: StrictStr | None = None
+    """The empty text, `default` or none at all: the model that is served."""
     stream: StrictBool | None = False
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, ge=0, le=1)
@@ -106,6 +146,9 @@ class Body(BaseModel):
         """Refuse what Python reads but cannot write back: NaN, and half of a surrogate pair."""
         if not isinstance(body, dict):
             return body
+        for name, value in body.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}: not a number that JSON has")
         try:
             json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
@@ -128,13 +171,26 @@ class Body(BaseModel):
         extra = self.model_extra or {}
         for name, harmless in self.not_honoured.items():
             value = extra.get(name)
-            if value is not None and value not in harmless:
+            if value is not None and not _among(value, harmless):
                 allowed = "this server does not support it; leave it out"
                 if harmless:
                     allowed += f", or give {' or '.join(map(repr, harmless))}"
                 raise InputError(name, "given", allowed)
+        self._refuse_slips()
         if self.decoding.given().get("show_drafts") and not self.stream:
             raise InputError("decoding.show_drafts", "true without stream", "set stream to true")
+
+    def _refuse_slips(self) -> None:
+        """Raise InputError for an unknown field whose name is nearly that of one of ours."""
+        for name in self.unknown:
+            if name in DECODING_FIELDS:
+                allowed = f"give it in decoding: {{'decoding': {{{name!r}: ...}}}}"
+                raise InputError(name, "given beside the object decoding", allowed)
+            near = difflib.get_close_matches(name, type(self).model_fields, 1, _ALIKE)
+            if near:
+                raise InputError(name, "unknown field", f"did you mean {near[0]}?")
+            if near := difflib.get_close_matches(name, DECODING_FIELDS, 1, _ALIKE):
+                raise InputError(name, "unknown field", f"did you mean decoding.{near[0]}?")
 
     def given_options(self) -> dict[str, Any]:
         """The fields of `GenerationOptions` that the body gives under the same names."""
@@ -143,35 +199,74 @@ class Body(BaseModel):
         return {**self.decoding.given(), "temperature": self.temperature, "top_p": top_p}
 
 
+def _among(value: Any, harmless: HarmlessValues) -> bool:
+    """Whether a value is one of some, True and 1 kept apart."""
+    return any(
+        value == one and isinstance(value, bool) == isinstance(one, bool) for one in harmless
+    )
+
+
 class GenerationBody(Body):
     """The fields that chat and completions share."""
 
     not_honoured: ClassVar[Mapping[str, HarmlessValues]] = {
+        # OpenAI's
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "suffix": ("",),
         "best_of": (1,),
         "modalities": (["text"],),
         "audio": (),
         "moderation": (),
-        "reasoning_effort": ("none", "medium"),
-        "service_tier": ("auto", "default"),
         "store": (False,),
         "verbosity": ("medium",),
         "web_search_options": (),
+        # vLLM's, SGLang's and llama.cpp's
+        "allowed_token_ids": ([],),
+        "bad_words": ([],),
+        "chat_template": (),
+        "documents": ([],),
+        "dry_multiplier": (0,),
+        "dynatemp_range": (0,),
+        "include_stop_str_in_output": (False,),
+        "length_penalty": (1,),
+        "logits_processors": ([],),
+        "lora": ([],),
+        "mirostat": (0,),
+        "n_probs": (0,),
+        "prompt_logprobs": (0,),
+        "samplers": ([],),
+        "skip_special_tokens": (True,),
+        "truncate_prompt_tokens": (-1,),
+        "typical_p": (1,),
+        "use_beam_search": (False,),
+        "xtc_probability": (0,),
     }
 
     stream_options: StreamOptions | None = None
-    n: StrictInt | None = Field(None, ge=1)
-    top_k: StrictInt | None = None
+    n: WholeNumber | None = Field(None, ge=1)
+    top_k: Limit = None
     min_p: Number | None = None
+    min_tokens: WholeNumber | None = Field(None, ge=0)
     repetition_penalty: Number | None = None
+    repeat_penalty: Number | None = None
+    """llama.cpp's name of `repetition_penalty`."""
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Number] | None = None
-    seed: StrictInt | None = None
+    seed: WholeNumber | None = None
     stop: StrictStr | list[StrictStr] | None = None
+    stop_token_ids: list[WholeNumber] | None = Field(None, max_length=MOST_STOPS)
     ignore_eos: StrictBool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    """vLLM's constraints; the `guided_` ones are their older names."""
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    json_schema: Any = None
+    """llama.cpp's constraints: this and `grammar`."""
+    grammar: Any = None
 
     @property
     def choices(self) -> int:
@@ -192,19 +287,38 @@ class GenerationBody(Body):
         """Raise InputError if a known field asks for what this server does not do."""
         if self.stream_options is not None and not self.stream:
             raise InputError("stream_options", "given without stream", "set stream to true")
+        if self.repetition_penalty is not None and self.repeat_penalty is not None:
+            raise InputError("repeat_penalty", "given with repetition_penalty", "give one of them")
         super().refuse_unsupported()
 
     def given_options(self) -> dict[str, Any]:
         """The fields of `GenerationOptions` that the body gives under the same names."""
+        penalty = self.repetition_penalty
         return {
             **super().given_options(),
             "top_k": self.top_k,
             "min_p": self.min_p,
+            "min_tokens": self.min_tokens,
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
             "logit_bias": self.logit_bias,
-            "repetition_penalty": self.repetition_penalty,
+            "repetition_penalty": self.repeat_penalty if penalty is None else penalty,
             "ignore_eos": self.ignore_eos,
-            "stop": [self.stop] if isinstance(self.stop, str) else self.stop or [],
+            "stop": stop_strings(self.stop, "stop"),
+            "stop_token_ids": self.stop_token_ids,
             "seed": None if self.seed is None else self.seed % 2**63,
         }
+
+
+def stop_strings(given: str | list[str] | None, field: str) -> list[str]:
+    """The stop strings of a body; empty ones, which forms send, ask for nothing.
+
+    Raises:
+        InputError: there are too many, or they are too long.
+    """
+    stops = [text for text in ([given] if isinstance(given, str) else given or []) if text]
+    if len(stops) > MOST_STOPS:
+        raise InputError(field, f"{len(stops)} strings", f"at most {MOST_STOPS}")
+    if (length := sum(map(len, stops))) > MOST_STOP_CHARACTERS:
+        raise InputError(field, f"{length} characters", f"at most {MOST_STOP_CHARACTERS}")
+    return stops

@@ -26,7 +26,7 @@ class ChoiceProgress:
     cycles: int = 0
     """Draft-verify cycles so far."""
     characters: int = 0
-    """Characters of the tokens so far, for text offsets."""
+    """Characters of the text of the tokens so far, for text offsets."""
 
 
 def draft_frame(

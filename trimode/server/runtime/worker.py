@@ -170,7 +170,12 @@ class EngineWorker:
             self._running.result()
 
     async def submit(
-        self, choices: list[Choice], on_finish: OnFinish, *, stream: bool
+        self,
+        choices: list[Choice],
+        on_finish: OnFinish,
+        *,
+        stream: bool,
+        answer_id: str | None = None,
     ) -> list[ActiveRequest]:
         """Queue one request per choice, all or none.
 
@@ -179,6 +184,7 @@ class EngineWorker:
             on_finish: called for each choice that ends.
             stream: send text as it is decoded, joined so that the event loop can keep up (drafts
                 are never joined). Otherwise all text comes at the end, as one step.
+            answer_id: names the requests in logs and errors.
 
         Raises:
             InputError: the engine refuses a choice, or there are more than can ever be queued.
@@ -196,7 +202,9 @@ class EngineWorker:
                 raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
             try:
                 for index, (prompt, options) in enumerate(choices):
-                    sequence = self.engine.add(prompt, options)
+                    name = answer_id if len(choices) == 1 else f"{answer_id}.{index}"
+                    own = None if answer_id is None else name
+                    sequence = self.engine.add(prompt, options, sequence_id=own)
                     requests.append(ActiveRequest(sequence, channel, now, index, on_finish, stream))
             except Exception:
                 for request in requests:
@@ -280,7 +288,7 @@ class EngineWorker:
             request = self._requests.get(sequence)
             if request is None:
                 continue
-            if update.event is None:
+            if sequence.finish_reason == "error" and last[sequence] == i:
                 self._end(request, "error")
                 failed.append(request)
                 continue
