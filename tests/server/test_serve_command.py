@@ -61,7 +61,7 @@ def test_it_listens_on_loopback_only_and_logs_no_prompt(checkpoint):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), 5)
         client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
-        (card,) = client.models.list()
+        card = client.models.list().data[0]
         client.completions.create(model=card.id, prompt="horse", max_tokens=2)
         process.send_signal(signal.SIGTERM)
         process.wait(20)

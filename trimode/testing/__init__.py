@@ -1,5 +1,6 @@
-"""A tiny random model with a byte tokenizer, for tests here and in programs that use trimode."""
+"""Tiny models, random ones and one that says a text: for tests here and in other programs."""
 
+from trimode.testing.saying import saying_model
 from trimode.testing.tiny import (
     CHAT_TEMPLATE,
     byte_tokenizer,
@@ -12,6 +13,7 @@ from trimode.testing.tiny import (
 __all__ = [
     "CHAT_TEMPLATE",
     "byte_tokenizer",
+    "saying_model",
     "tiny_config",
     "tiny_model",
     "tiny_tensors",

@@ -17,6 +17,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark as converted
 from numpy.typing import NDArray
 
 from trimode.errors import GrammarError, InputError
+from trimode.text.grammar_child import reason
 from trimode.text.tokenizer import Tokenizer
 
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -150,9 +151,9 @@ class GrammarMatcher:
 
     def _failed(self) -> GrammarError:
         """The matcher's error. It never recovers from one, so the next question gets a new one."""
-        reason = self._matcher.get_error().strip().splitlines()[0]
+        why = reason(self._matcher.get_error())
         self._matcher, self._consumed = self._compiled.deep_copy(), []
-        return GrammarError(f"the grammar cannot be followed: {reason}")
+        return GrammarError(f"the grammar cannot be followed: {why}")
 
 
 _lock = threading.Lock()
@@ -187,7 +188,7 @@ def _compiled(
     began = time.perf_counter()
     matcher = llguidance.LLMatcher(_tokenizers[model], grammar, log_level=0, limits=_LIMITS)
     if matcher.is_error():
-        raise _no_grammar(matcher.get_error().strip().splitlines()[0])
+        raise _no_grammar(reason(matcher.get_error()))
     with _lock:
         _matchers[key] = matcher, time.perf_counter() - began
         while len(_matchers) > 1 and _kept_too_much():

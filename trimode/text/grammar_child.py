@@ -23,8 +23,18 @@ def verdict(grammar: str | None) -> tuple[str, list[str]]:
     matcher = llguidance.LLMatcher(_BYTES, grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()
-    found = matcher.get_error().strip()
-    return (found.splitlines()[0] if found else ""), matcher.get_grammar_warnings()
+    return reason(matcher.get_error()), matcher.get_grammar_warnings()
+
+
+def reason(error: str) -> str:
+    """The library's error in one line: without the excerpt of the grammar, which begins " 1 |"."""
+    lines = []
+    for line in error.strip().splitlines():
+        if line.lstrip()[:1].isdigit() and "|" in line[:8]:
+            break
+        if line.strip(" ^"):
+            lines.append(line.strip())
+    return " ".join(lines)
 
 
 def main() -> None:

@@ -3,9 +3,9 @@
 import contextlib
 import io
 import json
-import re
 import logging
 import os
+import re
 
 import httpx2 as httpx
 import pytest

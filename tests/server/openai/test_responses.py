@@ -9,7 +9,6 @@ import pytest
 from pydantic import TypeAdapter
 
 from tests.server.asking import (
-    TOOL,
     ask,
     constant,
 )

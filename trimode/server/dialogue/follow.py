@@ -40,10 +40,10 @@ async def follow(
         for part in reader.push(step.update.text):
             yield part
         if step.finish_reason is not None:
-            for part in reader.finish():
+            cut_off = step.finish_reason == "length"
+            for part in reader.finish(cut_off=cut_off):
                 yield part
-            stop = request.sequence.text_stream.stop_string
-            yield Ended(reader, step.finish_reason == "length", stop)
+            yield Ended(reader, cut_off, request.sequence.text_stream.stop_string)
 
 
 async def whole(request: ActiveRequest, form: AnswerForm, timeout: float) -> Ended:

@@ -115,8 +115,16 @@ class AnswerReader:
         self._buffer += text
         return self._read(final=False)
 
-    def finish(self) -> list[Part]:
-        """The parts that were held back, at the end of the answer."""
+    def finish(self, *, cut_off: bool = False) -> list[Part]:
+        """The parts that were held back, at the end of the answer.
+
+        Args:
+            cut_off: the answer reached a limit on tokens: what may be the beginning of a tag is
+                one.
+        """
+        if cut_off and self._state is _in_content and self._format is not None:
+            held = _possible_start(self._buffer, self._format.opening)
+            self._buffer = self._buffer[: len(self._buffer) - held]
         return self._read(final=True)
 
     def _read(self, *, final: bool) -> list[Part]:
@@ -252,6 +260,8 @@ def _in_header(reader: AnswerReader, final: bool) -> list[Part]:
 
 def _in_arguments(reader: AnswerReader, final: bool) -> list[Part]:
     del final
+    if not reader.calls[-1].arguments:
+        reader._buffer = reader._buffer.lstrip()
     end = reader._json.push(reader._buffer)
     text = reader._take(len(reader._buffer) if end is None else end)
     if end is not None:
@@ -270,8 +280,9 @@ def _after_call(reader: AnswerReader, final: bool) -> list[Part]:
         reader._state = _in_header
     elif final:
         match = form.end.match(reader._buffer)
-        rest = reader._take(len(reader._buffer))
-        return reader._says(rest[match.end() :]) if match else []
+        rest = reader._take(len(reader._buffer))[match.end() if match else 0 :]
+        begun = form.opening.startswith(rest)  # the next call, cut off
+        return [] if begun or match is None else reader._says(rest)
     return []
 
 

@@ -172,7 +172,7 @@ class ChatAnswer(Answer):
         """A choice of the complete object: a message, perhaps with thoughts and calls."""
         reader = self.form.reader()
         reader.push(text)
-        reader.finish()
+        reader.finish(cut_off=finish_reason == "length")
         message: dict[str, Any] = {"role": "assistant", "content": reader.content, "refusal": None}
         if reader.thought:
             message |= {"reasoning_content": reader.thought, "reasoning": reader.thought}
@@ -206,7 +206,7 @@ class ChatAnswer(Answer):
         reader, ended = self.readers[index], step.finish_reason is not None
         parts = reader.push(step.update.text)
         if ended:
-            parts += reader.finish()
+            parts += reader.finish(cut_off=step.finish_reason == "length")
         deltas = [_delta(part) for part in parts]
         silent = replace(step, update=replace(step.update, text=""))
         chunk = self.step_chunk(index, silent, show_drafts=show_drafts)
