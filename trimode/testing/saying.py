@@ -1,4 +1,4 @@
-"""A model that says a given text, then ends its answer: to test whatever reads answers."""
+"""A model that says given texts: to test whatever reads answers."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from trimode.text import ChatTemplate, Tokenizer
 
 
 def saying_model(
-    text: str,
-    *,
+    *texts: str,
     template: str = CHAT_TEMPLATE,
     tokenizer: Tokenizer | None = None,
     context: int = 4096,
 ) -> LoadedModel:
-    """A model whose logits spell a text and then the end, in every mode.
+    """A model whose logits spell a text and then the end of the answer, in every mode.
 
     Sampling filters and grammars still apply: where they forbid the next token of the text, they
     choose another, and the model goes on with the text after it.
 
     Args:
-        text: what it says to every prompt.
+        texts: what it says in the first turn of a conversation, in the second, and so on; the
+            last one in all further turns.
         template: its chat template; the answer begins after its generation prompt.
-        tokenizer: must have `<|im_end|>` and `<|mask|>`.
+        tokenizer: must have `<|im_end|>`, and `<|mask|>` for modes that draft.
         context: its context length.
     """
     tokenizer = tokenizer or byte_tokenizer()
@@ -35,8 +35,8 @@ def saying_model(
     messages = [{"role": "user", "content": "\0"}]
     opening = chat.render(messages).rpartition("\0")[2]
     end, mask = tokenizer.token_id("<|im_end|>"), tokenizer.token_id("<|mask|>")
-    if end is None or mask is None:
-        raise ValueError("the tokenizer needs <|im_end|> and <|mask|>")
+    if end is None:
+        raise ValueError("the tokenizer needs <|im_end|>")
     config = ModelConfig(
         family="llama",
         vocab_size=tokenizer.vocab_size,
@@ -53,7 +53,7 @@ def saying_model(
         trained_to_denoise=True,
     )
     opened = tokenizer.encode(opening, add_bos=False)
-    said = [*tokenizer.encode(text, add_bos=False), end]
+    said = [[*tokenizer.encode(text, add_bos=False), end] for text in texts]
     return LoadedModel(
         name="saying",
         config=config,
@@ -75,7 +75,7 @@ class _SayingRunner:
     device = "cpu"
     format = _Format()
 
-    def __init__(self, config: ModelConfig, opening: list[int], said: list[int]) -> None:
+    def __init__(self, config: ModelConfig, opening: list[int], said: list[list[int]]) -> None:
         self.config, self._opening, self._said = config, opening, said
 
     def describe(self) -> str:
@@ -108,14 +108,15 @@ class _SayingRunner:
         token, position = (round(v) for v in row[-2:].tolist())
         spelled = ((row[:context] / row[context]).round().int() - 1).tolist()
         place = position if token == self.config.mask_token_id else position + 1
-        begun = _after(spelled[:place], self._opening)
-        return self._said[min(place - begun, len(self._said) - 1)]
+        turns = _turns(spelled[:place], self._opening)
+        said = self._said[min(len(turns), len(self._said)) - 1] if turns else self._said[0]
+        return said[min(place - (turns[-1] if turns else 0), len(said) - 1)]
 
 
-def _after(tokens: list[int], opening: list[int]) -> int:
-    """Where the answer begins: after the last generation prompt, or at the start."""
-    length = len(opening)
-    for end in range(len(tokens), length - 1, -1):
-        if tokens[end - length : end] == opening:
-            return end
-    return 0
+def _turns(tokens: list[int], opening: list[int]) -> list[int]:
+    """Where the assistant's turns begin: after each generation prompt."""
+    length, found = len(opening), []
+    for end in range(length, len(tokens) + 1):
+        if tokens[end - 1] == opening[-1] and tokens[end - length : end] == opening:
+            found.append(end)
+    return found

@@ -205,8 +205,12 @@ def test_tool_choices(model):
 
 
 @pytest.mark.parametrize(
-    ("template", "said"), [(THINKING, "<think>\nHm <tool_call>\n</think>\n\n"), (OPENING, "Hm <tool_call>\n</think>\n\n")]
-)  # fmt: skip
+    ("template", "said"),
+    [
+        (THINKING, "<think>\nHm <tool_call>\n</think>\n\n"),
+        (OPENING, "Hm <tool_call>\n</think>\n\n"),
+    ],
+)
 def test_thoughts_are_apart_from_answers(template, said):
     """For text, for calls, and for a schema, which begins after the thought."""
     schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": TEXT}}
