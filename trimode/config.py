@@ -42,6 +42,8 @@ ROLLING_THRESHOLD = 0.15
 ROLLING_REVISION_THRESHOLD = 0.05
 """Defaults of a rolling block. AR revises what it fills, so bold filling pays (docs/lab.md)."""
 
+MOST_BLOCK_LENGTH = 256
+"""A block runs in one pass, which all other requests wait for."""
 MOST_DENOISING_STEPS = 65_536
 """A block's schedule is a list of so many numbers, so a request must not choose any length."""
 
@@ -235,7 +237,7 @@ class GenerationOptions:
             check_range(f"logit_bias: bias of {token}", bias, -100.0, 100.0)
         check_range("seed", self.seed, 0, 2**63 - 1)
         check_range("logprobs", self.logprobs, 0, 20)
-        check_range("block_length", self.block_length, 1, None)
+        check_range("block_length", self.block_length, 1, MOST_BLOCK_LENGTH)
         check_range("threshold", self.threshold, 0.0, None)
         check_range("max_denoising_steps", self.max_denoising_steps, 1, MOST_DENOISING_STEPS)
         check_range("revision_threshold", self.revision_threshold, 0.0, 1.0)

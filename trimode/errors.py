@@ -15,6 +15,10 @@ class GrammarError(TrimodeError):
     """An answer could not be held to its grammar, so it was ended."""
 
 
+class NotFiniteError(TrimodeError):
+    """A model computed infinity or not a number, from which no token can be chosen."""
+
+
 class InputError(TrimodeError, ValueError):
     """Bad usage or bad input, found before any work starts: exit code 2.
 

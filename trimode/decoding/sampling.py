@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trimode.config import GenerationOptions
 from trimode.decoding.events import TokenLogprob
-from trimode.errors import GrammarError
+from trimode.errors import GrammarError, NotFiniteError
 
 _GREEDY_BELOW = 1e-5
 _FLATTEST = torch.finfo(torch.float32).max
@@ -132,6 +132,8 @@ class Sampler:
                 allowed = self.constraint.allowed(history[self.prompt_length :])
             except GrammarError:  # verification decides whether the answer fails
                 allowed = None
+            if allowed is not None and not allowed.any():
+                allowed = None
         return self._scores(logits, start, history, allowed)
 
     def _scores(
@@ -212,10 +214,18 @@ class Sampler:
 
 
 def _best(scores: Tensor) -> Tensor:
-    """The first of the highest of each row, `[n]`."""
+    """The first of the highest of each row, `[n]`.
+
+    Raises:
+        NotFiniteError: it is no number: the weights are damaged.
+    """
     if scores.device.type != "cpu":
-        return scores.argmax(-1)
-    return torch.from_numpy(scores.numpy().argmax(-1))  # four to ten times as fast as PyTorch's
+        best = scores.argmax(-1)
+    else:  # four to ten times as fast as PyTorch's
+        best = torch.from_numpy(scores.numpy().argmax(-1))
+    if not scores.gather(-1, best[:, None]).isfinite().all():  # NaN is the highest of its row
+        raise NotFiniteError("the model's logits are not finite: its weights may be damaged")
+    return best
 
 
 def gumbel_noise(seed: int, position: int, vocab: int) -> Tensor:
@@ -267,8 +277,10 @@ def filter_scores(scores: Tensor, options: GenerationOptions) -> Tensor:
         ordered, order = scores.sort(dim=-1, descending=True, stable=True)
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities
+        outside = before >= options.top_p
+        outside[:, 0] = False  # a top_p that fp32 rounds to 0 keeps the best too
         dropped = torch.zeros_like(before, dtype=torch.bool)
-        dropped.scatter_(-1, order, before >= options.top_p)
+        dropped.scatter_(-1, order, outside)
         scores = scores.masked_fill(dropped, -torch.inf)
     if options.min_p > 0:
         probabilities = scores.softmax(-1)

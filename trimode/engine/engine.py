@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_KV_CACHE_BYTES = 2 * 2**30
 DEFAULT_MAX_SEQUENCES = 16
+MOST_SCRATCH_ROWS = 1200
+"""Rows after the KV cache that a pass of one request may need: `quadratic` takes the square of its
+block length, and attention the square of that."""
 DEFAULT_MAX_ROWS = 512
 """Rows of one pass; a longer prompt is prefilled in chunks of this size."""
 
@@ -129,6 +132,9 @@ class Engine:
         context = self._resolve(prompt, options)
         spec = MODE_SPECS[options.mode]
         scratch = spec.scratch_rows(context)
+        if scratch > MOST_SCRATCH_ROWS:
+            found = f"{context.block_length}, which needs {scratch} rows a pass in {options.mode}"
+            raise InputError("block_length", found, f"at most {MOST_SCRATCH_ROWS} rows")
         cache_tokens = context.max_length + scratch
         if cache_tokens > self.pool.max_tokens:
             raise InputError(

@@ -12,9 +12,15 @@ from trimode.server import anthropic, ollama, tokens
 from trimode.server.http import errors, operations, pages
 from trimode.server.http.always_json import AlwaysJson
 from trimode.server.http.body_limit import BodyLimit
+from trimode.server.http.guards import KeyCheck
 from trimode.server.openai import chat, completions, models, responses
 from trimode.server.service import Service
 from trimode.version import __version__
+
+_ERROR_FORMS: errors.ErrorForms = {
+    anthropic.PATH: anthropic.error_object,
+    ollama.PATHS: ollama.error_object,
+}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -27,21 +33,23 @@ def create_app(service: Service) -> FastAPI:
         await asyncio.to_thread(service.stop)
 
     settings = service.settings
-    app = FastAPI(title="trimode", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="trimode",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # pages that load their scripts from elsewhere
+        redoc_url=None,
+    )
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_middleware(AlwaysJson, paths=ollama.PATHS)
+    if settings.api_keys:
+        app.add_middleware(KeyCheck, keys=settings.api_keys, forms=_ERROR_FORMS)
     if settings.cors_origins:
         origins = [*settings.cors_origins]
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
-    errors.install(
-        app,
-        {
-            anthropic.PATH: anthropic.error_object,
-            ollama.PATHS: ollama.error_object,
-        },
-    )
+    errors.install(app, _ERROR_FORMS)
     operations.add_routes(app, service)
     models.add_routes(app, service)
     chat.add_routes(app, service)

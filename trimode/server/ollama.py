@@ -28,7 +28,7 @@ from trimode.server.dialogue.reader import Content, Thought
 from trimode.server.dialogue.tools import ToolChoice, read_tool
 from trimode.server.http.delivery import EventStream, send_object, too_late, warning_header
 from trimode.server.http.errors import fields_named
-from trimode.server.http.guards import generation_guards, key_guards
+from trimode.server.http.guards import generation_guards
 from trimode.server.openai.answer import new_id
 from trimode.server.openai.fields import DECODING_NAMES, Body, HarmlessValues, stop_strings
 from trimode.server.runtime import EngineFailedError
@@ -163,17 +163,17 @@ class GenerateBody(OllamaBody):
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
-    guards, keyed = generation_guards(service), key_guards(service)
+    guards = generation_guards(service)
 
-    @app.get("/api/version", dependencies=keyed)
+    @app.get("/api/version")
     async def version() -> dict[str, str]:
         return {"version": API_VERSION}
 
-    @app.get("/api/tags", dependencies=keyed)
+    @app.get("/api/tags")
     async def tags() -> dict[str, Any]:
         return {"models": _cards(service)}
 
-    @app.get("/api/ps", dependencies=keyed)
+    @app.get("/api/ps")
     async def running() -> dict[str, Any]:
         more = {
             "expires_at": "9999-12-31T23:59:59Z",
@@ -182,7 +182,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         }
         return {"models": [{**card, **more} for card in _cards(service)[:1]]}
 
-    @app.post("/api/show", dependencies=keyed)
+    @app.post("/api/show")
     async def show(http: Request) -> dict[str, Any]:
         body = await http.json()
         name = body.get("model") or body.get("name") if isinstance(body, dict) else None

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, Valida
 
 from trimode.errors import InputError
 from trimode.server.dialogue.prompt import ChatPrompt, tokens_of
-from trimode.server.http.guards import key_guards
 from trimode.server.openai.chat import ChatBody
 from trimode.server.openai.fields import WholeNumber
 from trimode.server.service import Service
@@ -41,9 +40,9 @@ class DetokenizeBody(BaseModel):
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the routes."""
-    keyed, model = key_guards(service), service.model
+    model = service.model
 
-    @app.post("/tokenize", dependencies=keyed)
+    @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
         if body.messages is not None:
             ids = (await _rendered(service, _chat_body(body))).tokens
@@ -58,7 +57,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         ids = await _encoded(service, body.prompt, special=body.add_special_tokens)
         return _counted(service, ids, pieces=body.return_token_strs)
 
-    @app.post("/detokenize", dependencies=keyed)
+    @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
         size = model.config.vocab_size
         wrong = next((token for token in body.tokens if not 0 <= token < size), None)
@@ -67,11 +66,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
         text = model.tokenizer.decode(body.tokens, skip_special=False)
         return {"prompt": text, "content": text}
 
-    @app.post("/apply-template", dependencies=keyed)
+    @app.post("/apply-template")
     async def apply_template(body: ChatBody) -> dict[str, str]:
         return {"prompt": (await _rendered(service, body)).text}
 
-    @app.get("/tokenizer_info", dependencies=keyed)
+    @app.get("/tokenizer_info")
     async def tokenizer_info() -> dict[str, Any]:
         return _info(service)
 

@@ -115,8 +115,6 @@ class _SayingRunner:
 
 def _turns(tokens: list[int], opening: list[int]) -> list[int]:
     """Where the assistant's turns begin: after each generation prompt."""
-    length, found = len(opening), []
-    for end in range(length, len(tokens) + 1):
-        if tokens[end - 1] == opening[-1] and tokens[end - length : end] == opening:
-            found.append(end)
-    return found
+    length, last = len(opening), opening[-1]
+    ends = (end for end in range(length, len(tokens) + 1) if tokens[end - 1] == last)
+    return [end for end in ends if tokens[end - length : end] == opening]

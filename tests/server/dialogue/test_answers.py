@@ -199,8 +199,8 @@ def test_tool_choices(model):
     assert calls[0][0] == "v"
     with serving(model) as (url, _):
         client = client_of(url)
-        for wrong in ({"type": "function", "function": {"name": "z"}},
-                      {"type": "allowed_tools", "allowed_tools": {"tools": [tool("z")]}}):  # fmt: skip
+        unknown = {"type": "allowed_tools", "allowed_tools": {"tools": [tool("z")]}}
+        for wrong in ({"type": "function", "function": {"name": "z"}}, unknown):
             assert refused(client, tools=tools, tool_choice=wrong) == "tool_choice"
 
 

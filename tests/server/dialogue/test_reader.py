@@ -14,7 +14,8 @@ CALLS = {
     "hermes": (
         HERMES,
         (
-            '<tool_call>\n{"name": "w", "arguments": {"t": "a </tool_call> \\" } b"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "w", "arguments": {"t": "a </tool_call> \\" } b"}}\n'
+            "</tool_call>\n"
             '<tool_call>\n{"name": "v", "arguments": {"n": [1, {"x": "]"}]}}\n</tool_call>'
         ),
     ),

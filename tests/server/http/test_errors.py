@@ -29,7 +29,11 @@ def test_errors_have_four_keys_and_the_right_class(model, client, url):
             httpx.post(url + CHAT, json={**body, "model": "gpt-4"}),
             httpx.get(f"{url}/nowhere"),
             httpx.get(url + CHAT),
-            httpx.post(locked + CHAT, json={**body, "pad": "x" * 600}),
+            httpx.post(
+                locked + CHAT,
+                json={**body, "pad": "x" * 600},
+                headers={"Authorization": "Bearer k"},
+            ),
         ]
     codes = [400, 400, 400, 400, 400, 401, 404, 404, 405, 413]
     assert [answer.status_code for answer in answers] == codes

@@ -1,8 +1,10 @@
 """API keys, and pages of other origins."""
 
 import json
+import socket
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import openai
@@ -55,7 +57,9 @@ def test_any_key_is_taken_unless_keys_are_set_and_no_page_may_call(model, url):
 
 def test_every_route_needs_a_key_but_those_of_health(model):
     with serving(model, api_keys=("one",)) as (url, _):
-        routes = json.loads(get(f"{url}/openapi.json"))["paths"]
+        key = {"Authorization": "Bearer one"}
+        routes = json.loads(get(f"{url}/openapi.json", **key))["paths"]
+        routes |= {"/openapi.json": {"get": {}}, "/chat/completions": {"post": {}}}
         assert "/v1/chat/completions" in routes
         open_to_all = {
             path
@@ -63,4 +67,24 @@ def test_every_route_needs_a_key_but_those_of_health(model):
             for method in methods
             if httpx.request(method, url + path).status_code not in (401, 403)
         }
-        assert open_to_all == {"/health", "/ready", "/version"}
+        assert open_to_all == {"/health", "/ready"}
+        for other in ("/docs", "/redoc", "/nowhere", "/v1/nowhere"):
+            assert httpx.get(url + other).status_code == 401
+
+
+def test_the_key_is_checked_before_the_body_is_read(model):
+    """A stranger cannot make the server hold or read anything."""
+    with serving(model, api_keys=("one",)) as (url, _):
+        address = urlsplit(url)
+        for expect in (b"", b"Expect: 100-continue\r\n"):
+            with socket.create_connection((address.hostname, address.port), 20) as sock:
+                head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n" + expect
+                sock.sendall(head + b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n")
+                assert sock.recv(99).startswith(b"HTTP/1.1 401 ")
+
+
+def test_anthropics_header_is_a_key_too(model):
+    with serving(model, api_keys=("one",)) as (url, _):
+        for key, status in (("one", 200), ("two", 401)):
+            found = httpx.get(f"{url}/v1/models", headers={"x-api-key": key})
+            assert found.status_code == status

@@ -58,18 +58,27 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
         raise type(error)(names[error.field], error.found, error.allowed) from None
 
 
-ErrorForm = Callable[[int, str], dict[str, Any]]
-"""Makes a protocol's error object from a status and a message."""
+ErrorForms = Mapping[str, Callable[[int, str], dict[str, Any]]]
+"""What makes a protocol's error object from a status and a message, by the beginning of its paths;
+OpenAI's is made for all others."""
 
 
-def install(app: FastAPI, forms: Mapping[str, ErrorForm] | None = None) -> None:
-    """Make every failure of the app an error object.
+def error_body(
+    forms: ErrorForms,
+    path: str,
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+) -> dict[str, Any]:
+    """The error object of the protocol that a path belongs to."""
+    form = next((form for start, form in forms.items() if path.startswith(start)), None)
+    return error_object(status, message, param, code) if form is None else form(status, message)
 
-    Args:
-        app: the application.
-        forms: of protocols other than OpenAI's, by the beginning of their paths.
-    """
-    app.state.error_forms = dict(forms or {})
+
+def install(app: FastAPI, forms: ErrorForms) -> None:
+    """Make every failure of the app an error object."""
+    app.state.error_forms = forms
 
     @app.exception_handler(ApiError)
     async def api_error(http: Request, error: ApiError) -> JSONResponse:
@@ -86,12 +95,7 @@ def install(app: FastAPI, forms: Mapping[str, ErrorForm] | None = None) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def bad_body(http: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return _answer(http, 400, f"body: not JSON; {first['ctx']['error']}")
-        field = _field(first["loc"])
-        given = "" if first["type"] == "missing" else f" {_short(first['input'])};"
-        return _answer(http, 400, f"{field or 'body'}:{given} {first['msg']}", field)
+        return _answer(http, 400, *_validation_message(error.errors()[0]))
 
     @app.exception_handler(RecursionError)
     async def too_deep(http: Request, _: RecursionError) -> JSONResponse:
@@ -127,11 +131,20 @@ def _answer(
     # The message may repeat a part of the body, even of a prompt, so the log leaves it out.
     facts = {"status": status, "path": http.url.path, "param": param, "code": code}
     logger.info("refused", extra={"facts": facts})
-    forms: dict[str, ErrorForm] = http.app.state.error_forms
-    path = http.url.path
-    form = next((form for start, form in forms.items() if path.startswith(start)), None)
-    body = error_object(status, message, param, code) if form is None else form(status, message)
+    forms: ErrorForms = http.app.state.error_forms
+    body = error_body(forms, http.url.path, status, message, param, code)
     return JSONResponse(body, status, headers)
+
+
+def _validation_message(first: Mapping[str, Any]) -> tuple[str, str | None]:
+    """What to say of a body that is not as it should be, and its field at fault."""
+    if first["type"] == "json_invalid":
+        return f"body: not JSON; {first['ctx']['error']}", None
+    field = _field(first["loc"])
+    if field is None and first["type"] == "value_error":  # our own words; they name the field
+        return str(first["ctx"]["error"]), None
+    given = "" if first["type"] == "missing" else f" {_short(first['input'])};"
+    return f"{field or 'body'}:{given} {first['msg']}", field
 
 
 def _field(place: tuple[int | str, ...]) -> str | None:

@@ -2,29 +2,68 @@
 
 import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from fastapi import Depends, Request
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trimode.server.http.errors import ApiError
+from trimode.server.http.errors import ApiError, ErrorForms, error_body
 from trimode.server.service import Service
 
 Check = Callable[[Request], Awaitable[None]]
 
+_WRONG_KEY = "api key: missing or wrong; send it as Authorization: Bearer KEY"
+
+
+class KeyCheck:
+    """Refuses requests without a key before any of their body is read.
+
+    All paths need one, except those of health and the files of the playground, which have no
+    secrets: the page asks for the key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], forms: ErrorForms) -> None:
+        self.app, self.forms = app, forms
+        self._known = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or self._open(scope) or self._fits(scope["headers"]):
+            await self.app(scope, receive, send)
+            return
+        body = error_body(self.forms, scope["path"], 401, _WRONG_KEY, code="invalid_api_key")
+        headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
+        await JSONResponse(body, 401, headers)(scope, receive, send)
+
+    def _open(self, scope: Scope) -> bool:
+        path = scope["path"]
+        asks = scope["method"] == "OPTIONS"  # a browser asks without a key whether it may
+        return asks or path in ("/health", "/ready", "/") or path.startswith("/playground/")
+
+    def _fits(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        given = _key(dict(headers))
+        # Digests are compared in constant time, so that the time tells nothing about the keys.
+        matches = [hmac.compare_digest(_digest(given or b""), one) for one in self._known]
+        return given is not None and any(matches)
+
+
+def _key(headers: dict[bytes, bytes]) -> bytes | None:
+    """The key of a request. Anthropic's clients send it as `x-api-key`."""
+    if b"x-api-key" in headers:
+        return headers[b"x-api-key"].strip()
+    scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+    return given.strip() if scheme.lower() == b"bearer" else None
+
 
 def generation_guards(service: Service) -> list[Any]:
-    """Dependencies of an endpoint that decodes: a key, and a server that is not stopping."""
+    """Dependencies of an endpoint that decodes: a server that is not stopping."""
 
     async def running() -> None:
         refuse_if_stopping(service)
 
-    return [*key_guards(service), Depends(running)]
-
-
-def key_guards(service: Service) -> list[Any]:
-    """Dependencies of an endpoint that needs a key."""
-    return [Depends(key_check(service.settings.api_keys))]
+    return [Depends(running)]
 
 
 def refuse_if_stopping(service: Service) -> None:
@@ -34,41 +73,15 @@ def refuse_if_stopping(service: Service) -> None:
         raise ApiError(503, "the server is stopping", code="stopping", headers=headers)
 
 
-def key_check(keys: tuple[str, ...]) -> Check:
-    """A dependency that lets a request pass if it has one of the keys, or if there are none."""
-    known = [_digest(key) for key in keys]
+def admin_guards(service: Service) -> list[Any]:
+    """Dependencies of an endpoint that changes the server: it must have keys at all."""
 
-    async def check(http: Request) -> None:
-        if not known:
-            return
-        scheme, _, given = http.headers.get("authorization", "").partition(" ")
-        if "x-api-key" in http.headers:  # Anthropic's clients send it so
-            scheme, given = "bearer", http.headers["x-api-key"]
-        digest = _digest(given.strip())
-        # Digests are compared in constant time, so that the time tells nothing about the keys.
-        matches = [hmac.compare_digest(digest, one) for one in known]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise ApiError(
-                401,
-                "api key: missing or wrong; send it as Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-
-    return check
-
-
-def admin_check(keys: tuple[str, ...]) -> Check:
-    """As `key_check`, but if the server has no keys, nobody passes."""
-    check = key_check(keys)
-
-    async def admin(http: Request) -> None:
-        if not keys:
+    async def admin() -> None:
+        if not service.settings.api_keys:
             raise ApiError(403, "admin: start the server with --api-key to allow this")
-        await check(http)
 
-    return admin
+    return [Depends(admin)]
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,10 +1,12 @@
 """The HTTP server: it listens, and stops without cutting off what it has begun."""
 
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from trimode.server.http.connection import LimitedConnection
 from trimode.server.service import Service
 
 _CLOSING_SECONDS = 5
@@ -35,6 +37,7 @@ class HttpServer(uvicorn.Server):
             port=port,
             log_config=None,
             access_log=False,
+            http=LimitedConnection,
             timeout_graceful_shutdown=_CLOSING_SECONDS,
         )
         super().__init__(config)
@@ -48,6 +51,11 @@ class HttpServer(uvicorn.Server):
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop."""
         super().run(sockets or [self._socket])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A first signal tells the server to stop, a second one to stop at once."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, StrictStr
 
 from trimode.config import MODES
-from trimode.server.http.guards import admin_check, key_guards, refuse_if_stopping
+from trimode.server.http.guards import admin_guards, refuse_if_stopping
 from trimode.server.service import Service
 from trimode.version import __version__
 
@@ -20,8 +20,7 @@ class ModeChange(BaseModel):
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the routes that decode nothing."""
-    keyed = key_guards(service)
-    admin = [Depends(admin_check(service.settings.api_keys))]
+    admin = admin_guards(service)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -36,7 +35,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def version() -> dict[str, str]:
         return {"version": __version__}
 
-    @app.get("/metrics", dependencies=keyed)
+    @app.get("/metrics")
     async def prometheus() -> PlainTextResponse:
         return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -49,7 +48,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         service.defaults = service.defaults.updated({"mode": body.mode})
         return {"mode": service.defaults.mode}
 
-    @app.get("/props", dependencies=keyed)
+    @app.get("/props")
     async def props() -> dict[str, Any]:
         config, defaults = service.model.config, service.defaults
         return {

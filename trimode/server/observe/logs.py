@@ -3,6 +3,7 @@
 import json
 import logging
 import queue
+import re
 import sys
 import threading
 import time
@@ -18,6 +19,9 @@ _MOST_LINES = 10_000
 _MOST_IGNORED = 100
 """Names of ignored fields that are remembered."""
 _FLUSH_SECONDS = 1.0
+
+_UNSEEN = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+"""Characters that end lines or turn text around for other programs; JSON lets them stand."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,8 @@ def as_json(record: logging.LogRecord) -> str:
     }
     if record.exc_info:
         fields["exception"] = logging.Formatter().formatException(record.exc_info)
-    return json.dumps(fields, ensure_ascii=False, default=str)
+    text = json.dumps(fields, ensure_ascii=False, default=str)
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class RequestLog:

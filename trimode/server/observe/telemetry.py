@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Operation = Literal["chat", "text_completion"]
 """OpenTelemetry's names for what an endpoint does (`gen_ai.operation.name`)."""
 
+_LARGEST = 2**63 - 1
+"""Largest whole number of a span."""
 _FIELD = "otlp_traces_endpoint"
 _FLUSH_SECONDS = 5.0
 """Seconds for the last spans when the server stops; the exporter itself would try for longer."""
@@ -157,7 +159,7 @@ def _measured(requests: list[ActiveRequest]) -> dict[str, str | int | float]:
     options, arrived = sequences[0].options, requests[0].arrived
     counts, stats = token_counts(sequences), Stats.pooled(one.stats for one in sequences)
     found: dict[str, str | int | float] = {
-        "gen_ai.request.max_tokens": options.max_tokens,
+        "gen_ai.request.max_tokens": min(options.max_tokens, _LARGEST),
         "gen_ai.request.temperature": options.temperature,
         "gen_ai.request.top_p": options.top_p,
         "gen_ai.usage.input_tokens": counts.prompt,

@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 
 from trimode.checkpoints import LoadedModel
 from trimode.decoding import TokenLogprob
@@ -35,12 +35,27 @@ Prompt = str | list[int]
 
 MOST_PROMPTS = 1024
 """Prompts of one request."""
+MOST_IDS = 2**20
+"""Token ids of one prompt, whatever the model's context."""
+
+
+def _few(prompt: Any) -> Any:
+    """Refuse a list of too many prompts before each of them is looked at."""
+    if isinstance(prompt, list) and len(prompt) > MOST_PROMPTS:
+        if type(prompt[0]) is not int:
+            raise ValueError(f"{len(prompt)} prompts; at most {MOST_PROMPTS}")
+        if len(prompt) > MOST_IDS:
+            raise ValueError(f"{len(prompt)} token ids; at most {MOST_IDS}")
+    return prompt
 
 
 class CompletionBody(GenerationBody):
     """Body of /v1/completions."""
 
-    prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
+    prompt: Annotated[
+        StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]],
+        BeforeValidator(_few),
+    ]
     max_tokens: Limit = Field(None, ge=0)
     """0 only with `echo`."""
     logprobs: WholeNumber | None = Field(None, ge=0, le=20)
@@ -57,15 +72,13 @@ class CompletionBody(GenerationBody):
         """The one prompt or all of them, as texts or token ids.
 
         Raises:
-            InputError: there is none, or there are too many.
+            InputError: there is none.
         """
         prompt: Any = self.prompt
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             return [prompt]
         if not prompt:
             raise InputError("prompt", "an empty list", "must hold at least one prompt")
-        if len(prompt) > MOST_PROMPTS:
-            raise InputError("prompt", f"{len(prompt)} prompts", f"at most {MOST_PROMPTS}")
         return prompt
 
     def form(self, service: Service) -> AnswerForm:

@@ -6,13 +6,11 @@ from fastapi import FastAPI
 
 from trimode.config import MODES
 from trimode.server.choices import mode_suffix
-from trimode.server.http.guards import key_guards
 from trimode.server.service import Service
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the list and the card of the model."""
-    keyed = key_guards(service)
     config = service.model.config
     context = config.max_position_embeddings
 
@@ -35,12 +33,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
             },
         }
 
-    @app.get("/v1/models", dependencies=keyed)
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         names = [service.name, *(f"{service.name}:{mode}" for mode in MODES)]
         return {"object": "list", "data": [card(name) for name in names]}
 
-    @app.get("/v1/models/{name:path}", dependencies=keyed)
+    @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> dict[str, Any]:
         mode_suffix(service, name)  # refuses another model
         return card(name)

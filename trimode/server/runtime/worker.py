@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, TypeVar
 from trimode.config import GenerationOptions
 from trimode.decoding import Drafted, Event
 from trimode.engine import Engine, Sequence
-from trimode.errors import GrammarError, InputError, TrimodeError
+from trimode.errors import GrammarError, InputError, NotFiniteError, TrimodeError
 from trimode.server.runtime.steps import Channel, Step, joined
 
 logger = logging.getLogger(__name__)
@@ -331,6 +331,8 @@ def _failure(sequence: Sequence) -> EngineFailedError:
     """What the client of a failed request is told."""
     if isinstance(sequence.error, GrammarError):
         return GrammarFailedError(str(sequence.error))
+    if isinstance(sequence.error, NotFiniteError):
+        return EngineFailedError(f"request {sequence.id}: {sequence.error}")
     return EngineFailedError(f"the model failed on request {sequence.id}; the log says more")
 
 
