@@ -15,7 +15,7 @@ from trimode import generate, load
 from trimode.checkpoints import save_checkpoint
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
-from trimode.errors import CheckpointError
+from trimode.errors import CheckpointError, InputError
 from trimode.model import expected_tensors
 from trimode.testing import byte_tokenizer, tiny_config, tiny_tensors, write_tiny_checkpoint
 
@@ -160,11 +160,15 @@ def test_a_missing_tokenizer_is_named(checkpoint):
     assert "tokenizer.json" in refusal(checkpoint)
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
-    config = tiny_config(vocab_size=200, mask_token_id=3, eos_token_ids=(2,))
+def test_a_prompt_with_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
+    config = tiny_config(vocab_size=258, mask_token_id=3, eos_token_ids=(2,))
     path = tmp_path / "model"
     save_checkpoint(path, config, tiny_tensors(config).items(), tokenizer=byte_tokenizer())
-    assert "tokenizer: 261 ids; the model has 200" in refusal(path)
+    model = load(path, dtype="fp32")
+    assert model.tokenizer.vocab_size == 261
+    assert generate(model, "abc", raw=True, max_tokens=2, ignore_eos=True).token_ids
+    with pytest.raises(InputError, match=r"token id 258; ids are 0\.\.257"):
+        generate(model, "abc<|im_end|>", raw=True, max_tokens=2)
 
 
 def test_stop_tokens_of_the_generation_config_count(checkpoint):

@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama-linear-rope": (
         "LlamaConfig",
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
-        {},
+        {"max_position_embeddings": 4 * 4096},
     ),
     "llama-yarn-plain": (
         "LlamaConfig",
@@ -64,10 +64,34 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "qwen2": ("Qwen2Config", {}, {"qkv_bias": True}),
     "qwen3": ("Qwen3Config", {}, {"qk_norm": True}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "tie_word_embeddings": True,
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 24,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        {
+            "activation": "gelu_tanh",
+            "norm": "offset_rms",
+            "norm_placement": "both",
+            "qk_norm": True,
+            "embedding_multiplier": 48**0.5,
+            "attention_scale": 24**-0.5,
+            "layer_ropes": ("local", "global", "local"),
+            "local_rope": RopeConfig(rope_theta=1e4),
+            "layer_windows": (9, None, 9),
+        },
+    ),
 }
 
 
-BY_OPERATORS: frozenset[str] = frozenset()
+BY_OPERATORS: frozenset[str] = frozenset({"gemma3"})
 """Those of them that the C++ pass does not know yet: it must refuse them."""
 
 
@@ -77,6 +101,9 @@ def build(
     """A random transformers model, our config of it, and its tensors by canonical name."""
     class_name, extra, fields = FAMILIES[name]
     sizes = SIZES | other_sizes
+    layers = sizes["num_hidden_layers"]
+    extra = {k: v[:layers] if isinstance(v, list) else v for k, v in extra.items()}
+    fields = {k: v[:layers] if isinstance(v, tuple) else v for k, v in fields.items()}
     head_dim = sizes["head_dim"]
     if class_name == "Qwen2Config":
         del sizes["head_dim"]
@@ -90,25 +117,26 @@ def build(
     tied = bool(extra.get("tie_word_embeddings"))
     if tied:
         model.tie_weights()
-    rope = {"rope_theta": 1e4, **dict(hf_config.rope_parameters)}
+    rope = dict(hf_config.rope_parameters)
+    rope = {"rope_theta": 1e4, **rope.get("full_attention", rope)}
     names = set(RopeConfig.__dataclass_fields__)
-    config = ModelConfig(
-        family=hf_config.model_type,
-        vocab_size=hf_config.vocab_size,
-        hidden_size=hf_config.hidden_size,
-        intermediate_size=hf_config.intermediate_size,
-        num_layers=hf_config.num_hidden_layers,
-        num_heads=hf_config.num_attention_heads,
-        num_kv_heads=hf_config.num_key_value_heads,
-        head_dim=head_dim,
-        rms_norm_eps=hf_config.rms_norm_eps,
-        max_position_embeddings=hf_config.max_position_embeddings,
-        rope=RopeConfig(**{k: v for k, v in rope.items() if k in names}),
-        tie_word_embeddings=tied,
-        mask_token_id=7,
-        eos_token_ids=(2,),
-        **fields,
-    )
+    ours = {
+        "family": hf_config.model_type,
+        "vocab_size": hf_config.vocab_size,
+        "hidden_size": hf_config.hidden_size,
+        "intermediate_size": hf_config.intermediate_size,
+        "num_layers": hf_config.num_hidden_layers,
+        "num_heads": hf_config.num_attention_heads,
+        "num_kv_heads": hf_config.num_key_value_heads,
+        "head_dim": head_dim,
+        "rms_norm_eps": hf_config.rms_norm_eps,
+        "max_position_embeddings": hf_config.max_position_embeddings,
+        "rope": RopeConfig(**{k: v for k, v in rope.items() if k in names}),
+        "tie_word_embeddings": tied,
+        "mask_token_id": 7,
+        "eos_token_ids": (2,),
+    }
+    config = ModelConfig(**ours | fields)
     tensors = {
         key.removeprefix("model."): value.detach()
         for key, value in model.state_dict().items()

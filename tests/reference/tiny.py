@@ -52,13 +52,21 @@ class Tiny:
         self, tokens: list[int], positions: list[int], mask: Tensor, adapted: set[int]
     ) -> Tensor:
         """Logits `[n, vocab]` of transformers' model under a boolean mask."""
-        bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        attention_mask: Any = _bias(mask)
+        windows = set(self.config.layer_windows) - {None}
+        if windows:  # one window at most
+            places = torch.tensor(positions)
+            near = places[:, None] - places[None, :] < windows.pop()
+            attention_mask = {
+                "full_attention": attention_mask,
+                "sliding_attention": _bias(mask & near),
+            }
         hooks = self._hooks(tokens, adapted)
         try:
             output = self.oracle(
                 torch.tensor([tokens]),
                 position_ids=torch.tensor([positions]),
-                attention_mask=bias[None, None],
+                attention_mask=attention_mask,
                 use_cache=False,
             )
         finally:
@@ -92,7 +100,7 @@ class Tiny:
 
             def embed(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
                 output = output.clone()
-                output[0, masked] = embedding
+                output[0, masked] = embedding * self.config.embedding_multiplier
                 return output
 
             hooks.append(base.get_submodule("embed_tokens").register_forward_hook(embed))
@@ -104,6 +112,11 @@ class Tiny:
     def generate(self, prompt: Sequence[int], **options: Any) -> Running:
         """Run one request alone and return its finished sequence."""
         return run_alone(self.model, prompt, **options)
+
+
+def _bias(mask: Tensor) -> Tensor:
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    return bias[None, None]
 
 
 def run_alone(model: LoadedModel, prompt: Sequence[int], **options: Any) -> Running:

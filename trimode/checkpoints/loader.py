@@ -1,7 +1,6 @@
 """Loads a model that is ready to run."""
 
 import ctypes
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,14 @@ from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
 from trimode.checkpoints.sources import DEFAULT_MODEL, ResolvedSource, resolve
+from trimode.checkpoints.special_tokens import (
+    end_token_ids,
+    generation_config_ends,
+    template_tokens,
+)
 from trimode.config import ModelConfig
 from trimode.decoding import CommitScorer
-from trimode.errors import CheckpointError, InputError
+from trimode.errors import InputError
 from trimode.model import (
     AdapterScope,
     AdapterWeights,
@@ -124,14 +128,14 @@ def open_checkpoint(
         config, read = model.config, model.read
         tokenizer, chat_template = model.tokenizer, model.chat_template
     else:
-        config = _with_generation_config(read_config(path / "config.json"), path)
+        config = read_config(path / "config.json")
         read = open_weights(path, config)
         tokenizer = Tokenizer.from_file(path / "tokenizer.json")
-        chat_template = _chat_template(path, config, tokenizer)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            "tokenizer", f"{tokenizer.vocab_size} ids", f"the model has {config.vocab_size}"
-        )
+        ends = end_token_ids(tokenizer, config, generation_config_ends(path))
+        config = replace(config, eos_token_ids=ends)
+        template = find_chat_template(path)
+        tokens = template_tokens(tokenizer, config)
+        chat_template = None if template is None else ChatTemplate(template, **tokens)
     return Checkpoint(source.name, path, config, tokenizer, chat_template, read)
 
 
@@ -213,33 +217,6 @@ def _device(device: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError("device", repr(device), "this PyTorch sees no CUDA device; use cpu")
     return device
-
-
-def _with_generation_config(config: ModelConfig, directory: Path) -> ModelConfig:
-    """Add the stop tokens of `generation_config.json`; chat models often list theirs there."""
-    path = directory / "generation_config.json"
-    if not path.is_file():
-        return config
-    try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
-    more = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more))))
-
-
-def _chat_template(
-    directory: Path, config: ModelConfig, tokenizer: Tokenizer
-) -> ChatTemplate | None:
-    source = find_chat_template(directory)
-    if source is None:
-        return None
-    bos, eos = config.bos_token_id, next(iter(config.eos_token_ids), None)
-    return ChatTemplate(
-        source,
-        bos_token="" if bos is None else tokenizer.token_text(bos),
-        eos_token="" if eos is None else tokenizer.token_text(eos),
-    )
 
 
 def _adapter_path(adapter: str | Path | None, source: ResolvedSource) -> Path | None:

@@ -13,8 +13,10 @@ from torch import Tensor
 from trimode.checkpoints.atomic import atomic_directory, marked
 from trimode.checkpoints.hf_config import SAVED_BY_US, to_hf
 from trimode.checkpoints.names import check_tensors, to_published
+from trimode.checkpoints.special_tokens import template_tokens
 from trimode.config import ModelConfig
 from trimode.text import ChatTemplate, Tokenizer
+from trimode.text.token_names import NAMES
 
 
 def save_checkpoint(
@@ -70,10 +72,13 @@ def is_ours(directory: Path) -> bool:
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    ids = {"bos_token": config.bos_token_id, "mask_token": config.mask_token_id}
-    if config.eos_token_ids:
-        ids["eos_token"] = config.eos_token_ids[0]
-    tokens = {name: tokenizer.token_text(i) for name, i in ids.items() if i is not None}
-    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+    tokens = template_tokens(tokenizer, config)
+    if config.mask_token_id is not None:
+        tokens["mask_token"] = tokenizer.token_text(config.mask_token_id)
+    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    fields |= {name: text for name, text in tokens.items() if name in NAMES}
+    models_own = {name: text for name, text in tokens.items() if name not in NAMES}
+    if models_own:
+        fields["extra_special_tokens"] = models_own
     fields["add_bos_token"] = tokenizer.add_bos
     return fields

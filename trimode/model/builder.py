@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimode.config import ModelConfig
+from trimode.config import ModelConfig, NormKind
 from trimode.model.adapter import AdapterWeights, Projection
 from trimode.model.formats import WeightFormat
-from trimode.model.norm import RMSNorm
+from trimode.model.norm import LayerNorm, Norm, OffsetRMSNorm, RMSNorm
 
 ReadTensor = Callable[[str], Tensor]
 """Canonical name -> tensor."""
@@ -25,10 +25,13 @@ class Builder:
         self.format = weight_format
         self._read, self._adapter = read, adapter
 
-    def norm(self, name: str, eps: float) -> RMSNorm:
-        """An RMSNorm from `name.weight`."""
+    def norm(self, name: str, kind: NormKind, eps: float) -> Norm:
+        """A norm from `name.weight`, and `name.bias` if it has one."""
         # A copy: a view would keep the whole mapped file in memory beside the packed weights.
-        return RMSNorm(name, self._tensor(f"{name}.weight", copy=True), eps)
+        weight = self._tensor(f"{name}.weight", copy=True)
+        if kind == "layer":
+            return LayerNorm(name, weight, self._tensor(f"{name}.bias", copy=True), eps)
+        return (OffsetRMSNorm if kind == "offset_rms" else RMSNorm)(name, weight, eps)
 
     def projection(self, *names: str, bias: bool) -> Projection:
         """The linears `names`, fused along their outputs, with their share of the adapter."""

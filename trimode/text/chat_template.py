@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from trimode.errors import CheckpointError, InputError
+from trimode.files import read_json_object_if_there, read_text
 from trimode.text.messages import Message, checked_messages, plain_data
 
 
@@ -23,16 +24,16 @@ class ChatTemplate:
 
     Args:
         source: the Jinja template.
-        bos_token: text of the BOS token, for templates that write it.
-        eos_token: text of the EOS token.
+        special_tokens: texts of special tokens by the names that templates use, such as
+            `eos_token`.
 
     Raises:
         CheckpointError: the source is not a Jinja template.
     """
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, **special_tokens: str) -> None:
         self.source = source
-        self.bos_token, self.eos_token = bos_token, eos_token
+        self.special_tokens = special_tokens
         try:
             self._template = _environment().from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
@@ -65,8 +66,9 @@ class ChatTemplate:
                 if message["role"] == "developer":
                     message["role"] = "system"
         context = {
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
+            "bos_token": "",
+            "eos_token": "",
+            **self.special_tokens,
             "documents": None,
             **{name: plain_data(value, name) for name, value in variables.items()},
             "messages": checked,
@@ -90,26 +92,24 @@ def find_chat_template(directory: Path) -> str | None:
         CheckpointError: one of the files is damaged.
     """
     plain = directory / "chat_template.jinja"
-    if plain.is_file():
-        try:
-            return plain.read_text(encoding="utf-8")
-        except (ValueError, OSError) as error:
-            raise CheckpointError(str(plain), f"not readable ({error})", "UTF-8 text") from None
+    if plain.exists():
+        return read_text(plain)
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = directory / name
-        if path.is_file() and (template := _template_in(path)) is not None:
+        template = _template_in(read_json_object_if_there(path), path)
+        if template is not None:
             return template
     return None
 
 
-def _template_in(path: Path) -> str | None:
+def _template_in(fields: dict[str, Any], path: Path) -> str | None:
+    template = fields.get("chat_template")
     try:
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
         if isinstance(template, list):
             named = {entry["name"]: entry["template"] for entry in template}
             template = named.get("default")
-    except (ValueError, OSError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(str(path), f"not readable ({error})", "named templates") from None
     if template is not None and not isinstance(template, str):
         found = f"chat_template is {type(template).__name__}"
         raise CheckpointError(str(path), found, "a string or a list of named templates")

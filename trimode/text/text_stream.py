@@ -6,11 +6,15 @@ from trimode.text.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Detokenizes token by token and ends at a stop string."""
+    """Detokenizes token by token and ends at a stop string.
+
+    Special tokens are not shown, but a stop string may spell one.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
         self.detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(stops)
+        self._spelled = tokenizer.special_tokens_in(stops)
         self._pieces: list[str] = []
         self.stopped = False
         """Whether a stop string was completed; nothing is shown after it."""
@@ -22,7 +26,10 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Text that this token makes final."""
-        return self._show(self.detokenizer.push([token]))
+        shown = self._show(self.detokenizer.push([token]))
+        if token in self._spelled:
+            shown += self._show(self._spelled[token], hidden=True)
+        return shown
 
     def finish(self) -> str:
         """The text that was held back, at the end of the answer."""
@@ -35,9 +42,9 @@ class TextStream:
             shown += rest
         return shown
 
-    def _show(self, text: str) -> str:
+    def _show(self, text: str, *, hidden: bool = False) -> str:
         if self.stopped:
             return ""
-        shown, self.stopped = self._stops.push(text)
+        shown, self.stopped = self._stops.push(text, hidden=hidden)
         self._pieces.append(shown)
         return shown
