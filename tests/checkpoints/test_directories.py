@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from tests.reference.families import FAMILIES, build
 from trimode import generate, load
 from trimode.checkpoints import save_checkpoint
+from trimode.checkpoints.families import FAMILIES as OUR_FAMILIES
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
 from trimode.errors import CheckpointError, InputError
 from trimode.model import expected_tensors
 from trimode.testing import byte_tokenizer, tiny_config, tiny_tensors, write_tiny_checkpoint
 
-FAMILY_NAMES = ("nemotron_labs_diffusion", "llama", "mistral", "ministral3", "qwen2", "qwen3")
+FAMILY_NAMES = tuple(OUR_FAMILIES)
 
 
 @pytest.fixture
@@ -150,8 +151,16 @@ def test_a_missing_shard_is_named(tmp_path):
         open_weights(tmp_path, read_config(tmp_path / "config.json"))
 
 
-def test_a_damaged_index_is_a_checkpoint_error(checkpoint):
-    (checkpoint / "model.safetensors.index.json").write_text("{}")
+def test_a_whole_file_is_read_whatever_the_index_beside_it_says(checkpoint):
+    stale = {"weight_map": {"encoder.norm.weight": "model-00001-of-00002.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert load(checkpoint).config.num_layers == 2
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "[" * 200_000, '{"weight_map": {"a": "../b"}}'])
+def test_a_damaged_index_is_a_checkpoint_error(checkpoint, text):
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors.index.json").write_text(text)
     assert "index.json: not readable" in refusal(checkpoint)
 
 

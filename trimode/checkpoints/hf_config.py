@@ -383,6 +383,7 @@ def to_hf(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "pad_token_id": None,  # the tokenizer's; some classes have one that may be out of range
         "sliding_window": None,
         "dtype": dtype,
         "block_size": config.block_length,

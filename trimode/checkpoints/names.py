@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import accumulate
+
+import torch
+from torch import Tensor
 
 from trimode.checkpoints.families import FAMILIES, HUGGING_FACE, Layout
 from trimode.config import ModelConfig
@@ -61,6 +65,52 @@ def to_published(name: str, family: str) -> str:
     if name.startswith("lm_head."):
         return layout.head + name.removeprefix("lm_head.")
     return layout.body + name
+
+
+_FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""Linears that some families' files hold in one tensor, stacked along their outputs."""
+
+
+def split_fused(name: str, config: ModelConfig) -> dict[str, slice | None]:
+    """Canonical tensors that a file's tensor holds, and their rows; None is all of them."""
+    stem, _, kind = name.rpartition(".")
+    fused = next((whole for whole in _FUSED if stem.endswith(whole)), None)
+    if fused is None or not FAMILIES[config.family].fused_linears:
+        return {name: None}
+    queries, keys = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    inner = config.intermediate_size
+    sizes = (queries, keys, keys) if "qkv" in fused else (inner, inner)
+    layer = stem.removesuffix(fused)
+    ends = list(accumulate(sizes))
+    return {
+        f"{layer}{part}.{kind}": slice(end - size, end)
+        for part, size, end in zip(_FUSED[fused], sizes, ends, strict=True)
+    }
+
+
+def rows_of(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
+    """The shape of some rows of a tensor."""
+    if rows is None or not shape:
+        return shape
+    return (len(range(*rows.indices(shape[0]))), *shape[1:])
+
+
+def fuse(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Canonical tensors as the family's files hold them; the reverse of `split_fused`."""
+    if not FAMILIES[family].fused_linears:
+        return tensors
+    fused = dict(tensors)
+    for name in tensors:
+        for whole, parts in _FUSED.items():
+            stem, _, kind = name.rpartition(".")
+            if stem.endswith(parts[0]):
+                layer = stem.removesuffix(parts[0])
+                pieces = [fused.pop(f"{layer}{part}.{kind}") for part in parts]
+                fused[f"{layer}{whole}.{kind}"] = torch.cat(pieces)
+    return fused
 
 
 def from_gguf(name: str) -> str | None:

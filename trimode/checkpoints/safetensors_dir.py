@@ -1,15 +1,15 @@
 """Weights of a Hugging Face directory: single or sharded safetensors, read by mmap."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trimode.checkpoints.names import check_tensors, from_published
+from trimode.checkpoints.names import check_tensors, from_published, rows_of, split_fused
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
+from trimode.files import read_json_object
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -23,7 +23,7 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
         CheckpointError: a file is missing or damaged, or the tensors are not those of the model.
     """
     files = {path: _open(path) for path in _shards(directory)}
-    homes: dict[str, tuple[Path, str]] = {}
+    homes: dict[str, tuple[Path, str, slice | None]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path, file in files.items():
         for published in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
@@ -34,19 +34,20 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
             if header.get_dtype() not in _DTYPES:
                 supported = f"supported: {', '.join(_DTYPES)}"
                 raise CheckpointError(f"{path}: {published}", header.get_dtype(), supported)
-            if name in homes:
-                first = homes[name][1]
-                raise CheckpointError(
-                    f"{path}: {published}", f"is {name}, as {first} is", "each tensor once"
-                )
-            homes[name] = (path, published)
-            shapes[name] = tuple(header.get_shape())
+            for part, rows in split_fused(name, config).items():
+                if part in homes:
+                    found = f"is {part}, as {homes[part][1]} is"
+                    raise CheckpointError(f"{path}: {published}", found, "each tensor once")
+                homes[part] = (path, published, rows)
+                shapes[part] = rows_of(tuple(header.get_shape()), rows)
     tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
     check_tensors(config, shapes, str(directory), ignore=tied)
 
     def read(name: str) -> Tensor:
-        path, published = homes[name]
-        return files[path].get_tensor(published)
+        path, published, rows = homes[name]
+        if rows is None:
+            return files[path].get_tensor(published)
+        return files[path].get_slice(published)[rows]
 
     return read
 
@@ -54,14 +55,10 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
 def _shards(directory: Path) -> list[Path]:
     """The weight files; adapters and subfolders are ignored."""
     single, index = directory / _SINGLE, directory / _INDEX
-    if not index.exists():
+    if single.exists() or not index.exists():  # an index beside a whole file is stale
         return [single]
     allowed = 'must be a JSON object with a "weight_map" of tensor names to file names'
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(index), f"not readable ({error})", allowed) from None
-    shards = content.get("weight_map") if isinstance(content, dict) else None
+    shards = read_json_object(index, allowed=allowed).get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
     if not names or any(Path(name).name != name for name in names):
         raise CheckpointError(str(index), "not readable (no usable weight map)", allowed)

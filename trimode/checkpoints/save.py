@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimode.checkpoints.atomic import atomic_directory, marked
 from trimode.checkpoints.hf_config import SAVED_BY_US, to_hf
-from trimode.checkpoints.names import check_tensors, to_published
+from trimode.checkpoints.names import check_tensors, fuse, to_published
 from trimode.checkpoints.special_tokens import template_tokens
 from trimode.config import ModelConfig
 from trimode.text import ChatTemplate, Tokenizer
@@ -49,7 +49,8 @@ def save_checkpoint(
     named = {name: tensor.contiguous() for name, tensor in tensors}
     check_tensors(config, {name: tuple(t.shape) for name, t in named.items()}, str(directory))
     fields["dtype"] = str(named["embed_tokens.weight"].dtype).removeprefix("torch.")
-    published = {to_published(name, config.family): tensor for name, tensor in named.items()}
+    stored = fuse(named, config.family)
+    published = {to_published(name, config.family): tensor for name, tensor in stored.items()}
     with atomic_directory(directory, replaceable=is_ours, overwrite=overwrite) as temporary:
         (temporary / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         if tokenizer is not None:

@@ -45,6 +45,11 @@ class ByLayer(Generic[T]):
         made = {window: make(value) for window, value in self._by_window.items()}
         return ByLayer(self._config, made)
 
+    def zip(self, other: "ByLayer[U]") -> "ByLayer[tuple[T, U]]":
+        """Pairs of both."""
+        pairs = {w: (value, other._by_window[w]) for w, value in self._by_window.items()}
+        return ByLayer(self._config, pairs)
+
 
 def layer_masks(
     config: ModelConfig, visible: Tensor, queries: Tensor, keys: Tensor
@@ -119,10 +124,18 @@ class NoisyAttention:
     no key is copied, and no block is multiplied with another.
     """
 
-    def __init__(self, clean: CleanAttention, visible: ByLayer[Tensor]) -> None:
-        """`visible`: blocks to clean tokens, bool `[R, N, B, L]` for each layer."""
+    def __init__(
+        self, clean: CleanAttention, visible: ByLayer[Tensor], inside: ByLayer[Tensor]
+    ) -> None:
+        """Masks for each layer.
+
+        Args:
+            clean: the clean pass.
+            visible: blocks to clean tokens, bool `[R, N, B, L]`.
+            inside: tokens of a block to each other, bool `[B, B]`.
+        """
         self._clean = clean
-        self._visible = visible
+        self._visible, self._inside = visible, inside
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `trimode.model.attention.Attend`; T = R * N * B."""
@@ -141,6 +154,7 @@ class NoisyAttention:
         outside = outside.view(rows, kv_heads, groups, blocks, -1, length)
         outside = outside.masked_fill(hidden, float("-inf"))
         inside = queries @ keys.transpose(-1, -2)  # [R, K, G, N, B, B]
+        inside = inside.masked_fill(~self._inside[layer], float("-inf"))
         scores = torch.cat((outside, inside), dim=-1).softmax(-1)
         outside, inside = scores.split((length, block_length), dim=-1)
         output = (outside.reshape(rows, kv_heads, -1, length) @ clean_values).view_as(queries)
@@ -151,14 +165,23 @@ class NoisyAttention:
 class FlexNoisyAttention:
     """The same with FlexAttention over [clean | noisy] keys; for CUDA."""
 
-    def __init__(self, clean: CleanAttention, visible: ByLayer[Tensor]) -> None:
-        """`visible`: blocks to clean tokens, bool `[R, N, B, L]` for each layer."""
+    def __init__(
+        self, clean: CleanAttention, visible: ByLayer[Tensor], inside: ByLayer[Tensor]
+    ) -> None:
+        """Masks for each layer.
+
+        Args:
+            clean: the clean pass.
+            visible: blocks to clean tokens, bool `[R, N, B, L]`.
+            inside: tokens of a block to each other, bool `[B, B]`.
+        """
         self._clean = clean
         self._rows = len(visible[0])
-        self._masks = visible.map(self._mask)
+        self._masks = visible.zip(inside).map(self._mask)
 
     @staticmethod
-    def _mask(visible: Tensor) -> BlockMask:
+    def _mask(masks: tuple[Tensor, Tensor]) -> BlockMask:
+        visible, inside = masks
         rows, blocks, block_length, length = visible.shape
         noisy = blocks * block_length
 
@@ -166,7 +189,9 @@ class FlexNoisyAttention:
             del head
             block, place = query // block_length, query % block_length
             before = (key < length) & visible[row, block, place, key.clamp(max=length - 1)]
-            return before | ((key >= length) & ((key - length) // block_length == block))
+            other = key - length
+            same = (key >= length) & (other // block_length == block)
+            return before | (same & inside[place, other % block_length])
 
         return create_block_mask(mask, rows, None, noisy, length + noisy, visible.device)
 
@@ -245,7 +270,11 @@ def noisy_pass(
     visible = context_visibility(blocks, documents).to(tokens.device)[:, :, None]
     visible = visible.expand(*tokens.shape, -1)
     masks = layer_masks(transformer.config, visible, positions, places.to(tokens.device)[:, None])
-    attend = (FlexNoisyAttention if _or_default(flex, tokens) else NoisyAttention)(clean, masks)
+    within = torch.arange(tokens.shape[2], device=tokens.device)
+    whole = torch.ones(len(within), len(within), dtype=torch.bool, device=tokens.device)
+    inside = layer_masks(transformer.config, whole, within, within)
+    kind = FlexNoisyAttention if _or_default(flex, tokens) else NoisyAttention
+    attend = kind(clean, masks, inside)
     hidden = transformer(tokens.flatten(), positions.flatten(), attend, slice(None))
     return hidden.view(*tokens.shape, -1)
 
