@@ -64,7 +64,7 @@ def test_smollm_splits_digits_one_by_one():
 
 
 def test_an_unknown_pre_tokenizer_is_named():
-    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre: 'exotic'; supported: smollm"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre: 'exotic'; supported: default"):
         Tokenizer.from_gguf(*alphabet_model(MERGES), "exotic")
 
 

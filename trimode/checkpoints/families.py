@@ -108,6 +108,8 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(architecture="MistralForCausalLM", sliding_window=4096),
     "ministral3": Family(
         architecture="Ministral3ForCausalLM",
+        gguf_architecture="mistral3",
+        interleaved_gguf_rope=True,
         head_dim=128,
         rms_norm_eps=1e-5,
         always_scales_queries=True,

@@ -7,10 +7,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from trimode.checkpoints.families import FAMILIES, HUGGING_FACE, Layout
+from trimode.checkpoints.families import FAMILIES, HUGGING_FACE, Family, Layout
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
-from trimode.model import expected_tensors
+from trimode.model import LAYER_NORMS, expected_tensors
 
 _LAYOUTS = (
     Layout(body="language_model.model.", head="language_model.lm_head."),  # multimodal, published
@@ -29,7 +29,6 @@ _GGUF_TENSORS = {
 }
 _GGUF_LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -39,6 +38,9 @@ _GGUF_LAYER_TENSORS = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_qkv": "self_attn.qkv_proj",
 }
 
 
@@ -113,15 +115,23 @@ def fuse(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     return fused
 
 
-def from_gguf(name: str) -> str | None:
+def from_gguf(name: str, family: str = "llama") -> str | None:
     """Canonical name of a GGUF tensor, or None if it is not a weight of the model."""
     if name == "rope_freqs.weight":  # read into RopeConfig
         return None
     stem, _, kind = name.rpartition(".")
     if stem.startswith("blk."):
         layer, _, part = stem.removeprefix("blk.").partition(".")
-        return f"layers.{layer}.{_GGUF_LAYER_TENSORS.get(part, part)}.{kind}"
+        return f"layers.{layer}.{_gguf_part(part, FAMILIES[family])}.{kind}"
     return f"{_GGUF_TENSORS.get(stem, stem)}.{kind}"
+
+
+def _gguf_part(part: str, family: Family) -> str:
+    if part == "ffn_norm":
+        return LAYER_NORMS[family.norm_placement].before_mlp or part
+    if part == "ffn_up" and family.fused_linears:
+        return "mlp.gate_up_proj"
+    return _GGUF_LAYER_TENSORS.get(part, part)
 
 
 def check_tensors(

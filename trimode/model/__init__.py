@@ -11,12 +11,13 @@ from trimode.model.attention import CachedAttention, Segment
 from trimode.model.build import DTYPES, build_runner, choose_format, cpu_multiplies_bf16, describe
 from trimode.model.builder import ReadTensor
 from trimode.model.kv_cache import KVCache
-from trimode.model.parameters import expected_tensors
+from trimode.model.parameters import LAYER_NORMS, expected_tensors
 from trimode.model.runners import Runner
 from trimode.model.transformer import Block, Transformer
 
 __all__ = [
     "DTYPES",
+    "LAYER_NORMS",
     "AdapterRows",
     "AdapterScope",
     "AdapterWeights",

@@ -15,10 +15,8 @@ from tokenizers import AddedToken, processors
 from trimode.errors import CheckpointError, InputError
 from trimode.files import LARGEST_TOKENIZER, check_file
 from trimode.text.byte_bpe import BYTE_OF, byte_bpe
+from trimode.text.sentencepiece import PieceType, SentencePieceVocabulary, sentencepiece
 from trimode.text.token_names import add_tokens, read_token_names
-
-_CONTROL, _USER_DEFINED = 3, 4
-"""GGUF token types."""
 
 _FALLBACK_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 """How SentencePiece vocabularies spell a single byte."""
@@ -93,6 +91,7 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         add_bos: bool = False,
+        named_tokens: Mapping[str, str] | None = None,
     ) -> "Tokenizer":
         """Build byte-level BPE from GGUF metadata (`tokenizer.ggml.*`).
 
@@ -105,6 +104,7 @@ class Tokenizer:
             bos_token_id: the token that begins a text.
             eos_token_id: the token that ends one.
             add_bos: whether `encode` begins with BOS unless told otherwise.
+            named_tokens: see the class.
 
         Raises:
             CheckpointError: the pre-tokenizer is not supported, or the lists contradict each other.
@@ -120,17 +120,52 @@ class Tokenizer:
         with _damage_named("tokenizer.ggml", "a byte-level BPE vocabulary"):
             backend = byte_bpe(tokens, merges, pre)
         typed = list(zip(tokens, token_types, strict=True))
-        backend.add_special_tokens([_added(t, special=True) for t, k in typed if k == _CONTROL])
-        backend.add_tokens([_added(t, special=False) for t, k in typed if k == _USER_DEFINED])
+        backend.add_special_tokens(
+            [_added(t, special=True) for t, k in typed if k == PieceType.CONTROL]
+        )
+        backend.add_tokens(
+            [_added(t, special=False) for t, k in typed if k == PieceType.USER_DEFINED]
+        )
         if add_bos and bos_token_id is not None:
-            # `encode` does not use it. It tells other readers of a saved tokenizer.json.
-            bos = tokens[bos_token_id]
-            backend.post_processor = processors.TemplateProcessing(
-                single=[bos, "$A"],
-                pair=[bos, "$A", f"{bos}:1", "$B:1"],
-                special_tokens=[(bos, bos_token_id)],
-            )
-        return cls(backend, bos_token_id=bos_token_id, eos_token_id=eos_token_id, add_bos=add_bos)
+            _begin_with(backend, bos_token_id)
+        return cls(
+            backend,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            add_bos=add_bos,
+            named_tokens=named_tokens,
+        )
+
+    @classmethod
+    def from_sentencepiece(
+        cls,
+        vocabulary: SentencePieceVocabulary,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        add_bos: bool = False,
+        named_tokens: Mapping[str, str] | None = None,
+    ) -> "Tokenizer":
+        """Build a tokenizer of a SentencePiece vocabulary; see the class for the other arguments.
+
+        Raises:
+            CheckpointError: the vocabulary contradicts itself.
+        """
+        for name, token in (("bos", bos_token_id), ("eos", eos_token_id)):
+            if token is not None and not 0 <= token < len(vocabulary.pieces):
+                allowed = f"0 to {len(vocabulary.pieces) - 1}"
+                raise CheckpointError(f"{name}_token_id", str(token), allowed)
+        with _damage_named("tokenizer", "a SentencePiece vocabulary"):
+            backend = sentencepiece(vocabulary)
+        if add_bos and bos_token_id is not None:
+            _begin_with(backend, bos_token_id)
+        return cls(
+            backend,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            add_bos=add_bos,
+            named_tokens=named_tokens,
+        )
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, whole or not at all."""
@@ -254,6 +289,17 @@ class Tokenizer:
     def _text_inside(self, token_id: int) -> str:
         before = self.decode(self._anchor)
         return self.decode([*self._anchor, token_id])[len(before) :]
+
+
+def _begin_with(backend: tokenizers.Tokenizer, token_id: int) -> None:
+    """Have texts begin with BOS, for other readers of a saved file; `encode` ignores it."""
+    bos = backend.id_to_token(token_id)
+    assert bos is not None
+    backend.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"],
+        pair=[bos, "$A", f"{bos}:1", "$B:1"],
+        special_tokens=[(bos, token_id)],
+    )
 
 
 def _added(text: str, *, special: bool) -> AddedToken:
