@@ -48,7 +48,16 @@ def add_switches(writer, config, hf):
         writer.add_attention_scale(hf.attention_multiplier)
 
 
-def write(path, name, edit=None):
+def add_tokens(writer):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * len(TOKENS))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(2)
+
+
+def write(path, name, edit=None, tokens=add_tokens):
     """A GGUF file of a family, as llama.cpp's converter writes it."""
     oracle, config, _ = build(name)
     hf = oracle.config
@@ -66,12 +75,7 @@ def write(path, name, edit=None):
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     add_switches(writer, config, hf)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * len(TOKENS))
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(2)
+    tokens(writer)
     if edit is not None:
         edit(writer)
     add_tensors(writer, oracle, config, architecture)
@@ -269,3 +273,87 @@ def test_a_missing_part_is_named(tmp_path):
     parts[1].unlink()
     with pytest.raises(CheckpointError, match=r"m-00002-of-00003\.gguf: missing; all 3 parts"):
         open_gguf(parts[0])
+
+
+def byte_level(pre="gpt-2", control=(), **keys):
+    """Adds a byte-level vocabulary with control tokens, and keys of `tokenizer.ggml`."""
+
+    def add(writer):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        tokens = [*TOKENS[: len(TOKENS) - len(control)], *control]
+        writer.add_token_list(tokens)
+        writer.add_token_types([1] * (len(tokens) - len(control)) + [3] * len(control))
+        writer.add_token_merges(["a b"])
+        for key, value in keys.items():
+            kind = writer.add_bool if isinstance(value, bool) else writer.add_uint32
+            kind(f"tokenizer.ggml.{key}", value)
+
+    return add
+
+
+def opened(tmp_path, tokens):
+    return open_gguf(write(tmp_path / "m.gguf", "llama", tokens=tokens))
+
+
+def test_an_answer_ends_at_eos_eot_eom_and_at_known_ends_of_turns(tmp_path):
+    control = ("<|im_end|>", "<|python_tag|>", "<|endoftext|>")
+    ids = {"eos_token_id": 130, "eot_token_id": 5, "eom_token_id": 6}
+    config = opened(tmp_path, byte_level(control=control, **ids)).config
+    assert config.eos_token_ids == (130, 5, 6, 128)
+
+
+@pytest.mark.parametrize(
+    ("pre", "keys", "begins"),
+    [
+        ("llama-bpe", {}, True),
+        ("llama3", {}, True),
+        ("tekken", {}, True),
+        ("llama-bpe", {"add_bos_token": False}, False),
+        ("gpt-2", {}, False),
+        ("gpt-2", {"add_bos_token": True}, True),
+    ],
+)
+def test_the_pre_tokenizer_says_whether_a_text_begins_with_bos_unless_the_file_does(
+    tmp_path, pre, keys, begins
+):
+    model = opened(tmp_path, byte_level(pre, ("<s>",), bos_token_id=130, **keys))
+    assert model.tokenizer.encode("ab") == ([130] if begins else []) + [2]
+
+
+def test_templates_see_all_named_tokens_of_the_file(tmp_path):
+    def add(writer):
+        byte_level(control=("<s>", "<p>"), bos_token_id=129, padding_token_id=130)(writer)
+        writer.add_chat_template("{{ bos_token }}|{{ pad_token }}|{{ eos_token }}")
+
+    template = opened(tmp_path, add).chat_template
+    assert template.render([{"role": "user", "content": "x"}]) == "<s>|<p>|"
+
+
+PIECES = ["<unk>", "<s>", "</s>", "\u2581", "a", "b", "ab", "\u2581ab", "\n\n"]
+
+
+def spm_tokens(**flags):
+    def add(writer):
+        size = 131 - len(PIECES)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([*PIECES, *(f"<0x{i:02X}>" for i in range(size))])
+        writer.add_token_scores([0.0] * 6 + [-1.0, -2.0, 0.0] + [0.0] * size)
+        writer.add_token_types([2, 3, 3, 1, 1, 1, 1, 1, 4] + [6] * size)
+        for key, value in flags.items():
+            writer.add_bool(f"tokenizer.ggml.{key}", value)
+
+    return add
+
+
+def test_a_sentencepiece_vocabulary_is_read(tmp_path):
+    model = opened(tmp_path, spm_tokens())
+    assert model.tokenizer.encode("ab\n\nab!") == [1, 7, 8, 7, 9 + ord("!")]
+    assert model.tokenizer.decode([1, 7, 8, 6]) == "ab\n\nab"
+    assert model.config.eos_token_ids == (2,)
+    assert model.tokenizer.bos_token_id == 1
+
+
+def test_a_sentencepiece_vocabulary_may_do_without_prefix_and_bos(tmp_path):
+    model = opened(tmp_path, spm_tokens(add_space_prefix=False, add_bos_token=False))
+    assert model.tokenizer.encode("ab ab") == [6, 7]
