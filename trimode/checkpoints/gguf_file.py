@@ -19,7 +19,7 @@ from trimode.checkpoints.names import check_tensors, from_gguf, rows_of, split_f
 from trimode.checkpoints.special_tokens import end_token_ids, template_tokens
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
-from trimode.text import ChatTemplate, Tokenizer
+from trimode.text import ChatTemplate, Tokenizer, chat_template
 from trimode.text.byte_bpe import pre_adds_bos
 from trimode.text.sentencepiece import SentencePieceVocabulary
 
@@ -424,5 +424,9 @@ def _tokenizer(metadata: _Metadata) -> Tokenizer:
 
 
 def _chat_template(metadata: _Metadata, tokens: dict[str, str]) -> ChatTemplate | None:
-    source = metadata.get("tokenizer.chat_template")
-    return None if source is None else ChatTemplate(source, **tokens)
+    found = {}
+    for name, key in (("default", ""), ("tool_use", ".tool_use")):
+        source = metadata.get(f"tokenizer.chat_template{key}")
+        if source is not None:
+            found[name] = str(source)
+    return chat_template(found, **tokens)

@@ -59,6 +59,10 @@ def save_checkpoint(
             (temporary / "tokenizer_config.json").write_text(json.dumps(special, indent=2) + "\n")
         if chat_template is not None:
             (temporary / "chat_template.jinja").write_text(chat_template.source, encoding="utf-8")
+            if chat_template.tool_source != chat_template.source:
+                more = temporary / "additional_chat_templates"
+                more.mkdir()
+                (more / "tool_use.jinja").write_text(chat_template.tool_source, encoding="utf-8")
         for path in extra_files:
             shutil.copy(path, temporary / path.name)
         try:

@@ -140,7 +140,7 @@ class Engine:
             context=context,
             scratch=scratch,
             decoder=spec.decode(prompt, context),
-            text_stream=TextStream(self.model.tokenizer, options.stop),
+            text_stream=TextStream(self.model.tokenizer, options.stop, prompt),
         )
         self.waiting.append(sequence)
         return sequence

@@ -6,8 +6,7 @@ import torch
 
 from trimode.config import ModelConfig
 from trimode.errors import InputError
-from trimode.model.adapter import AdapterWeights
-from trimode.model.builder import ReadTensor
+from trimode.model.adapter import AdapterWeights, ReadTensor
 from trimode.model.formats import (
     FbgemmFormat,
     Int8Format,

@@ -1,6 +1,5 @@
 """Makes modules of one weight format from named tensors. Each tensor is read once."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,12 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from trimode.config import ModelConfig, NormKind
-from trimode.model.adapter import AdapterWeights, Projection
+from trimode.model.adapter import AdapterWeights, Projection, ReadTensor
 from trimode.model.formats import WeightFormat
 from trimode.model.norm import LayerNorm, Norm, OffsetRMSNorm, RMSNorm
-
-ReadTensor = Callable[[str], Tensor]
-"""Canonical name -> tensor."""
 
 
 class Builder:

@@ -15,9 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.config import LayerRope, ModelConfig
-from trimode.model.adapter import AdapterRows, AdapterWeights, Projection, check_adapter
+from trimode.model.adapter import (
+    AdapterRows,
+    AdapterWeights,
+    Projection,
+    ReadTensor,
+    check_adapter,
+)
 from trimode.model.attention import Attend
-from trimode.model.builder import Builder, ReadTensor
+from trimode.model.builder import Builder
 from trimode.model.formats import WeightFormat
 from trimode.model.norm import LayerNorm, Norm
 from trimode.model.parameters import LAYER_NORMS

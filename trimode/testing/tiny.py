@@ -113,7 +113,7 @@ def tiny_model(
         runner=build_runner(config, tensors.__getitem__, dtype="fp32", adapter=adapter),
         tokenizer=byte_tokenizer(),
         chat_template=ChatTemplate(CHAT_TEMPLATE),
-        adapter_scope=adapter.scope if adapter else None,
+        adapter_scope=adapter.row_scope if adapter else None,
     )
 
 

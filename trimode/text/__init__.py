@@ -1,6 +1,6 @@
 """The only package that handles text: tokenizer, chat template, detokenizer, stop strings."""
 
-from trimode.text.chat_template import ChatTemplate, find_chat_template
+from trimode.text.chat_template import ChatTemplate, chat_template, find_chat_templates
 from trimode.text.detokenizer import Detokenizer
 from trimode.text.grammar import (
     JSON_STYLE,
@@ -21,7 +21,8 @@ __all__ = [
     "StopStrings",
     "TextStream",
     "Tokenizer",
-    "find_chat_template",
+    "chat_template",
+    "find_chat_templates",
     "json_grammar",
     "lark_grammar",
     "regex_grammar",

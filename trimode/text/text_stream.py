@@ -1,5 +1,7 @@
 """The text of one answer as its tokens are committed."""
 
+from collections.abc import Sequence
+
 from trimode.text.detokenizer import Detokenizer
 from trimode.text.stop_strings import StopStrings
 from trimode.text.tokenizer import Tokenizer
@@ -11,8 +13,11 @@ class TextStream:
     Special tokens are not shown, but a stop string may spell one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
-        self.detokenizer = Detokenizer(tokenizer)
+    def __init__(
+        self, tokenizer: Tokenizer, stops: tuple[str, ...] = (), prompt: Sequence[int] = ()
+    ) -> None:
+        """`prompt`: tokens before the answer, in whose text the answer's first word stands."""
+        self.detokenizer = Detokenizer(tokenizer, prompt)
         self._stops = StopStrings(stops)
         self._spelled = tokenizer.special_tokens_in(stops)
         self._pieces: list[str] = []

@@ -264,7 +264,7 @@ class Tokenizer:
     @cached_property
     def byte_level(self) -> bool:
         """Whether every token is a run of bytes in GPT-2's byte alphabet."""
-        return _decoder(self.backend).get("type") == "ByteLevel"
+        return {"ByteLevel"} <= self._decoding_steps <= {"ByteLevel", "Fuse"}
 
     @property
     def vocab_size(self) -> int:
@@ -273,9 +273,12 @@ class Tokenizer:
 
     @cached_property
     def _has_byte_fallback(self) -> bool:
+        return "ByteFallback" in self._decoding_steps
+
+    @cached_property
+    def _decoding_steps(self) -> set[str | None]:
         decoder = _decoder(self.backend)
-        steps = decoder.get("decoders", [decoder])
-        return any(step.get("type") == "ByteFallback" for step in steps)
+        return {step.get("type") for step in decoder.get("decoders", [decoder])}
 
     @cached_property
     def _anchor(self) -> list[int]:
