@@ -218,3 +218,52 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_checkpoint(tmp_path, monke
 def test_nothing_is_read_of_subfolders(checkpoint):
     shutil.copytree(checkpoint, checkpoint / "other")
     assert load(checkpoint).config.family == "nemotron_labs_diffusion"
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_files_of_torch_save_are_read(tmp_path, sharded):
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    tensors = load_file(path / "model.safetensors")
+    expected = generate(load(path, dtype="fp32"), [5, 90], max_tokens=6, ignore_eos=True)
+    (path / "model.safetensors").unlink()
+    if sharded:
+        names = sorted(tensors)
+        parts = {"a.bin": names[::2], "b.bin": names[1::2]}
+        for name, part in parts.items():
+            torch.save({n: tensors[n] for n in part}, path / name)
+        index = {"weight_map": {n: name for name, part in parts.items() for n in part}}
+        (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    else:
+        torch.save(tensors, path / "pytorch_model.bin")
+    found = generate(load(path, dtype="fp32"), [5, 90], max_tokens=6, ignore_eos=True)
+    assert found.token_ids == expected.token_ids
+
+
+class Dangerous:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize("content", [Dangerous(), {"x": Dangerous()}, {"x": 3}, [1], b"x" * 40])
+def test_a_pickle_that_is_no_state_dict_is_refused_and_not_run(tmp_path, content, capsys):
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    (path / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (path / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, path / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refusal(path)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["norm.weight", "lm_head.weight", "layers.1.input_layernorm.weight"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_numbers_that_are_not_finite_are_named(tmp_path, name, value, dtype):
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    published = name if name.startswith("lm_head") else f"model.{name}"
+    edit(path, lambda tensors: tensors[published].view(-1)[:1].fill_(value))
+    with pytest.raises(CheckpointError, match=rf"{name}: NaN or infinite"):
+        load(path, dtype=dtype)

@@ -137,7 +137,7 @@ def open_checkpoint(
     else:
         config = read_config(path / "config.json")
         read = open_weights(path, config)
-        tokenizer = Tokenizer.from_file(path / "tokenizer.json")
+        tokenizer = Tokenizer.from_directory(path)
         ends = end_token_ids(tokenizer, config, generation_config_ends(path))
         config = replace(config, eos_token_ids=ends)
         tokens = template_tokens(tokenizer, config)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trimode.config import ModelConfig, NormKind
+from trimode.errors import CheckpointError
 from trimode.model.adapter import AdapterWeights, Projection, ReadTensor
 from trimode.model.formats import WeightFormat
 from trimode.model.norm import LayerNorm, Norm, OffsetRMSNorm, RMSNorm
@@ -42,8 +43,8 @@ class Builder:
 
     def embedding_and_head(self, config: ModelConfig) -> tuple[Any, nn.Module]:
         """The embedding module and the output head."""
-        embedding = partial(self._read, "embed_tokens.weight")
-        head = None if config.tie_word_embeddings else partial(self._read, "lm_head.weight")
+        embedding = partial(self._finite, "embed_tokens.weight")
+        head = None if config.tie_word_embeddings else partial(self._finite, "lm_head.weight")
         return self.format.embedding_and_head(embedding, head)
 
     def mask_embedding(self) -> nn.Parameter | None:
@@ -54,7 +55,20 @@ class Builder:
         return nn.Parameter(mask.to(self.format.device, self.format.dtype), requires_grad=False)
 
     def _tensor(self, name: str, *, copy: bool = False) -> Tensor:
-        return self._read(name).to(device=self.format.device, dtype=self.format.dtype, copy=copy)
+        return self._finite(name).to(device=self.format.device, dtype=self.format.dtype, copy=copy)
+
+    def _finite(self, name: str) -> Tensor:
+        """A tensor whose numbers all reach the logits: norms, biases, embedding and head.
+
+        One pass over them costs little; the many linears are not looked at.
+
+        Raises:
+            CheckpointError: a number is not finite.
+        """
+        tensor = self._read(name)
+        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise CheckpointError(name, "NaN or infinite", "must be finite numbers")
+        return tensor
 
     def _part(self, adapter: AdapterWeights, name: str) -> tuple[Tensor, Tensor] | None:
         part = adapter.targets.get(name)

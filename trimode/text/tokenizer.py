@@ -16,6 +16,7 @@ from trimode.errors import CheckpointError, InputError
 from trimode.files import LARGEST_TOKENIZER, check_file
 from trimode.text.byte_bpe import BYTE_OF, byte_bpe
 from trimode.text.sentencepiece import PieceType, SentencePieceVocabulary, sentencepiece
+from trimode.text.sentencepiece_file import read_sentencepiece
 from trimode.text.token_names import add_tokens, read_token_names
 
 _FALLBACK_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -79,6 +80,31 @@ class Tokenizer:
         return cls(
             backend, bos_token_id=bos, eos_token_id=eos, add_bos=add_bos, named_tokens=names.named
         )
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "Tokenizer":
+        """The tokenizer of a checkpoint: `tokenizer.json`, or SentencePiece's `tokenizer.model`.
+
+        Raises:
+            CheckpointError: there is neither, or a file is damaged.
+        """
+        whole, bare = directory / "tokenizer.json", directory / "tokenizer.model"
+        if whole.exists() or not bare.exists():
+            return cls.from_file(whole)
+        vocabulary, names = read_sentencepiece(bare), read_token_names(directory)
+        with _damage_named(str(bare), "SentencePiece's file"):
+            backend = sentencepiece(vocabulary)
+            add_tokens(backend, names.added)
+        usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        named = names.named or {n: t for n, t in usual.items() if t in vocabulary.pieces}
+        bos, eos = (
+            backend.token_to_id(named[name]) if name in named else None
+            for name in ("bos_token", "eos_token")
+        )
+        add_bos = names.add_bos is not False and bos is not None
+        if add_bos and bos is not None:
+            _begin_with(backend, bos)
+        return cls(backend, bos_token_id=bos, eos_token_id=eos, add_bos=add_bos, named_tokens=named)
 
     @classmethod
     def from_gguf(
