@@ -131,13 +131,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {
             "embedding_multiplier": 3.0,
             "residual_multiplier": 0.25,
-            "logits_scaling": 8.0,
+            "logits_scaling": 0.25,
             "attention_multiplier": 0.125,
         },
         {
             "embedding_multiplier": 3.0,
             "residual_multiplier": 0.25,
-            "logit_multiplier": 0.125,
+            "logit_multiplier": 4.0,
             "attention_scale": 0.125,
         },
     ),
