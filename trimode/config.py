@@ -32,6 +32,15 @@ DRAFT_FORMS: tuple[DraftForm, ...] = get_args(DraftForm)
 
 RopeType = Literal["default", "linear", "yarn", "llama3"]
 
+Activation = Literal["silu", "gelu_tanh"]
+NormKind = Literal["rms", "offset_rms", "layer"]
+"""`rms`: RMSNorm. `offset_rms`: the scale is 1 + weight (Gemma). `layer`: LayerNorm with a bias."""
+NormPlacement = Literal["before", "after", "both"]
+"""Whether attention and MLP have a norm before them, after them (OLMo 2), or both (Gemma)."""
+QKNormOver = Literal["head", "projection"]
+LayerRope = Literal["global", "local", "none"]
+"""How a layer rotates: as `rope` says, as `local_rope` says, or not at all."""
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The built-in model that is used if none is named."""
 
@@ -87,6 +96,7 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     attention_factor: float | None = None
+    """Factor on cos and sin; None is the type's own."""
     truncate: bool = True
     """YaRN: round the correction range to whole dimensions."""
     low_freq_factor: float = 1.0
@@ -101,6 +111,14 @@ class RopeConfig:
             raise CheckpointError(
                 "rope_type", repr(self.rope_type), f"supported: {', '.join(get_args(RopeType))}"
             )
+        for name, positive in _ROPE_NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None:
+                _check_number(name, value, positive=positive)
+        original = self.original_max_position_embeddings
+        if original is not None and (type(original) is not int or original < 1):
+            allowed = "must be a whole number of at least 1"
+            raise CheckpointError("original_max_position_embeddings", repr(original), allowed)
         needs_original = self.rope_type in ("yarn", "llama3") or self.llama_4_scaling_beta
         if needs_original and not self.original_max_position_embeddings:
             raise CheckpointError(
@@ -108,6 +126,39 @@ class RopeConfig:
                 "missing",
                 f"rope_type {self.rope_type} needs the trained context length",
             )
+
+    def context_length(self, trained: int) -> int:
+        """Positions that a model may use which the config says was trained on `trained`.
+
+        Linear and YaRN scaling stretch the trained context by their factor.
+        """
+        if self.rope_type not in ("linear", "yarn"):
+            return trained
+        original = self.original_max_position_embeddings or trained
+        return max(trained, int(original * self.factor))
+
+
+_ROPE_NUMBERS = {
+    "rope_theta": True,
+    "factor": True,
+    "beta_fast": True,
+    "beta_slow": True,
+    "mscale": False,
+    "mscale_all_dim": False,
+    "attention_factor": True,
+    "low_freq_factor": True,
+    "high_freq_factor": True,
+    "llama_4_scaling_beta": False,
+}
+"""Fields of `RopeConfig` that are numbers, and whether they must be above zero."""
+
+
+def _check_number(name: str, value: object, *, positive: bool = True) -> None:
+    """Raise CheckpointError unless a config's value is a finite number, above zero if it must."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
+    if not ok or (positive and value <= 0):  # type: ignore[operator]
+        allowed = "must be a number above 0" if positive else "must be a number"
+        raise CheckpointError(name, repr(value), allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +181,28 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    """RMSNorm over head_dim on queries and keys before RoPE (qwen3)."""
+    """RMSNorm on queries and keys before RoPE (qwen3)."""
+    qk_norm_over: QKNormOver = "head"
+    """Whether that norm is over each head, or over all heads together (OLMo 2)."""
+    activation: Activation = "silu"
+    norm: NormKind = "rms"
+    norm_placement: NormPlacement = "before"
+    embedding_multiplier: float = 1.0
+    """Multiplied into the embeddings, rounded to their dtype."""
+    residual_multiplier: float = 1.0
+    """Multiplied into what attention and MLP add."""
+    logit_multiplier: float = 1.0
+    """Multiplied into the hidden states before the head."""
+    attention_scale: float | None = None
+    """Multiplied into the scores; None is head_dim ** -0.5."""
+    rotary_dim: int | None = None
+    """How many dimensions of a head are rotated, the first ones; None is all."""
+    layer_ropes: tuple[LayerRope, ...] = ()
+    """How each layer rotates; empty: all as `rope` says."""
+    local_rope: RopeConfig | None = None
+    """RoPE of the layers that rotate locally."""
+    layer_windows: tuple[int | None, ...] = ()
+    """How many tokens back each layer sees, itself included; None is all. Empty: all see all."""
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -155,6 +227,7 @@ class ModelConfig:
             raise CheckpointError(
                 "num_kv_heads", str(self.num_kv_heads), f"must divide num_heads {self.num_heads}"
             )
+        self._check_switches()
         if self.head_dim % 2:
             raise CheckpointError("head_dim", str(self.head_dim), "must be even for RoPE")
         named = {"mask_token_id": (self.mask_token_id,), "eos_token_id": self.eos_token_ids}
@@ -162,6 +235,22 @@ class ModelConfig:
             for token in ids:
                 if token is not None and not 0 <= token < self.vocab_size:
                     raise CheckpointError(name, str(token), f"must be in 0..{self.vocab_size - 1}")
+
+    def _check_switches(self) -> None:
+        _check_number("rms_norm_eps", self.rms_norm_eps)
+        for name in ("embedding_multiplier", "residual_multiplier", "logit_multiplier"):
+            _check_number(name, getattr(self, name))
+        if self.attention_scale is not None:
+            _check_number("attention_scale", self.attention_scale)
+        for name in ("layer_ropes", "layer_windows"):
+            if len(getattr(self, name)) not in (0, self.num_layers):
+                found = f"{len(getattr(self, name))} values"
+                raise CheckpointError(name, found, f"must be one for each of {self.num_layers}")
+        if self.rotary_dim is not None and not (
+            0 < self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0
+        ):
+            allowed = f"must be even and at most head_dim {self.head_dim}"
+            raise CheckpointError("rotary_dim", str(self.rotary_dim), allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,15 +42,17 @@ def test_what_is_written_is_read(config, scope, tmp_path):
 
 
 def test_nvidias_draft_adapter_is_read_as_draft_only(tmp_path):
+    path = tmp_path / "linear_spec_lora"
+    path.mkdir()
     a, b = torch.randn(8, 64), torch.randn(64, 8)
     stem = "base_model.model.encoder.layers.1.self_attn.o_proj"
     tensors = {f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(
+    save_file(tensors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(
         '{"peft_type": "LORA", "r": 8, "lora_alpha": 32, "target_modules": ["o_proj"],'
         ' "bias": "none", "inference_mode": true, "lora_dropout": 0.0, "use_dora": false}'
     )
-    adapter = read_adapter(tmp_path)
+    adapter = read_adapter(path)
     assert (adapter.scale, adapter.scope, adapter.mask_embedding) == (4.0, "draft", None)
     assert list(adapter.targets) == ["layers.1.self_attn.o_proj"]
     assert torch.equal(adapter.targets["layers.1.self_attn.o_proj"][1], b)

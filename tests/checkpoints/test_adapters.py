@@ -10,9 +10,9 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trimode import load
+from trimode import generate, load
 from trimode.checkpoints import read_adapter, save_adapter
-from trimode.errors import CheckpointError
+from trimode.errors import CheckpointError, InputError
 from trimode.model import AdapterWeights, CachedAttention, KVCache, Segment, expected_tensors
 from trimode.testing import tiny_config, write_tiny_checkpoint
 
@@ -221,3 +221,137 @@ def test_rslora_scales_by_the_root_of_the_rank(tmp_path):
     path = tmp_path / "a" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": True}))
     assert read_adapter(tmp_path / "a").scale == 8.0 / 4**0.5
+
+
+def lora(tmp_path, name="lora", seed=3, **options):
+    """An ordinary LoRA as PEFT saves it, and PEFT's model with it."""
+    path = tmp_path / "model"
+    if not path.exists():
+        write_tiny_checkpoint(path, "llama")
+    base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", **options
+    )
+    torch.manual_seed(seed)
+    model = peft.get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(tmp_path / name)
+    return path, tmp_path / name, model
+
+
+@torch.inference_mode()
+def test_an_ordinary_lora_is_on_in_all_rows(tmp_path):
+    path, adapter_path, theirs = lora(tmp_path)
+    tokens = torch.arange(12) * 9
+    ours = load(path, dtype="fp32", adapter=adapter_path)
+    expected = theirs(tokens[None]).logits[0]
+    for rows in (None, slice(None), torch.tensor([1, 2])):
+        torch.testing.assert_close(logits(ours, tokens, rows), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(load(path, dtype="fp32"), tokens, None), expected, atol=1e-2)
+    assert ours.adapter_scope is None
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+def test_a_lora_gives_the_answers_of_the_merged_checkpoint(tmp_path, dtype):
+    path, adapter_path, theirs = lora(tmp_path)
+    theirs.merge_and_unload().save_pretrained(tmp_path / "merged")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "merged" / name).write_bytes((path / name).read_bytes())
+    options = {"max_tokens": 12, "ignore_eos": True}
+    ours = generate(load(path, dtype=dtype, adapter=adapter_path), [5, 90, 30], **options)
+    merged = generate(load(tmp_path / "merged", dtype=dtype), [5, 90, 30], **options)
+    assert ours.token_ids == merged.token_ids
+
+
+@torch.inference_mode()
+def test_loras_stand_beside_each_other_and_beside_a_drafting_adapter(tmp_path):
+    path, first, _ = lora(tmp_path)
+    _, second, _ = lora(tmp_path, "second", seed=4)
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "draft", adapter(config), config)
+    model = load(path, dtype="fp32", adapter=[first, tmp_path / "draft", second])
+    assert model.adapter_scope == "denoise"
+    tokens = torch.arange(12) * 9
+    both = load(path, dtype="fp32", adapter=[second, first])
+    assert torch.allclose(logits(model, tokens, None), logits(both, tokens, None), atol=1e-5)
+    one = load(path, dtype="fp32", adapter=first)
+    assert not torch.allclose(logits(one, tokens, None), logits(both, tokens, None), atol=1e-2)
+
+
+def test_two_drafting_adapters_are_refused(tmp_path):
+    config = tiny_config("llama")
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    for name in ("a", "b"):
+        save_adapter(tmp_path / name, adapter(config), config)
+    with pytest.raises(InputError, match="at most one may be a drafting adapter"):
+        load(path, adapter=[tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_lora_leaves_the_checkpoints_own_drafting_adapter_on(tmp_path):
+    path = write_tiny_checkpoint(tmp_path / "model")
+    config = tiny_config()
+    save_adapter(path / "linear_spec_lora", adapter(config, scope="draft"), config)
+    save_adapter(tmp_path / "lora", adapter(config, targets=("v_proj",)), config)
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    save_file(load_file(weights), weights)
+    assert load(path, adapter=tmp_path / "lora").adapter_scope == "draft"
+    assert load(path, adapter=["none", tmp_path / "lora"]).adapter_scope is None
+
+
+def test_a_lora_of_another_model_is_refused(tmp_path):
+    _, adapter_path, _ = lora(tmp_path)
+    other = write_tiny_checkpoint(tmp_path / "other", "llama", hidden_size=16)
+    with pytest.raises(CheckpointError, match="it belongs to another model"):
+        load(other, adapter=adapter_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: 'pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights: 'olora'"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_alpha": 1e308}, "overflows"),
+    ],
+)
+def test_an_adapter_that_means_something_else_is_refused_by_name(tmp_path, fields, words):
+    assert words in damage(tmp_path, fields=fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.full((4, 32), float("nan")), "NaN or infinite"),
+        (torch.full((4, 32), float("inf")), "NaN or infinite"),
+        (torch.ones(4, 32, dtype=torch.int32), "int32; must be of floats"),
+        (torch.ones(4, 32, dtype=torch.bool), "bool; must be of floats"),
+    ],
+)
+def test_tensors_that_are_no_finite_floats_are_named(tmp_path, value, words):
+    message = damage(tmp_path, tensors=lambda t: t.update({A: value}))
+    assert "o_proj.lora_A.weight" in message
+    assert words in message
+
+
+@pytest.mark.parametrize("length", ["2000", str(10**30)])
+def test_a_block_length_beyond_the_context_is_refused(tmp_path, length):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", adapter(config), config)
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    metadata = {"trimode_scope": "denoise", "trimode_block_length": length}
+    save_file(load_file(weights), weights, metadata=metadata)
+    with pytest.raises(InputError, match=r"blocks of 2000|trimode_block_length"):
+        load(write_tiny_checkpoint(tmp_path / "model", "llama"), adapter=tmp_path / "a")
+
+
+def test_deep_json_in_an_adapters_config_is_named(tmp_path):
+    config = tiny_config("llama")
+    save_adapter(tmp_path / "a", adapter(config), config)
+    (tmp_path / "a" / "adapter_config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: not readable"):
+        read_adapter(tmp_path / "a")

@@ -46,7 +46,8 @@ def test_what_we_write_comes_back_and_transformers_reads_it(name, tmp_path):
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     assert theirs.model_type == config.family
     assert theirs.num_hidden_layers == config.num_layers
-    assert theirs.rope_parameters["rope_theta"] == config.rope.rope_theta
+    rope = theirs.rope_parameters
+    assert rope.get("full_attention", rope)["rope_theta"] == config.rope.rope_theta
 
 
 def test_old_rope_theta_and_rope_scaling_are_read():
@@ -178,8 +179,15 @@ def test_a_missing_config_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"qkv_bias": True}, {"family": "qwen2"}, {"family": "mistral", "mlp_bias": True}]
+    ("fields", "named"),
+    [
+        ({"qkv_bias": True}, "o_bias"),
+        ({"family": "qwen2"}, "qkv_bias"),
+        ({"family": "mistral", "mlp_bias": True}, "mlp_bias"),
+        ({"qk_norm": True}, "qk_norm"),
+        ({"residual_multiplier": 0.5}, "residual_multiplier"),
+    ],
 )
-def test_biases_that_a_family_cannot_express_are_not_written(fields):
-    with pytest.raises(CheckpointError, match="biases"):
+def test_what_a_family_cannot_express_is_not_written(fields, named):
+    with pytest.raises(CheckpointError, match=named):
         to_hf(small_config(**fields), dtype="float32")

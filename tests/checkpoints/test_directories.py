@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from tests.reference.families import FAMILIES, build
 from trimode import generate, load
 from trimode.checkpoints import save_checkpoint
+from trimode.checkpoints.families import FAMILIES as OUR_FAMILIES
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
-from trimode.errors import CheckpointError
+from trimode.errors import CheckpointError, InputError
 from trimode.model import expected_tensors
 from trimode.testing import byte_tokenizer, tiny_config, tiny_tensors, write_tiny_checkpoint
 
-FAMILY_NAMES = ("nemotron_labs_diffusion", "llama", "mistral", "ministral3", "qwen2", "qwen3")
+FAMILY_NAMES = tuple(OUR_FAMILIES)
 
 
 @pytest.fixture
@@ -150,8 +151,16 @@ def test_a_missing_shard_is_named(tmp_path):
         open_weights(tmp_path, read_config(tmp_path / "config.json"))
 
 
-def test_a_damaged_index_is_a_checkpoint_error(checkpoint):
-    (checkpoint / "model.safetensors.index.json").write_text("{}")
+def test_a_whole_file_is_read_whatever_the_index_beside_it_says(checkpoint):
+    stale = {"weight_map": {"encoder.norm.weight": "model-00001-of-00002.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(stale))
+    assert load(checkpoint).config.num_layers == 2
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "[" * 200_000, '{"weight_map": {"a": "../b"}}'])
+def test_a_damaged_index_is_a_checkpoint_error(checkpoint, text):
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "model.safetensors.index.json").write_text(text)
     assert "index.json: not readable" in refusal(checkpoint)
 
 
@@ -160,11 +169,15 @@ def test_a_missing_tokenizer_is_named(checkpoint):
     assert "tokenizer.json" in refusal(checkpoint)
 
 
-def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path):
-    config = tiny_config(vocab_size=200, mask_token_id=3, eos_token_ids=(2,))
+def test_a_prompt_with_a_token_that_the_model_has_no_row_for_is_refused(tmp_path):
+    config = tiny_config(vocab_size=258, mask_token_id=3, eos_token_ids=(2,))
     path = tmp_path / "model"
     save_checkpoint(path, config, tiny_tensors(config).items(), tokenizer=byte_tokenizer())
-    assert "tokenizer: 261 ids; the model has 200" in refusal(path)
+    model = load(path, dtype="fp32")
+    assert model.tokenizer.vocab_size == 261
+    assert generate(model, "abc", raw=True, max_tokens=2, ignore_eos=True).token_ids
+    with pytest.raises(InputError, match=r"token id 258; ids are 0\.\.257"):
+        generate(model, "abc<|im_end|>", raw=True, max_tokens=2)
 
 
 def test_stop_tokens_of_the_generation_config_count(checkpoint):
@@ -205,3 +218,52 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_checkpoint(tmp_path, monke
 def test_nothing_is_read_of_subfolders(checkpoint):
     shutil.copytree(checkpoint, checkpoint / "other")
     assert load(checkpoint).config.family == "nemotron_labs_diffusion"
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_files_of_torch_save_are_read(tmp_path, sharded):
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    tensors = load_file(path / "model.safetensors")
+    expected = generate(load(path, dtype="fp32"), [5, 90], max_tokens=6, ignore_eos=True)
+    (path / "model.safetensors").unlink()
+    if sharded:
+        names = sorted(tensors)
+        parts = {"a.bin": names[::2], "b.bin": names[1::2]}
+        for name, part in parts.items():
+            torch.save({n: tensors[n] for n in part}, path / name)
+        index = {"weight_map": {n: name for name, part in parts.items() for n in part}}
+        (path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    else:
+        torch.save(tensors, path / "pytorch_model.bin")
+    found = generate(load(path, dtype="fp32"), [5, 90], max_tokens=6, ignore_eos=True)
+    assert found.token_ids == expected.token_ids
+
+
+class Dangerous:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize("content", [Dangerous(), {"x": Dangerous()}, {"x": 3}, [1], b"x" * 40])
+def test_a_pickle_that_is_no_state_dict_is_refused_and_not_run(tmp_path, content, capsys):
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    (path / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (path / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, path / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refusal(path)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["norm.weight", "lm_head.weight", "layers.1.input_layernorm.weight"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_numbers_that_are_not_finite_are_named(tmp_path, name, value, dtype):
+    path = write_tiny_checkpoint(tmp_path / "model", "llama")
+    published = name if name.startswith("lm_head") else f"model.{name}"
+    edit(path, lambda tensors: tensors[published].view(-1)[:1].fill_(value))
+    with pytest.raises(CheckpointError, match=rf"{name}: NaN or infinite"):
+        load(path, dtype=dtype)

@@ -14,9 +14,10 @@ WIDE = small_config(hidden_size=256, intermediate_size=256, num_heads=16, num_la
 """K-quants come in blocks of 256."""
 
 
-@pytest.mark.parametrize(
-    "kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K"]
-)
+READABLE = [*gguf.quants._type_traits, gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16]
+
+
+@pytest.mark.parametrize("kind", [kind.name for kind in READABLE])
 def test_every_type_is_dequantised_as_gguf_does(kind, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(WIDE), kind=kind)
     model = open_gguf(path)
@@ -89,14 +90,14 @@ def test_rope_freqs_become_frequency_factors(tmp_path, monkeypatch):
 
 
 def test_an_unsupported_type_names_tensor_and_type(tmp_path):
-    path = write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(WIDE), kind="Q2_K")
-    with pytest.raises(CheckpointError, match=r"token_embd\.weight: type Q2_K; supported: F32"):
+    path = write_gguf(tmp_path / "m.gguf", WIDE, random_tensors(WIDE), kind="Q8_1")
+    with pytest.raises(CheckpointError, match=r"token_embd\.weight: type Q8_1; supported: F32"):
         open_gguf(path)
 
 
 def test_an_unknown_architecture_is_named(tmp_path):
-    path = write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, architecture="phi3")
-    with pytest.raises(CheckpointError, match=r"general\.architecture: 'phi3'; supported: llama"):
+    path = write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, architecture="bloom")
+    with pytest.raises(CheckpointError, match=r"general\.architecture: 'bloom'; supported: llama"):
         open_gguf(path)
 
 

@@ -173,22 +173,6 @@ def refusal(path):
     return str(error.value)
 
 
-def test_an_unsupported_quantisation_names_tensor_and_type(tmp_path):
-    _, config, tensors = build("llama")
-
-    def quantise(name, array):
-        if name == "layers.1.mlp.down_proj.weight":
-            block, size = gguf.GGML_QUANT_SIZES[Q.IQ4_NL]
-            return np.zeros(
-                (array.shape[0], array.shape[1] // block * size or size), np.uint8
-            ), Q.IQ4_NL
-        return array, None
-
-    tensors["layers.1.mlp.down_proj.weight"] = torch.zeros(48, 96)
-    message = refusal(write(tmp_path / "m.gguf", config, tensors, quantise=quantise))
-    assert "blk.1.ffn_down.weight: type IQ4_NL; supported: F32" in message
-
-
 def test_an_unknown_architecture_is_named(tmp_path):
     _, config, tensors = build("llama")
     message = refusal(write(tmp_path / "m.gguf", config, tensors, architecture="gemma2"))

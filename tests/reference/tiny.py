@@ -52,13 +52,22 @@ class Tiny:
         self, tokens: list[int], positions: list[int], mask: Tensor, adapted: set[int]
     ) -> Tensor:
         """Logits `[n, vocab]` of transformers' model under a boolean mask."""
-        bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        attention_mask: Any = _bias(mask)
+        windows = set(self.config.layer_windows) - {None}
+        if windows:  # one window at most
+            places = torch.tensor(positions)
+            near = places[:, None] - places[None, :] < windows.pop()
+            narrow = _bias(mask & near)
+            if self.config.local_rope is None:  # the window is that of all layers
+                attention_mask = narrow
+            else:
+                attention_mask = {"full_attention": attention_mask, "sliding_attention": narrow}
         hooks = self._hooks(tokens, adapted)
         try:
             output = self.oracle(
                 torch.tensor([tokens]),
                 position_ids=torch.tensor([positions]),
-                attention_mask=bias[None, None],
+                attention_mask=attention_mask,
                 use_cache=False,
             )
         finally:
@@ -73,30 +82,45 @@ class Tiny:
         rows = torch.tensor(sorted(adapted))
         scale = self.adapter.scale
 
-        def delta(a: Tensor, b: Tensor) -> Any:
+        def delta(a: Tensor, b: Tensor, start: int) -> Any:
+            place = slice(start, start + len(b))
+
             def hook(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
                 output = output.clone()
-                output[0, rows] += inputs[0][0, rows] @ a.T @ b.T * scale
+                output[0, rows, place] += inputs[0][0, rows] @ a.T @ b.T * scale
                 return output
 
             return hook
 
         base = self.oracle.get_submodule("model")
-        hooks = [
-            base.get_submodule(name).register_forward_hook(delta(a, b))
-            for name, (a, b) in self.adapter.targets.items()
-        ]
+        modules = dict(base.named_modules())
+        hooks = []
+        for name, (a, b) in self.adapter.targets.items():
+            home, start = (name, 0) if name in modules else self._fused(name)
+            hooks.append(modules[home].register_forward_hook(delta(a, b, start)))
         embedding = self.adapter.mask_embedding
         if embedding is not None:
             masked = [row for row in sorted(adapted) if tokens[row] == self.config.mask_token_id]
 
-            def embed(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            def embed(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
                 output = output.clone()
-                output[0, masked] = embedding
+                output[0, masked] = embedding * getattr(module, "embed_scale", 1.0)
                 return output
 
             hooks.append(base.get_submodule("embed_tokens").register_forward_hook(embed))
         return hooks
+
+    def _fused(self, name: str) -> tuple[str, int]:
+        """Where Phi-3's modules hold a linear: the module, and the linear's first row."""
+        layer, _, part = name.rpartition(".")
+        config = self.config
+        queries, keys = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        starts = {
+            "q_proj": 0, "k_proj": queries, "v_proj": queries + keys,
+            "gate_proj": 0, "up_proj": config.intermediate_size,
+        }  # fmt: skip
+        home = "qkv_proj" if "self_attn" in layer else "gate_up_proj"
+        return f"{layer}.{home}", starts[part]
 
     def engine(self, **limits: Any) -> Engine:
         return Engine(self.model, **limits)
@@ -104,6 +128,11 @@ class Tiny:
     def generate(self, prompt: Sequence[int], **options: Any) -> Running:
         """Run one request alone and return its finished sequence."""
         return run_alone(self.model, prompt, **options)
+
+
+def _bias(mask: Tensor) -> Tensor:
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    return bias[None, None]
 
 
 def run_alone(model: LoadedModel, prompt: Sequence[int], **options: Any) -> Running:

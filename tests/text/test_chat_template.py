@@ -2,13 +2,14 @@
 
 import json
 import re
+import time
 
 import pytest
 import transformers
 
 from trimode.errors import CheckpointError, InputError
 from trimode.testing import byte_tokenizer
-from trimode.text import ChatTemplate, find_chat_template
+from trimode.text import ChatTemplate, chat_template, find_chat_templates
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -106,12 +107,104 @@ def test_a_broken_template_is_a_checkpoint_error():
         ChatTemplate("{% for %}")
 
 
-def test_the_template_is_found_in_each_of_its_places(tmp_path):
-    assert find_chat_template(tmp_path) is None
+def test_the_templates_are_found_in_each_of_their_places(tmp_path):
+    assert find_chat_templates(tmp_path) == {}
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "config"}')
-    assert find_chat_template(tmp_path) == "config"
+    assert find_chat_templates(tmp_path) == {"default": "config"}
     named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert find_chat_template(tmp_path) == "d"
+    assert find_chat_templates(tmp_path) == {"rag": "r", "default": "d"}
     (tmp_path / "chat_template.jinja").write_text("file")
-    assert find_chat_template(tmp_path) == "file"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    assert find_chat_templates(tmp_path) == {"default": "file", "tool_use": "tools"}
+
+
+@pytest.mark.parametrize("value", [[{"name": "x"}], 3, {"a": "b"}, [["x"]]])
+def test_templates_of_another_form_are_named(tmp_path, value):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: chat_template"):
+        find_chat_templates(tmp_path)
+
+
+def test_a_template_of_its_own_renders_conversations_with_tools():
+    template = chat_template({"default": "plain", "tool_use": "{{ tools | tojson }}"})
+    assert template.render(MESSAGES) == template.render(MESSAGES, tools=[]) == "plain"
+    assert json.loads(template.render(MESSAGES, tools=[TOOL])) == [TOOL]
+
+
+def test_the_first_template_stands_in_for_a_default():
+    assert chat_template({"tool_use": "a", "rag": "b"}).render(MESSAGES) == "a"
+    assert chat_template({}) is None
+
+
+PARTS = """{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{% if p.type == 'text' %}
+{{- p.text }}{% endif %}{% endfor %}
+{% endfor %}"""
+USER_PARTS = """{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' %}
+{%- for p in m.content %}{{ p['text'] }}{% endfor %}{% else %}{{ m.content }}{% endif %}
+{% endfor %}"""
+EITHER = """{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}
+{%- else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}
+{% endfor %}"""
+
+
+@pytest.mark.parametrize("source", [PARTS, USER_PARTS, EITHER])
+def test_a_template_that_reads_parts_is_given_parts(source):
+    text = ChatTemplate(source).render(MESSAGES)
+    assert text == "".join(f"<{m['role']}>{m['content']}" for m in MESSAGES)
+
+
+def test_a_template_that_refuses_some_roles_is_tried_with_the_others():
+    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    assert "hi <b>" in ChatTemplate(source + PARTS).render(MESSAGES[1:])
+
+
+def repeated(first, following):
+    loop = "{% for i in range(60) %}{% set n.t = " + following + " %}{% endfor %}"
+    return "{% set n = namespace(t=" + first + ") %}" + loop
+
+
+ENDLESS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = 1 %}{% endfor %}{% endfor %}",
+    "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "{{ 'a' * 10**9 }}",
+    "{{ 10**9 * 'a' }}",
+    "{{ [1] * 10**9 }}",
+    "{{ 'a' | center(3 * 10**9) }}",
+    "{{ 'a'.center(3 * 10**9) }}",
+    "{{ 'a'.ljust(3 * 10**9) }}",
+    "{{ lipsum(n=10**7) }}",
+    repeated("'aa'", "n.t ~ n.t"),
+    repeated("'aa'", "n.t + n.t"),
+    repeated("[1]", "n.t + n.t"),
+    repeated("'aa'", "n.t | replace('a', n.t)"),
+    repeated("'aa'", "n.t.replace('a', n.t)"),
+    "{{ 'a b' | indent(2 * 10**9, first=true) }}",
+    "{{ [[1]] | tojson(indent=10**9) }}",
+    "{{ strftime_now('%' * 5000) }}",
+    "{{ 9 ** 9 ** 9 ** 9 ** 9 ** 9 }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '{:>1000000000}'.format(1) }}",
+    "{{ '{:>{w}}'.format(1, w=1000000000) }}",
+    "{{ range(99999) | join('a' * 99999) }}",
+    "{{ ('a' * 99999).join(range(99999) | map('string') | list) }}",
+    "{% set t %}{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}{% endset %}{{ t }}",
+    "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", ENDLESS)
+def test_a_template_can_neither_run_for_ever_nor_fill_the_memory(source, monkeypatch):
+    monkeypatch.setattr("trimode.text.template_sandbox.MOST_SECONDS", 0.2)
+    began = time.thread_time()
+    with pytest.raises((InputError, CheckpointError)):
+        ChatTemplate(source).render(MESSAGES)
+    assert time.thread_time() - began < 3
+
+
+def test_long_conversations_are_far_from_the_limits():
+    messages = [{"role": "user", "content": "word " * 2000}, {"role": "assistant", "content": "x"}]
+    text = ChatTemplate(SMOLLM2).render(messages * 300)
+    assert text.count("word") == 600_000

@@ -1,5 +1,6 @@
 """Detokenizer, stop strings and text stream: whatever the split, the same text."""
 
+import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,43 @@ def test_spaced_pushes_join_to_the_decoded_text(pieces, tail):
     detokenizer = Detokenizer(SPACED)
     text = "".join(detokenizer.push([token]) for token in ids) + detokenizer.flush()
     assert text == SPACED.decode(ids)
+
+
+@given(words, words)
+def test_an_answer_is_what_it_adds_to_the_text_of_its_prompt(prompt, answer):
+    before = [SPACED.token_id(piece) for piece in prompt]
+    ids = [SPACED.token_id(piece) for piece in answer]
+    detokenizer = Detokenizer(SPACED, before)
+    text = "".join(detokenizer.push([token]) for token in ids) + detokenizer.flush()
+    assert SPACED.decode(before) + text == SPACED.decode([*before, *ids])
+
+
+def test_the_space_before_an_answers_first_word_is_kept():
+    prompt = [SPACED.token_id("▁cat")]
+    ids = [SPACED.token_id(piece) for piece in ("▁the", "▁cat")]
+    stream = TextStream(SPACED, (), prompt)
+    assert "".join(map(stream.push, ids)) + stream.finish() == " the cat"
+    far = TextStream(SPACED, (), [*prompt, *[SPACED.token_id("▁")] * 100])
+    assert "".join(map(far.push, ids)) + far.finish() == " the cat"
+    alone = TextStream(SPACED)
+    assert "".join(map(alone.push, ids)) + alone.finish() == "the cat"
+
+
+def test_a_character_that_a_prompt_cuts_is_not_completed_by_the_answer():
+    first, *rest = (SPACED.token_id(f"<0x{byte:02X}>") for byte in "é".encode())
+    detokenizer = Detokenizer(SPACED, [SPACED.token_id("a"), first])
+    assert detokenizer.push(rest) + detokenizer.flush() == "\ufffd"
+
+
+@pytest.mark.parametrize("steps", [["ByteLevel"], ["ByteLevel", "Fuse"]])
+def test_byte_level_decoders_in_a_sequence_are_byte_level(steps):
+    backend = byte_tokenizer().backend
+    backend.decoder = decoders.Sequence([getattr(decoders, step)() for step in steps])
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode("é日")
+    assert [tokenizer.token_bytes(token) for token in ids] == [
+        bytes([byte]) for byte in "é日".encode()
+    ]
 
 
 @given(st.text(max_size=12), st.text(max_size=12))

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from trimode.errors import CheckpointError, InputError
 from trimode.testing import byte_tokenizer
 from trimode.text import Tokenizer
+from trimode.text.byte_bpe import pre_adds_bos
 
 TEXTS = [
     "Hello world",
@@ -63,8 +65,29 @@ def test_smollm_splits_digits_one_by_one():
     assert [tokenizer.token_text(i) for i in tokenizer.encode("a 12")] == ["a", " ", "1", "2"]
 
 
+@pytest.mark.parametrize("pre", GGUF_PRE_TOKENIZER_SPLITS)
+def test_a_pre_tokenizer_cuts_texts_as_transformers_does(pre):
+    tokens, types, merges = alphabet_model(MERGES)
+    ours = Tokenizer.from_gguf(tokens, types, merges, pre).backend.pre_tokenizer
+    theirs = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[pre]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    for text in (*TEXTS, "camelCase HTTPServer a/b//\n\n e\u0301x WE'LL 1234567 \u0e01\u0e33"):
+        assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize(
+    ("pre", "begins"), [("llama-bpe", True), ("tekken", True), ("qwen2", False), ("gpt-2", False)]
+)
+def test_whether_a_text_begins_with_bos_depends_on_the_pre_tokenizer(pre, begins):
+    assert pre_adds_bos(pre) == begins
+
+
 def test_an_unknown_pre_tokenizer_is_named():
-    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre: 'exotic'; supported: smollm"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre: 'exotic'; supported: default"):
         Tokenizer.from_gguf(*alphabet_model(MERGES), "exotic")
 
 

@@ -17,14 +17,17 @@ MASK = 256
 class DenseAttention:
     """Every row against every row of one sequence, under a bool mask `[T, T]`."""
 
-    def __init__(self, visible):
-        self.visible = visible
+    def __init__(self, visible, positions, windows):
+        self.visible, self.windows = visible, windows
+        self.distance = positions[:, None] - positions[None, :]
 
-    def __call__(self, _, queries, keys, values):
+    def __call__(self, layer, queries, keys, values):
+        window = self.windows[layer] if self.windows else None
+        near = self.distance < window if window else torch.ones_like(self.visible)
         groups = queries.shape[1] // keys.shape[1]
         keys, values = (x.repeat_interleave(groups, 1).transpose(0, 1) for x in (keys, values))
         output = F.scaled_dot_product_attention(
-            queries.transpose(0, 1), keys, values, attn_mask=self.visible
+            queries.transpose(0, 1), keys, values, attn_mask=self.visible & near
         )
         return output.transpose(0, 1).flatten(1)
 
@@ -60,11 +63,9 @@ def dense_oracle(model, tokens, documents, blocks, noisy_tokens):
                     visible[i, j] = same and other_place < place
                 elif kind == "noisy":
                     visible[i, j] = block == other_block
-        hidden = model(
-            torch.tensor(ids),
-            torch.tensor([p for *_, p in items]),
-            DenseAttention(visible),
-        )
+        where = torch.tensor([p for *_, p in items])
+        attend = DenseAttention(visible, where, model.config.layer_windows)
+        hidden = model(torch.tensor(ids), where, attend)
         outputs.append(hidden)
     return torch.stack(outputs)
 
@@ -85,7 +86,7 @@ def packings(draw):
     return torch.tensor(rows)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "nemotron_labs_diffusion"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "nemotron_labs_diffusion", "gemma3_text"])
 @given(documents=packings(), block_length=st.integers(1, 7), seed=st.integers(0, 99))
 def test_two_passes_equal_one_dense_pass(family, documents, block_length, seed):
     model = build(family)
@@ -109,10 +110,11 @@ def test_two_passes_equal_one_dense_pass(family, documents, block_length, seed):
     torch.testing.assert_close(out.flatten(1, 2), oracle[:, length:], atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @given(documents=packings(), block_length=st.integers(1, 5), seed=st.integers(0, 99))
 @settings(max_examples=10)
-def test_flex_attention_computes_the_same(documents, block_length, seed):
-    model = build()
+def test_flex_attention_computes_the_same(family, documents, block_length, seed):
+    model = build(family)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 250, documents.shape, generator=generator)
     blocks = grid_blocks(documents, block_length)

@@ -1,6 +1,7 @@
-"""Draft adapters in PEFT's file layout."""
+"""Adapters in PEFT's file layout: ours, which are on in some rows, and ordinary ones."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -12,7 +13,11 @@ from trimode.checkpoints.atomic import atomic_directory
 from trimode.checkpoints.names import from_published, to_published
 from trimode.config import DRAFT_FORMS, ModelConfig
 from trimode.errors import CheckpointError
-from trimode.model import AdapterScope, AdapterWeights
+from trimode.files import read_json_object
+from trimode.model import AdapterWeights, StoredScope
+
+NLD_DRAFT_ADAPTER = "linear_spec_lora"
+"""Folder of an NLD checkpoint that holds its draft adapter."""
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -35,6 +40,11 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "fan_in_fan_out": (False, None),
+    "lora_bias": (False, None),
+    "alora_invocation_tokens": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "layer_replication": (None, []),
+    "init_lora_weights": (True, False, "gaussian", None),
 }
 """PEFT options that change the arithmetic, with the values that do not."""
 
@@ -42,13 +52,14 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 def read_adapter(directory: Path) -> AdapterWeights:
     """Read `adapter_config.json` and `adapter_model.safetensors`.
 
-    The weights file's metadata says when the adapter is on. If it does not, the adapter is on in
-    drafts only, as NVIDIA's `linear_spec_lora` is.
+    The weights file's metadata says when the adapter is on: adapters of ours have it. Without it,
+    the adapter is an ordinary LoRA, which is on in all rows; but NVIDIA's `linear_spec_lora`, known
+    by the name of its directory, is on in drafts.
 
     Raises:
         CheckpointError: a file is missing or damaged, or an option is not supported.
     """
-    fields = _read_fields(directory / _CONFIG)
+    fields = read_json_object(directory / _CONFIG)
     for name, neutral in _UNSUPPORTED.items():
         if fields.get(name) not in neutral:
             allowed = f"supported: {neutral[0]!r}"
@@ -61,11 +72,14 @@ def read_adapter(directory: Path) -> AdapterWeights:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(path), f"not readable ({error})", "fetch it again") from None
-    scope, length = metadata.get(_SCOPE, "draft"), metadata.get(_BLOCK_LENGTH)
-    if scope not in get_args(AdapterScope):
-        raise CheckpointError(f"{path}: {_SCOPE}", repr(scope), "allowed: draft, denoise")
-    if length is not None and not (length.isdecimal() and int(length)):
-        raise CheckpointError(f"{path}: {_BLOCK_LENGTH}", repr(length), "must be at least 1")
+    unmarked = "draft" if directory.resolve().name == NLD_DRAFT_ADAPTER else "merged"
+    scope, length = metadata.get(_SCOPE, unmarked), metadata.get(_BLOCK_LENGTH)
+    if scope not in get_args(StoredScope):
+        allowed = f"allowed: {', '.join(get_args(StoredScope))}"
+        raise CheckpointError(f"{path}: {_SCOPE}", repr(scope), allowed)
+    if length is not None and not (length.isdecimal() and len(length) < 10 and int(length)):
+        allowed = "must be a whole number of at least 1"
+        raise CheckpointError(f"{path}: {_BLOCK_LENGTH}", repr(length[:20]), allowed)
     shift = metadata.get(_TOKEN_SHIFT, "false")
     if shift not in ("true", "false"):
         raise CheckpointError(f"{path}: {_TOKEN_SHIFT}", repr(shift), "allowed: true, false")
@@ -75,11 +89,18 @@ def read_adapter(directory: Path) -> AdapterWeights:
         allowed = f"allowed: {', '.join(DRAFT_FORMS)}"
         raise CheckpointError(f"{path}: {_DRAFT_FORM}", repr(form), allowed)
     mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
+    if mask_embedding is not None:
+        _check_numbers(mask_embedding, f"{path}: {_MASK_EMBEDDING}")
     targets = _pairs(tensors, rank, path)
+    for name, (_, up) in targets.items():
+        if not (up.float() * scale).isfinite().all():
+            raise CheckpointError(
+                f"{path}: {name}", f"overflows at scale {scale:g}", "finite weights"
+            )
     return AdapterWeights(
         scale,
         targets,
-        cast(AdapterScope, scope),
+        cast(StoredScope, scope),
         mask_embedding,
         None if length is None else int(length),
         shift == "true",
@@ -94,13 +115,28 @@ def _rank_and_scale(fields: dict[str, Any], path: Path) -> tuple[int, float]:
         raise CheckpointError(f"{path}: r", repr(rank), allowed)
     if not isinstance(alpha, int | float) or isinstance(alpha, bool):
         raise CheckpointError(f"{path}: lora_alpha", repr(alpha), allowed)
-    return rank, float(alpha) / (rank**0.5 if fields.get("use_rslora") else rank)
+    try:
+        scale = float(alpha) / (rank**0.5 if fields.get("use_rslora") else rank)
+    except OverflowError:
+        scale = math.inf
+    if not math.isfinite(scale):
+        raise CheckpointError(f"{path}: lora_alpha", str(alpha)[:20], allowed)
+    return rank, scale
+
+
+def _check_numbers(tensor: Tensor, where: str) -> None:
+    if not tensor.is_floating_point():
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(where, found, "must be of floats")
+    if not tensor.isfinite().all():
+        raise CheckpointError(where, "NaN or infinite", "must be finite numbers")
 
 
 def _pairs(tensors: dict[str, Tensor], rank: int, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """Canonical linear name -> (A `[rank, in]`, B `[out, rank]`), from PEFT's tensor names."""
     downs, ups = {}, {}
     for published, tensor in tensors.items():
+        _check_numbers(tensor, f"{path}: {published}")
         stem = published.removeprefix(_PREFIX)
         for suffix, side in ((".lora_A.weight", downs), (".lora_B.weight", ups)):
             if stem.endswith(suffix):
@@ -124,16 +160,6 @@ def _pairs(tensors: dict[str, Tensor], rank: int, path: Path) -> dict[str, tuple
                 f"{path}: {name}", found, f"r is {rank}: it belongs to another model"
             )
     return {name: (downs[name], ups[name]) for name in downs}
-
-
-def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
-    if not isinstance(fields, dict):
-        raise CheckpointError(str(path), type(fields).__name__, "must be a JSON object")
-    return fields
 
 
 def save_adapter(

@@ -1,7 +1,10 @@
 """GGUF files: config, dequantised weights, tokenizer and chat template."""
 
+import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimode.checkpoints.families import FAMILIES, family_of_gguf
+from trimode.checkpoints.families import FAMILIES, Family, family_of_gguf
 from trimode.checkpoints.gguf_header import check_header
-from trimode.checkpoints.names import check_tensors, from_gguf
-from trimode.config import ModelConfig, RopeConfig
+from trimode.checkpoints.hf_config import from_hf
+from trimode.checkpoints.names import check_tensors, from_gguf, rows_of, split_fused
+from trimode.checkpoints.special_tokens import end_token_ids, template_tokens
+from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
-from trimode.text import ChatTemplate, Tokenizer
-
-_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K")
+from trimode.text import ChatTemplate, Tokenizer, chat_template
+from trimode.text.byte_bpe import pre_adds_bos
+from trimode.text.sentencepiece import SentencePieceVocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,53 +39,111 @@ class GgufModel:
 def open_gguf(path: Path) -> GgufModel:
     """Read a GGUF file's metadata and check its tensors.
 
+    Args:
+        path: the file, or any part of one that was split.
+
     Raises:
-        CheckpointError: the file is damaged, the architecture or quantisation is not supported, or
-            the tensors are not those of the model.
+        CheckpointError: the file is damaged, a part is missing, the architecture or quantisation is
+            not supported, or the tensors are not those of the model.
     """
     import gguf  # slow to import; only needed here
 
-    check_header(path)
-    try:
-        reader = gguf.GGUFReader(path)
-    except Exception as error:  # noqa: BLE001 - the reader raises whatever a bad offset leads to
-        found = f"not readable ({type(error).__name__}: {error}); truncated or damaged"
-        raise CheckpointError(str(path), found, "fetch it again") from None
-    metadata = _Metadata(reader.fields, path)
-    architecture = metadata.need("general.architecture")
-    family = family_of_gguf(architecture)
-    tensors = {}
-    shapes = {}
+    readers = [_reader(part) for part in gguf_parts(path)]
+    metadata = _Metadata(readers[0].fields, path)
+    family = family_of_gguf(metadata.need("general.architecture"))
+    stored: dict[str, Any] = {}
     factors = None
-    for tensor in reader.tensors:
-        kind = tensor.tensor_type.name
-        if kind not in _TYPES:
-            raise CheckpointError(tensor.name, f"type {kind}", f"supported: {', '.join(_TYPES)}")
+    for tensor in (tensor for reader in readers for tensor in reader.tensors):
+        kind = tensor.tensor_type
+        if kind not in _readable_types():
+            supported = f"supported: {', '.join(t.name for t in _readable_types())}"
+            raise CheckpointError(tensor.name, f"type {kind.name}", supported)
         if tensor.name == "rope_freqs.weight":
-            factors = tuple(gguf.dequantize(tensor.data, tensor.tensor_type).tolist())
-        name = from_gguf(tensor.name)
+            factors = tuple(gguf.dequantize(tensor.data, kind).tolist())
+        name = from_gguf(tensor.name, family)
+        if name in stored:
+            raise CheckpointError(f"{path}: {tensor.name}", "is there twice", "each tensor once")
         if name is not None:
-            tensors[name] = tensor
-            shapes[name] = tuple(int(n) for n in reversed(tensor.shape))
-    tied = "lm_head.weight" not in tensors
-    config = _config(metadata, family, shapes, tied=tied, factors=factors)
-    check_tensors(config, shapes, str(path))
+            stored[name] = tensor
+    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in stored.items()}
+    config = _config(metadata, family, shapes, factors)
+    homes = {
+        part: (name, rows) for name in stored for part, rows in split_fused(name, config).items()
+    }
+    check_tensors(
+        config,
+        {part: rows_of(shapes[name], rows) for part, (name, rows) in homes.items()},
+        str(path),
+    )
 
     def read(name: str) -> Tensor:
-        tensor = tensors[name]
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        weight = torch.from_numpy(np.array(values, dtype=np.float32).reshape(shapes[name]))
-        if FAMILIES[family].interleaved_gguf_rope:
-            return _unpermute(name, weight, config)
-        return weight
+        home, rows = homes[name]
+        tensor = stored[home]
+        data = tensor.data.reshape(-1, tensor.data.shape[-1]) if rows is not None else tensor.data
+        values = gguf.dequantize(data if rows is None else data[rows], tensor.tensor_type)
+        shape = rows_of(shapes[home], rows)
+        weight = torch.from_numpy(np.array(values, dtype=np.float32).reshape(shape))
+        return _as_published(name, weight, config)
 
+    tokenizer = _tokenizer(metadata)
+    ends = (metadata.token(f"{kind}_token_id") for kind in ("eos", "eot", "eom"))
+    ends = end_token_ids(tokenizer, config, [end for end in ends if end is not None])
+    config = replace(config, eos_token_ids=ends)
     return GgufModel(
         name=str(metadata.get("general.name", path.stem)),
         config=config,
         read=read,
-        tokenizer=_tokenizer(metadata),
-        chat_template=_chat_template(metadata),
+        tokenizer=tokenizer,
+        chat_template=_chat_template(metadata, template_tokens(tokenizer, config)),
     )
+
+
+_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+"""llama.cpp's names of the parts of a file."""
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """All parts of a GGUF file, the first one first; most files are whole.
+
+    Raises:
+        CheckpointError: a part is missing.
+    """
+    match = _SPLIT.fullmatch(path.name)
+    if match is None or int(match[3]) < 2:
+        return [path]
+    names = [f"{match[1]}-{i:05}-of-{match[3]}.gguf" for i in range(1, int(match[3]) + 1)]
+    parts = [path.with_name(name) for name in names]
+    for part in parts:
+        if not part.is_file():
+            allowed = f"all {len(parts)} parts must be in one directory"
+            raise CheckpointError(str(part), "missing", allowed)
+    return parts
+
+
+def _reader(path: Path) -> Any:
+    import gguf
+
+    check_header(path)
+    try:
+        return gguf.GGUFReader(path)
+    except Exception as error:  # noqa: BLE001 - the reader raises whatever a bad offset leads to
+        found = f"not readable ({type(error).__name__}: {error}); truncated or damaged"
+        raise CheckpointError(str(path), found, "fetch it again") from None
+
+
+@cache
+def _readable_types() -> tuple[Any, ...]:
+    """The types that the library turns into floats: it is asked to, for one block of each."""
+    import gguf
+
+    def readable(kind: Any) -> bool:
+        try:
+            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
+        except NotImplementedError:
+            return False
+        return True
+
+    return tuple(kind for kind in gguf.GGML_QUANT_SIZES if readable(kind))
 
 
 class _Metadata:
@@ -95,6 +158,21 @@ class _Metadata:
         except (ValueError, IndexError) as error:
             found = f"not readable ({error})"
             raise CheckpointError(f"{self._path}: {key}", found, "fetch it again") from None
+
+    def token(self, name: str) -> int | None:
+        """A token id under `tokenizer.ggml.`; None if the file does not say."""
+        key = f"tokenizer.ggml.{name}"
+        value = self.get(key)
+        if value is not None and (type(value) is not int or value < 0):
+            raise CheckpointError(f"{self._path}: {key}", repr(value), "must be a token id")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self._path}: {key}", repr(value), "must be true or false")
+        return value
 
     def strings(self, key: str) -> list[str]:
         """A list of texts."""
@@ -125,58 +203,157 @@ class _Metadata:
 
 def _config(
     metadata: _Metadata,
-    family: str,
+    family_name: str,
     shapes: dict[str, tuple[int, ...]],
-    *,
-    tied: bool,
     factors: tuple[float, ...] | None,
 ) -> ModelConfig:
-    architecture = FAMILIES[family].gguf_architecture
+    """The config, by way of the fields that the family's `config.json` would have."""
+    family = FAMILIES[family_name]
+    architecture = family.gguf_architecture
 
     def integer(key: str, default: int | None = None) -> int:
         return metadata.integer(f"{architecture}.{key}", default)
 
-    def get(key: str, default: Any = None) -> Any:
-        return metadata.get(f"{architecture}.{key}", default)
+    def number(key: str, default: float | None = None) -> float:
+        return metadata.number(f"{architecture}.{key}", default)
 
     heads, hidden = integer("attention.head_count"), integer("embedding_length")
     if heads < 1:
         raise CheckpointError(f"{architecture}.attention.head_count", str(heads), "at least 1")
-    rotated = get("rope.dimension_count")
-    head_dim = integer("attention.key_length", rotated or hidden // heads)
-    if rotated not in (None, head_dim):
+    rotated = metadata.get(f"{architecture}.rope.dimension_count")
+    head_dim = integer("attention.key_length", _head_dim(family, rotated, hidden // heads))
+    rotated = head_dim if rotated is None else integer("rope.dimension_count")
+    if rotated != head_dim and not family.partial_rotation:
         raise CheckpointError(
             f"{architecture}.rope.dimension_count", str(rotated), f"supported: {head_dim}, all"
         )
-    scaling: Any = get("rope.scaling.type", "none")
-    rope = RopeConfig(
-        rope_type="default" if scaling == "none" else scaling,
-        rope_theta=metadata.number(f"{architecture}.rope.freq_base", 10_000.0),
-        factor=metadata.number(f"{architecture}.rope.scaling.factor", 1.0),
-        original_max_position_embeddings=get("rope.scaling.original_context_length"),
-        frequency_factors=factors,
-    )
-    ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
-    return ModelConfig(
-        family=family,
-        vocab_size=shapes.get("embed_tokens.weight", (0,))[0] or integer("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=integer("feed_forward_length"),
-        num_layers=integer("block_count"),
-        num_heads=heads,
-        num_kv_heads=integer("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        rms_norm_eps=metadata.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
-        max_position_embeddings=integer("context_length"),
-        rope=rope,
-        qkv_bias="layers.0.self_attn.q_proj.bias" in shapes,
-        o_bias="layers.0.self_attn.o_proj.bias" in shapes,
-        mlp_bias="layers.0.mlp.down_proj.bias" in shapes,
+    eps = "layer_norm_epsilon" if family.norm == "layer" else "layer_norm_rms_epsilon"
+    layers = integer("block_count")
+    rope, attention_factor = _rope(metadata, architecture)
+    fields: dict[str, Any] = {
+        "model_type": family_name,
+        "vocab_size": shapes.get("embed_tokens.weight", (0,))[0] or integer("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": integer("feed_forward_length"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        family.norm_eps_field: number(f"attention.{eps}"),
+        "max_position_embeddings": integer("context_length"),
+        "rope_parameters": rope,
+        "partial_rotary_factor": rotated / head_dim,
+        "sliding_window": integer("attention.sliding_window", 0) or None,
+        "tie_word_embeddings": "lm_head.weight" not in shapes,
+        "bos_token_id": metadata.token("bos_token_id"),
+        "eos_token_id": metadata.token("eos_token_id"),
+        "mask_token_id": metadata.token("mask_token_id"),
+    }
+    for name, key in _OTHER_FIELDS.items():
+        if (value := metadata.get(f"{architecture}.{key}")) is not None:
+            fields[name] = value
+    if family.local_rope:
+        fields["rope_parameters"] = {
+            "full_attention": rope,
+            "sliding_attention": {"rope_theta": number("rope.freq_base_swa", 10_000.0)},
+        }
+        # Of this architecture, the largest model alone scales scores by its width.
+        fields["query_pre_attn_scalar"] = hidden // heads if layers == 62 else head_dim
+    config = from_hf(fields)
+    return replace(
+        config,
+        rope=replace(config.rope, frequency_factors=factors, attention_factor=attention_factor),
+        qkv_bias=_any_bias(shapes, "self_attn.q_proj", "self_attn.qkv_proj"),
+        o_bias=_any_bias(shapes, "self_attn.o_proj"),
+        mlp_bias=_any_bias(shapes, "mlp.down_proj"),
         qk_norm="layers.0.self_attn.q_norm.weight" in shapes,
-        tie_word_embeddings=tied,
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
     )
+
+
+_OTHER_FIELDS = {
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+    "attention_multiplier": "attention.scale",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "use_parallel_residual": "use_parallel_residual",
+}
+"""Fields of `config.json` that some families have, and the keys that hold them."""
+
+
+def _head_dim(family: Family, rotated: Any, share: int) -> int:
+    """Dimensions of a head if the file does not say: what is rotated, if that is all of them."""
+    return rotated if type(rotated) is int and not family.partial_rotation else share
+
+
+def _any_bias(shapes: dict[str, tuple[int, ...]], *names: str) -> bool:
+    return any(f"layers.0.{name}.bias" in shapes for name in names)
+
+
+def _rope(metadata: _Metadata, architecture: str | None) -> tuple[dict[str, Any], float | None]:
+    """`rope_parameters`, and the factor on cos and sin; None is the type's own.
+
+    As llama.cpp reads them: a factor without a type is linear, an older key names the factor, and
+    YaRN stretches the whole context unless the file gives the original one.
+    """
+    prefix = f"{architecture}.rope"
+    kind = metadata.get(f"{prefix}.scaling.type")
+    factor = metadata.number(
+        f"{prefix}.scaling.factor", metadata.number(f"{prefix}.scale_linear", 0.0)
+    )
+    if kind is None:
+        kind = "linear" if factor else "none"
+    if not isinstance(kind, str):
+        raise CheckpointError(f"{prefix}.scaling.type", repr(kind), "must be a name")
+    fields: dict[str, Any] = {
+        "rope_type": "default" if kind == "none" else kind,
+        "rope_theta": metadata.number(f"{prefix}.freq_base", 10_000.0),
+        "factor": factor or 1.0,
+    }
+    original = metadata.integer(f"{prefix}.scaling.original_context_length", 0)
+    if original:
+        fields["original_max_position_embeddings"] = original
+    beta = metadata.number(f"{architecture}.attention.temperature_scale", 0.0)
+    if beta:
+        length = metadata.integer(f"{architecture}.attention.temperature_length", original)
+        if original and length != original:
+            allowed = f"supported: {original}, the original context"
+            raise CheckpointError(
+                f"{architecture}.attention.temperature_length", str(length), allowed
+            )
+        fields |= {"llama_4_scaling_beta": beta, "original_max_position_embeddings": length}
+    for name, usual in (("yarn_ext_factor", float(kind == "yarn")), ("yarn_attn_factor", 1.0)):
+        value = metadata.number(f"{prefix}.scaling.{name}", usual)
+        if value != usual and value >= 0:  # below 0 is "not given"
+            raise CheckpointError(f"{prefix}.scaling.{name}", str(value), f"supported: {usual}")
+    stretch = 0.0
+    if kind == "yarn":
+        fields |= _yarn(metadata, prefix)
+        stretch = 0.1 * math.log(factor) if factor > 1 else 0.0
+    attention = metadata.number(f"{prefix}.scaling.attn_factor", 1.0)
+    if attention == 1.0:
+        return fields, None
+    own = (1 + stretch) / (1 + fields.get("mscale_all_dim", 0.0) * stretch)
+    return fields, attention * own
+
+
+def _yarn(metadata: _Metadata, prefix: str) -> dict[str, Any]:
+    """What only YaRN reads; llama.cpp takes mscale for 1."""
+    keys = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+    found = {name: metadata.number(f"{prefix}.scaling.{k}", 0.0) for name, k in keys.items()}
+    found["mscale_all_dim"] = metadata.number(f"{prefix}.scaling.yarn_log_multiplier", 0.0)
+    if found["mscale_all_dim"]:
+        found["mscale"] = 1.0
+    return {name: value for name, value in found.items() if value}
+
+
+def _as_published(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+    """A tensor as `config.json`'s family has it: GGUF files change the form of some."""
+    family = FAMILIES[config.family]
+    if family.norm == "offset_rms" and name.endswith("norm.weight"):
+        return weight - 1.0  # the files hold the scale itself
+    return _unpermute(name, weight, config) if family.interleaved_gguf_rope else weight
 
 
 def _unpermute(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
@@ -194,45 +371,62 @@ def _unpermute(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     return grouped.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
+_NAMED_TOKENS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "sep_token": "seperator",  # so spelled
+    "pad_token": "padding",
+    "mask_token": "mask",
+}
+"""Names of tokens in chat templates, and in the keys of a GGUF file."""
+
+
 def _tokenizer(metadata: _Metadata) -> Tokenizer:
     model = metadata.need("tokenizer.ggml.model")
-    if model != "gpt2":
-        raise CheckpointError(
-            "tokenizer.ggml.model", repr(model), "supported: gpt2 (byte-level BPE)"
-        )
-    tokens, types, merges = (
-        metadata.strings("tokenizer.ggml.tokens"),
-        metadata.need("tokenizer.ggml.token_type"),
-        metadata.strings("tokenizer.ggml.merges"),
-    )
+    tokens = metadata.strings("tokenizer.ggml.tokens")
+    types = metadata.need("tokenizer.ggml.token_type")
     if not isinstance(types, list) or len(types) != len(tokens):
         allowed = f"one type for each of {len(tokens)} tokens"
         raise CheckpointError("tokenizer.ggml.token_type", "of another length", allowed)
+    ids = {name: metadata.token(f"{key}_token_id") for name, key in _NAMED_TOKENS.items()}
+    if model == "llama":  # SentencePiece's own ids
+        ids |= {n: i for n, i in (("bos_token", 1), ("eos_token", 2)) if ids[n] is None}
+    named = {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    usual = model == "llama" or pre_adds_bos(pre)
+    given: dict[str, Any] = {
+        "bos_token_id": ids["bos_token"],
+        "eos_token_id": ids["eos_token"],
+        "add_bos": metadata.flag("tokenizer.ggml.add_bos_token", usual),
+        "named_tokens": named,
+    }
+    if model == "llama":
+        scores = metadata.need("tokenizer.ggml.scores")
+        vocabulary = SentencePieceVocabulary(
+            pieces=tokens,
+            scores=scores if isinstance(scores, list) else [],
+            types=types,
+            add_space_prefix=metadata.flag("tokenizer.ggml.add_space_prefix", True),
+        )
+        return Tokenizer.from_sentencepiece(vocabulary, **given)
+    if model != "gpt2":
+        allowed = "supported: gpt2 (byte-level BPE) and llama (SentencePiece)"
+        raise CheckpointError("tokenizer.ggml.model", repr(model), allowed)
+    merges = metadata.strings("tokenizer.ggml.merges")
     known = set(tokens)
     for merge in merges:  # the tokenizers library panics on an unknown one
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= known:
             allowed = "a merge and its parts must be tokens"
             raise CheckpointError("tokenizer.ggml.merges", repr(merge), allowed)
-    return Tokenizer.from_gguf(
-        tokens,
-        types,
-        merges,
-        metadata.get("tokenizer.ggml.pre", "default"),
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-    )
+    return Tokenizer.from_gguf(tokens, types, merges, pre, **given)
 
 
-def _chat_template(metadata: _Metadata) -> ChatTemplate | None:
-    source = metadata.get("tokenizer.chat_template")
-    if source is None:
-        return None
-    tokens = metadata.strings("tokenizer.ggml.tokens")
-
-    def text(kind: str) -> str:
-        token = metadata.get(f"tokenizer.ggml.{kind}_token_id")
-        return tokens[token] if type(token) is int and token < len(tokens) else ""
-
-    return ChatTemplate(source, bos_token=text("bos"), eos_token=text("eos"))
+def _chat_template(metadata: _Metadata, tokens: dict[str, str]) -> ChatTemplate | None:
+    found = {}
+    for name, key in (("default", ""), ("tool_use", ".tool_use")):
+        source = metadata.get(f"tokenizer.chat_template{key}")
+        if source is not None:
+            found[name] = str(source)
+    return chat_template(found, **tokens)

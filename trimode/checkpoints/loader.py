@@ -1,22 +1,27 @@
 """Loads a model that is ready to run."""
 
 import ctypes
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from trimode.checkpoints.adapters import read_adapter
+from trimode.checkpoints.adapters import NLD_DRAFT_ADAPTER, read_adapter
 from trimode.checkpoints.commit_rule import read_commit_rule
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
 from trimode.checkpoints.sources import DEFAULT_MODEL, ResolvedSource, resolve
+from trimode.checkpoints.special_tokens import (
+    end_token_ids,
+    generation_config_ends,
+    template_tokens,
+)
 from trimode.config import ModelConfig
 from trimode.decoding import CommitScorer
-from trimode.errors import CheckpointError, InputError
+from trimode.errors import InputError
 from trimode.model import (
     AdapterScope,
     AdapterWeights,
@@ -24,11 +29,9 @@ from trimode.model import (
     Runner,
     Transformer,
     build_runner,
+    merged,
 )
-from trimode.text import ChatTemplate, Tokenizer, find_chat_template
-
-NLD_DRAFT_ADAPTER = "linear_spec_lora"
-"""Folder of an NLD checkpoint that holds its draft adapter."""
+from trimode.text import ChatTemplate, Tokenizer, chat_template, find_chat_templates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,9 +102,17 @@ class Checkpoint:
             runner=runner,
             tokenizer=self.tokenizer,
             chat_template=self.chat_template,
-            adapter_scope=None if adapter is None else adapter.scope,
+            adapter_scope=None if adapter is None else adapter.row_scope,
             path=self.path,
         )
+
+    def merged(self, adapter: AdapterWeights) -> "Checkpoint":
+        """The same with an adapter added to the weights.
+
+        Raises:
+            CheckpointError: the adapter does not fit the model.
+        """
+        return replace(self, read=merged(self.config, self.read, adapter))
 
 
 def open_checkpoint(
@@ -122,17 +133,16 @@ def open_checkpoint(
     if path.is_file():
         model = open_gguf(path)
         config, read = model.config, model.read
-        tokenizer, chat_template = model.tokenizer, model.chat_template
+        tokenizer, template = model.tokenizer, model.chat_template
     else:
-        config = _with_generation_config(read_config(path / "config.json"), path)
+        config = read_config(path / "config.json")
         read = open_weights(path, config)
-        tokenizer = Tokenizer.from_file(path / "tokenizer.json")
-        chat_template = _chat_template(path, config, tokenizer)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            "tokenizer", f"{tokenizer.vocab_size} ids", f"the model has {config.vocab_size}"
-        )
-    return Checkpoint(source.name, path, config, tokenizer, chat_template, read)
+        tokenizer = Tokenizer.from_directory(path)
+        ends = end_token_ids(tokenizer, config, generation_config_ends(path))
+        config = replace(config, eos_token_ids=ends)
+        tokens = template_tokens(tokenizer, config)
+        template = chat_template(find_chat_templates(path), **tokens)
+    return Checkpoint(source.name, path, config, tokenizer, template, read)
 
 
 def load(
@@ -140,7 +150,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    adapter: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     offline: bool = False,
     progress: bool = True,
 ) -> LoadedModel:
@@ -151,8 +161,10 @@ def load(
         dtype: `int8`, `fp32`, `bf16`, or `auto`: bf16 on a GPU; on a CPU int8 if the C++ pass
             runs this model, else fp32.
         device: a torch device, or `auto` (CUDA if there is one).
-        adapter: a draft adapter's directory (PEFT layout), or `none`. The default is the adapter
-            that comes with the checkpoint: NLD's own, or ours for the built-in model.
+        adapter: directories of adapters in PEFT's layout, or `none`. At most one may be a drafting
+            adapter, as our training makes them. Ordinary LoRAs are added to the weights, in the
+            given order; beside them, the drafting adapter that comes with the checkpoint stays (our
+            built-in model's, or NLD's own). It is also the default.
         offline: do not use the network.
         progress: report downloads on stderr if it is a terminal.
 
@@ -163,17 +175,29 @@ def load(
     device = _device(device)
     if not isinstance(source, ResolvedSource):
         source = resolve(str(source), offline=offline, progress=progress)
-    model = _load(source, dtype, device, _adapter_path(adapter, source))
+    model = _load(source, dtype, device, _adapters(adapter, source))
     _return_freed_memory()
     return model
 
 
-def _load(source: ResolvedSource, dtype: str, device: str, adapter: Path | None) -> LoadedModel:
+@dataclass(frozen=True, slots=True)
+class _Adapters:
+    """The adapters to load with a model."""
+
+    drafting: AdapterWeights | None
+    path: Path | None
+    """Of the drafting one."""
+    merged: tuple[AdapterWeights, ...]
+
+
+def _load(source: ResolvedSource, dtype: str, device: str, adapters: _Adapters) -> LoadedModel:
     checkpoint = open_checkpoint(source)
-    if adapter is None:
+    for lora in adapters.merged:
+        checkpoint = checkpoint.merged(lora)
+    if adapters.drafting is None or adapters.path is None:
         return checkpoint.build(dtype=dtype, device=device)
-    model = checkpoint.build(dtype=dtype, device=device, adapter=read_adapter(adapter))
-    scorer = read_commit_rule(adapter, model.transformer.embedding.matrix)
+    model = checkpoint.build(dtype=dtype, device=device, adapter=adapters.drafting)
+    scorer = read_commit_rule(adapters.path, model.transformer.embedding.matrix)
     return replace(model, commit_scorer=scorer)
 
 
@@ -188,6 +212,9 @@ def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
         found = f"trained {'with' if shift else 'without'} token shift, unlike the model"
         raise InputError("adapter", found, "one trained like the model, or of scope denoise")
     length = adapter.block_length or config.block_length
+    if length > config.max_position_embeddings:
+        allowed = f"at most the model's context, {config.max_position_embeddings}"
+        raise InputError("adapter", f"trained with blocks of {length}", allowed)
     return replace(config, block_length=length, token_shift=shift, draft_form=adapter.draft_form)
 
 
@@ -215,41 +242,39 @@ def _device(device: str) -> str:
     return device
 
 
-def _with_generation_config(config: ModelConfig, directory: Path) -> ModelConfig:
-    """Add the stop tokens of `generation_config.json`; chat models often list theirs there."""
-    path = directory / "generation_config.json"
-    if not path.is_file():
-        return config
-    try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
-    more = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *more))))
+def _adapters(given: str | Path | Sequence[str | Path] | None, source: ResolvedSource) -> _Adapters:
+    """Read what was asked for.
+
+    Raises:
+        InputError: there is no such directory, or two of them are drafting adapters.
+    """
+    if given is None:
+        given = ()
+    paths = [given] if isinstance(given, str | Path) else list(given)
+    drafting, merged = [], []
+    for path in (_adapter_directory(path) for path in paths if str(path) != "none"):
+        adapter = read_adapter(path)
+        if adapter.scope == "merged":
+            merged.append(adapter)
+        else:
+            drafting.append((path, adapter))
+    if len(drafting) > 1:
+        names = " and ".join(str(path) for path, _ in drafting)
+        raise InputError("adapter", names, "at most one may be a drafting adapter")
+    if not drafting and "none" not in map(str, paths) and (own := _own_adapter(source)):
+        drafting.append((own, read_adapter(own)))
+    path, adapter = drafting[0] if drafting else (None, None)
+    return _Adapters(adapter, path, tuple(merged))
 
 
-def _chat_template(
-    directory: Path, config: ModelConfig, tokenizer: Tokenizer
-) -> ChatTemplate | None:
-    source = find_chat_template(directory)
-    if source is None:
-        return None
-    bos, eos = config.bos_token_id, next(iter(config.eos_token_ids), None)
-    return ChatTemplate(
-        source,
-        bos_token="" if bos is None else tokenizer.token_text(bos),
-        eos_token="" if eos is None else tokenizer.token_text(eos),
-    )
+def _adapter_directory(given: str | Path) -> Path:
+    path = Path(given).expanduser()
+    if not path.is_dir():
+        raise InputError("adapter", str(path), "must be none or a directory in PEFT's layout")
+    return path
 
 
-def _adapter_path(adapter: str | Path | None, source: ResolvedSource) -> Path | None:
-    if adapter == "none":
-        return None
-    if adapter is not None:
-        path = Path(adapter).expanduser()
-        if not path.is_dir():
-            allowed = "must be none or a directory in PEFT's layout"
-            raise InputError("adapter", str(path), allowed)
-        return path
+def _own_adapter(source: ResolvedSource) -> Path | None:
+    """The drafting adapter that comes with a checkpoint."""
     shipped = source.path / NLD_DRAFT_ADAPTER
     return shipped if shipped.is_dir() else source.adapter

@@ -2,11 +2,15 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import accumulate
 
-from trimode.checkpoints.families import FAMILIES, HUGGING_FACE, Layout
+import torch
+from torch import Tensor
+
+from trimode.checkpoints.families import FAMILIES, HUGGING_FACE, Family, Layout
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
-from trimode.model import expected_tensors
+from trimode.model import LAYER_NORMS, expected_tensors
 
 _LAYOUTS = (
     Layout(body="language_model.model.", head="language_model.lm_head."),  # multimodal, published
@@ -25,7 +29,6 @@ _GGUF_TENSORS = {
 }
 _GGUF_LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
@@ -35,6 +38,9 @@ _GGUF_LAYER_TENSORS = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_qkv": "self_attn.qkv_proj",
 }
 
 
@@ -63,15 +69,69 @@ def to_published(name: str, family: str) -> str:
     return layout.body + name
 
 
-def from_gguf(name: str) -> str | None:
+_FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""Linears that some families' files hold in one tensor, stacked along their outputs."""
+
+
+def split_fused(name: str, config: ModelConfig) -> dict[str, slice | None]:
+    """Canonical tensors that a file's tensor holds, and their rows; None is all of them."""
+    stem, _, kind = name.rpartition(".")
+    fused = next((whole for whole in _FUSED if stem.endswith(whole)), None)
+    if fused is None or not FAMILIES[config.family].fused_linears:
+        return {name: None}
+    queries, keys = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    inner = config.intermediate_size
+    sizes = (queries, keys, keys) if "qkv" in fused else (inner, inner)
+    layer = stem.removesuffix(fused)
+    ends = list(accumulate(sizes))
+    return {
+        f"{layer}{part}.{kind}": slice(end - size, end)
+        for part, size, end in zip(_FUSED[fused], sizes, ends, strict=True)
+    }
+
+
+def rows_of(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
+    """The shape of some rows of a tensor."""
+    if rows is None or not shape:
+        return shape
+    return (len(range(*rows.indices(shape[0]))), *shape[1:])
+
+
+def fuse(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Canonical tensors as the family's files hold them; the reverse of `split_fused`."""
+    if not FAMILIES[family].fused_linears:
+        return tensors
+    fused = dict(tensors)
+    for name in tensors:
+        for whole, parts in _FUSED.items():
+            stem, _, kind = name.rpartition(".")
+            if stem.endswith(parts[0]):
+                layer = stem.removesuffix(parts[0])
+                pieces = [fused.pop(f"{layer}{part}.{kind}") for part in parts]
+                fused[f"{layer}{whole}.{kind}"] = torch.cat(pieces)
+    return fused
+
+
+def from_gguf(name: str, family: str = "llama") -> str | None:
     """Canonical name of a GGUF tensor, or None if it is not a weight of the model."""
     if name == "rope_freqs.weight":  # read into RopeConfig
         return None
     stem, _, kind = name.rpartition(".")
     if stem.startswith("blk."):
         layer, _, part = stem.removeprefix("blk.").partition(".")
-        return f"layers.{layer}.{_GGUF_LAYER_TENSORS.get(part, part)}.{kind}"
+        return f"layers.{layer}.{_gguf_part(part, FAMILIES[family])}.{kind}"
     return f"{_GGUF_TENSORS.get(stem, stem)}.{kind}"
+
+
+def _gguf_part(part: str, family: Family) -> str:
+    if part == "ffn_norm":
+        return LAYER_NORMS[family.norm_placement].before_mlp or part
+    if part == "ffn_up" and family.fused_linears:
+        return "mlp.gate_up_proj"
+    return _GGUF_LAYER_TENSORS.get(part, part)
 
 
 def check_tensors(

@@ -1,19 +1,24 @@
-"""Weights of a Hugging Face directory: single or sharded safetensors, read by mmap."""
+"""Weights of a Hugging Face directory: safetensors or torch.save's files, read by mmap."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trimode.checkpoints.names import check_tensors, from_published
+from trimode.checkpoints.names import check_tensors, from_published, rows_of, split_fused
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
+from trimode.files import read_json_object
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_FILES = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+"""A whole file, and the index of its shards."""
 _DTYPES = ("F32", "F16", "BF16")
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor]:
@@ -23,56 +28,116 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
         CheckpointError: a file is missing or damaged, or the tensors are not those of the model.
     """
     files = {path: _open(path) for path in _shards(directory)}
-    homes: dict[str, tuple[Path, str]] = {}
+    homes: dict[str, tuple[Path, str, slice | None]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path, file in files.items():
-        for published in file.keys():  # noqa: SIM118 - a safe_open handle is no mapping
+        for published in file.names():
             name = from_published(published)
             if name is None:
                 continue
-            header = file.get_slice(published)
-            if header.get_dtype() not in _DTYPES:
+            dtype, shape = file.header(published)
+            if dtype not in _DTYPES:
                 supported = f"supported: {', '.join(_DTYPES)}"
-                raise CheckpointError(f"{path}: {published}", header.get_dtype(), supported)
-            if name in homes:
-                first = homes[name][1]
-                raise CheckpointError(
-                    f"{path}: {published}", f"is {name}, as {first} is", "each tensor once"
-                )
-            homes[name] = (path, published)
-            shapes[name] = tuple(header.get_shape())
+                raise CheckpointError(f"{path}: {published}", dtype, supported)
+            for part, rows in split_fused(name, config).items():
+                if part in homes:
+                    found = f"is {part}, as {homes[part][1]} is"
+                    raise CheckpointError(f"{path}: {published}", found, "each tensor once")
+                homes[part] = (path, published, rows)
+                shapes[part] = rows_of(shape, rows)
     tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
     check_tensors(config, shapes, str(directory), ignore=tied)
 
     def read(name: str) -> Tensor:
-        path, published = homes[name]
-        return files[path].get_tensor(published)
+        path, published, rows = homes[name]
+        return files[path].read(published, rows)
 
     return read
 
 
+class _Safetensors:
+    """An open safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            found = f"not readable ({error}); truncated or damaged"
+            raise CheckpointError(str(path), found, "fetch it again") from None
+
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Dtype and shape of a tensor."""
+        header = self._file.get_slice(name)
+        return header.get_dtype(), tuple(header.get_shape())
+
+    def read(self, name: str, rows: slice | None) -> Tensor:
+        """A tensor, or some rows of it."""
+        if rows is None:
+            return self._file.get_tensor(name)
+        return self._file.get_slice(name)[rows]
+
+
+class _Pickled:
+    """A file of torch.save, mapped into memory. Nothing but tensors is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # noqa: BLE001 - a damaged pickle fails in any way
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            found = f"not readable ({reason})"
+            raise CheckpointError(
+                str(path), found, "weights of torch.save, in its zip form"
+            ) from None
+        if not isinstance(content, dict) or not all(
+            isinstance(t, Tensor) for t in content.values()
+        ):
+            raise CheckpointError(str(path), "holds more than tensors by name", "a state dict")
+        self._tensors: dict[str, Tensor] = {str(name): t for name, t in content.items()}
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Dtype and shape of a tensor."""
+        tensor = self._tensors[name]
+        found = str(tensor.dtype).removeprefix("torch.")
+        return _DTYPE_NAMES.get(tensor.dtype, found), tuple(tensor.shape)
+
+    def read(self, name: str, rows: slice | None) -> Tensor:
+        """A tensor, or some rows of it."""
+        tensor = self._tensors[name]
+        return tensor if rows is None else tensor[rows]
+
+
 def _shards(directory: Path) -> list[Path]:
-    """The weight files; adapters and subfolders are ignored."""
-    single, index = directory / _SINGLE, directory / _INDEX
-    if not index.exists():
-        return [single]
+    """The weight files; adapters and subfolders are ignored.
+
+    safetensors come before torch.save's files, and a whole file before an index, which is then
+    stale: the order of transformers.
+    """
+    for single, index in _FILES:
+        if (directory / single).exists():
+            return [directory / single]
+        if (directory / index).exists():
+            return _listed(directory / index)
+    return [directory / _FILES[0][0]]
+
+
+def _listed(index: Path) -> list[Path]:
+    """The shards that an index names."""
     allowed = 'must be a JSON object with a "weight_map" of tensor names to file names'
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(index), f"not readable ({error})", allowed) from None
-    shards = content.get("weight_map") if isinstance(content, dict) else None
+    shards = read_json_object(index, allowed=allowed).get("weight_map")
     names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
     if not names or any(Path(name).name != name for name in names):
         raise CheckpointError(str(index), "not readable (no usable weight map)", allowed)
-    return [directory / name for name in sorted(names)]
+    return [index.with_name(name) for name in sorted(names)]
 
 
-def _open(path: Path):  # noqa: ANN202 - the handle's class is private to safetensors
+def _open(path: Path) -> _Safetensors | _Pickled:
     if not path.is_file():
         raise CheckpointError(str(path), "missing", "the checkpoint's weights must be there")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        found = f"not readable ({error}); truncated or damaged"
-        raise CheckpointError(str(path), found, "fetch it again") from None
+    return _Pickled(path) if path.suffix == ".bin" else _Safetensors(path)

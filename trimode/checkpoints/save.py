@@ -12,9 +12,11 @@ from torch import Tensor
 
 from trimode.checkpoints.atomic import atomic_directory, marked
 from trimode.checkpoints.hf_config import SAVED_BY_US, to_hf
-from trimode.checkpoints.names import check_tensors, to_published
+from trimode.checkpoints.names import check_tensors, fuse, to_published
+from trimode.checkpoints.special_tokens import template_tokens
 from trimode.config import ModelConfig
 from trimode.text import ChatTemplate, Tokenizer
+from trimode.text.token_names import NAMES
 
 
 def save_checkpoint(
@@ -47,7 +49,8 @@ def save_checkpoint(
     named = {name: tensor.contiguous() for name, tensor in tensors}
     check_tensors(config, {name: tuple(t.shape) for name, t in named.items()}, str(directory))
     fields["dtype"] = str(named["embed_tokens.weight"].dtype).removeprefix("torch.")
-    published = {to_published(name, config.family): tensor for name, tensor in named.items()}
+    stored = fuse(named, config.family)
+    published = {to_published(name, config.family): tensor for name, tensor in stored.items()}
     with atomic_directory(directory, replaceable=is_ours, overwrite=overwrite) as temporary:
         (temporary / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         if tokenizer is not None:
@@ -56,6 +59,10 @@ def save_checkpoint(
             (temporary / "tokenizer_config.json").write_text(json.dumps(special, indent=2) + "\n")
         if chat_template is not None:
             (temporary / "chat_template.jinja").write_text(chat_template.source, encoding="utf-8")
+            if chat_template.tool_source != chat_template.source:
+                more = temporary / "additional_chat_templates"
+                more.mkdir()
+                (more / "tool_use.jinja").write_text(chat_template.tool_source, encoding="utf-8")
         for path in extra_files:
             shutil.copy(path, temporary / path.name)
         try:
@@ -70,10 +77,13 @@ def is_ours(directory: Path) -> bool:
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    ids = {"bos_token": config.bos_token_id, "mask_token": config.mask_token_id}
-    if config.eos_token_ids:
-        ids["eos_token"] = config.eos_token_ids[0]
-    tokens = {name: tokenizer.token_text(i) for name, i in ids.items() if i is not None}
-    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+    tokens = template_tokens(tokenizer, config)
+    if config.mask_token_id is not None:
+        tokens["mask_token"] = tokenizer.token_text(config.mask_token_id)
+    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    fields |= {name: text for name, text in tokens.items() if name in NAMES}
+    models_own = {name: text for name, text in tokens.items() if name not in NAMES}
+    if models_own:
+        fields["extra_special_tokens"] = models_own
     fields["add_bos_token"] = tokenizer.add_bos
     return fields

@@ -66,7 +66,12 @@ Words = Annotated[
 Dtype = Annotated[str, option("--dtype", help="fp32, bf16, int8 (CPU) or auto.")]
 Device = Annotated[str, option("--device", help="cpu, cuda:0, ... or auto.")]
 Adapter = Annotated[
-    str | None, option("--adapter", help="Draft adapter directory (PEFT layout) or none.")
+    list[str] | None,
+    option(
+        "--adapter",
+        help="Directory of an adapter in PEFT's layout, or none; may be repeated. An ordinary LoRA "
+        "is added to the weights, beside the adapter that drafts.",
+    ),
 ]
 Offline = Annotated[bool, option("--offline", help="Do not use the network.")]
 NoProgress = Annotated[bool, option("--no-progress", help="No progress on stderr.")]

@@ -150,7 +150,12 @@ class Engine:
             context=context,
             scratch=scratch,
             decoder=spec.decode(prompt, context),
-            text_stream=TextStream(self.model.tokenizer, options.stop, options.shown_special_ids),
+            text_stream=TextStream(
+                self.model.tokenizer,
+                options.stop,
+                prompt,
+                shown_special_ids=options.shown_special_ids,
+            ),
         )
         self.waiting.append(sequence)
         return sequence

@@ -54,7 +54,7 @@ def resolve(
     _check_checkpoint(model, options)
     form = _Form(options, config)
     form.check()
-    stop = set(options.stop_token_ids)
+    stop = {*options.stop_token_ids, *_special_stops(model, options)}
     if not options.ignore_eos or options.grammar is not None:
         stop.update(config.eos_token_ids)
     block_length = options.block_length or config.block_length
@@ -164,6 +164,12 @@ class _Form:
             if self.commit_rule != "quota":
                 allowed = f"only commit_rule quota reads it there; or {fixed}"
                 yield "max_denoising_steps", "with a rolling block", allowed
+
+
+def _special_stops(model: LoadedModel, options: GenerationOptions) -> list[int]:
+    """Stop strings that are special tokens: those have no text for a stop string to be found in."""
+    spelled = model.tokenizer.special_tokens_in(options.stop)
+    return [token for token, text in spelled.items() if text in options.stop]
 
 
 def _given(value: T | None, default: T) -> T:

@@ -6,17 +6,20 @@ from trimode.model.adapter import (
     AdapterWeights,
     LowRankDelta,
     Projection,
+    ReadTensor,
+    StoredScope,
+    merged,
 )
 from trimode.model.attention import CachedAttention, Segment
 from trimode.model.build import DTYPES, build_runner, choose_format, cpu_multiplies_bf16, describe
-from trimode.model.builder import ReadTensor
 from trimode.model.kv_cache import KVCache
-from trimode.model.parameters import expected_tensors
+from trimode.model.parameters import LAYER_NORMS, expected_tensors
 from trimode.model.runners import Runner
 from trimode.model.transformer import Block, Transformer
 
 __all__ = [
     "DTYPES",
+    "LAYER_NORMS",
     "AdapterRows",
     "AdapterScope",
     "AdapterWeights",
@@ -28,10 +31,12 @@ __all__ = [
     "ReadTensor",
     "Runner",
     "Segment",
+    "StoredScope",
     "Transformer",
     "build_runner",
     "choose_format",
     "cpu_multiplies_bf16",
     "describe",
     "expected_tensors",
+    "merged",
 ]

@@ -13,6 +13,11 @@ from trimode.model.parameters import expected_tensors
 
 AdapterScope = Literal["draft", "denoise"]
 """`draft`: on in speculation's drafts only (NLD). `denoise`: on in every denoising pass."""
+StoredScope = Literal[AdapterScope, "merged"]
+"""`merged`: an ordinary LoRA, on in all rows. It is added to the weights when they are read."""
+
+ReadTensor = Callable[[str], Tensor]
+"""Canonical name -> tensor."""
 
 AdapterRows = Tensor | slice | None
 """Rows of the pass that the adapter is on for: indices `[m]`, all of them, or none."""
@@ -26,7 +31,7 @@ class AdapterWeights:
     """lora_alpha / rank."""
     targets: dict[str, tuple[Tensor, Tensor]]
     """Canonical linear name -> (A `[rank, in]`, B `[out, rank]`)."""
-    scope: AdapterScope
+    scope: StoredScope
     mask_embedding: Tensor | None = None
     """Embedding `[hidden]` of the mask token while the adapter is on."""
     block_length: int | None = None
@@ -36,6 +41,12 @@ class AdapterWeights:
     draft_form: DraftForm = "seeded"
     """How it was trained to draft (docs/design/0006)."""
 
+    @property
+    def row_scope(self) -> AdapterScope:
+        """The scope of an adapter that is on in some rows."""
+        assert self.scope != "merged", "such an adapter is added to the weights"
+        return self.scope
+
     def to(self, dtype: torch.dtype) -> "AdapterWeights":
         """The same in another dtype."""
         targets = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in self.targets.items()}
@@ -43,6 +54,26 @@ class AdapterWeights:
         return replace(
             self, targets=targets, mask_embedding=None if mask is None else mask.to(dtype)
         )
+
+
+def merged(config: ModelConfig, read: ReadTensor, adapter: AdapterWeights) -> ReadTensor:
+    """A reader of weights to which an adapter is added, in fp32 before they are packed.
+
+    Raises:
+        CheckpointError: the adapter does not fit the model.
+    """
+    check_adapter(config, adapter)
+
+    def read_merged(name: str) -> Tensor:
+        weight = read(name)
+        stem, _, kind = name.rpartition(".")
+        part = adapter.targets.get(stem) if kind == "weight" else None
+        if part is None:
+            return weight
+        down, up = (tensor.float() for tensor in part)
+        return weight.float() + (up @ down) * adapter.scale
+
+    return read_merged
 
 
 class LowRankDelta(nn.Module):

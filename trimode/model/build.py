@@ -6,8 +6,7 @@ import torch
 
 from trimode.config import ModelConfig
 from trimode.errors import InputError
-from trimode.model.adapter import AdapterWeights
-from trimode.model.builder import ReadTensor
+from trimode.model.adapter import AdapterWeights, ReadTensor
 from trimode.model.formats import (
     FbgemmFormat,
     Int8Format,
@@ -74,6 +73,9 @@ def choose_format(dtype: str, device: str, config: ModelConfig | None = None) ->
     on_cpu = torch.device(device).type == "cpu"
     if dtype == "auto":
         dtype = ("int8" if _runs_int8(config) else "fp32") if on_cpu else "bf16"
+        if dtype == "fp32" and config is not None and library() is not None:
+            unknown = ", ".join(refused_fields(config)[:3])
+            logger.warning("runs in fp32: the int8 pass does not know this model's %s", unknown)
     if dtype == "int8":
         if not on_cpu:
             raise InputError("dtype", f"int8 on {device}", "runs on the CPU only; use bf16")

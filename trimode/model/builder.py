@@ -1,19 +1,16 @@
 """Makes modules of one weight format from named tensors. Each tensor is read once."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trimode.config import ModelConfig
-from trimode.model.adapter import AdapterWeights, Projection
+from trimode.config import ModelConfig, NormKind
+from trimode.errors import CheckpointError
+from trimode.model.adapter import AdapterWeights, Projection, ReadTensor
 from trimode.model.formats import WeightFormat
-from trimode.model.norm import RMSNorm
-
-ReadTensor = Callable[[str], Tensor]
-"""Canonical name -> tensor."""
+from trimode.model.norm import LayerNorm, Norm, OffsetRMSNorm, RMSNorm
 
 
 class Builder:
@@ -25,10 +22,13 @@ class Builder:
         self.format = weight_format
         self._read, self._adapter = read, adapter
 
-    def norm(self, name: str, eps: float) -> RMSNorm:
-        """An RMSNorm from `name.weight`."""
+    def norm(self, name: str, kind: NormKind, eps: float) -> Norm:
+        """A norm from `name.weight`, and `name.bias` if it has one."""
         # A copy: a view would keep the whole mapped file in memory beside the packed weights.
-        return RMSNorm(name, self._tensor(f"{name}.weight", copy=True), eps)
+        weight = self._tensor(f"{name}.weight", copy=True)
+        if kind == "layer":
+            return LayerNorm(name, weight, self._tensor(f"{name}.bias", copy=True), eps)
+        return (OffsetRMSNorm if kind == "offset_rms" else RMSNorm)(name, weight, eps)
 
     def projection(self, *names: str, bias: bool) -> Projection:
         """The linears `names`, fused along their outputs, with their share of the adapter."""
@@ -43,8 +43,8 @@ class Builder:
 
     def embedding_and_head(self, config: ModelConfig) -> tuple[Any, nn.Module]:
         """The embedding module and the output head."""
-        embedding = partial(self._read, "embed_tokens.weight")
-        head = None if config.tie_word_embeddings else partial(self._read, "lm_head.weight")
+        embedding = partial(self._finite, "embed_tokens.weight")
+        head = None if config.tie_word_embeddings else partial(self._finite, "lm_head.weight")
         return self.format.embedding_and_head(embedding, head)
 
     def mask_embedding(self) -> nn.Parameter | None:
@@ -55,7 +55,20 @@ class Builder:
         return nn.Parameter(mask.to(self.format.device, self.format.dtype), requires_grad=False)
 
     def _tensor(self, name: str, *, copy: bool = False) -> Tensor:
-        return self._read(name).to(device=self.format.device, dtype=self.format.dtype, copy=copy)
+        return self._finite(name).to(device=self.format.device, dtype=self.format.dtype, copy=copy)
+
+    def _finite(self, name: str) -> Tensor:
+        """A tensor whose numbers all reach the logits: norms, biases, embedding and head.
+
+        One pass over them costs little; the many linears are not looked at.
+
+        Raises:
+            CheckpointError: a number is not finite.
+        """
+        tensor = self._read(name)
+        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+            raise CheckpointError(name, "NaN or infinite", "must be finite numbers")
+        return tensor
 
     def _part(self, adapter: AdapterWeights, name: str) -> tuple[Tensor, Tensor] | None:
         part = adapter.targets.get(name)

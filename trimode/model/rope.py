@@ -1,6 +1,7 @@
 """Rotary position embedding: default, linear, YaRN and llama3 frequencies, Llama-4 query scale.
 
-Rotation pairs dimension i with i + head_dim/2, as Hugging Face checkpoints expect.
+Rotation pairs dimension i with i + dim/2, as Hugging Face checkpoints expect. `dim` is the number
+of rotated dimensions of a head.
 """
 
 import math
@@ -10,22 +11,26 @@ from torch import Tensor, nn
 
 from trimode.config import RopeConfig
 
+Rotation = tuple[Tensor, Tensor] | None
+"""Cos and sin; None rotates nothing."""
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
-    """Inverse frequencies fp32 `[head_dim / 2]` and the factor on cos and sin."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+
+def inverse_frequencies(rope: RopeConfig, dim: int) -> tuple[Tensor, float]:
+    """Inverse frequencies fp32 `[dim / 2]` and the factor on cos and sin."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     frequencies = 1.0 / (rope.rope_theta**exponents)
     if rope.frequency_factors is not None:
-        return frequencies / torch.tensor(rope.frequency_factors), 1.0
+        frequencies = frequencies / torch.tensor(rope.frequency_factors)
+    factor = 1.0 if rope.attention_factor is None else rope.attention_factor
     match rope.rope_type:
         case "default":
-            return frequencies, 1.0
+            return frequencies, factor
         case "linear":
-            return frequencies / rope.factor, 1.0
+            return frequencies / rope.factor, factor
         case "llama3":
-            return _llama3(frequencies, rope), 1.0
+            return _llama3(frequencies, rope), factor
         case "yarn":
-            return _yarn(frequencies, rope, head_dim), _yarn_attention_factor(rope)
+            return _yarn(frequencies, rope, dim), _yarn_attention_factor(rope)
 
 
 def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
@@ -44,21 +49,21 @@ def _llama3(frequencies: Tensor, rope: RopeConfig) -> Tensor:
     return torch.where(between, blended, result)
 
 
-def _yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+def _yarn(frequencies: Tensor, rope: RopeConfig, dim: int) -> Tensor:
     """Blend interpolated and original frequencies by rotation count (arXiv 2309.00071, 3.2)."""
     original = rope.original_max_position_embeddings
     assert original is not None  # RopeConfig checked it
 
     def dimension_of(rotations: float) -> float:
         turns = original / (rotations * 2 * math.pi)
-        return head_dim * math.log(turns) / (2 * math.log(rope.rope_theta))
+        return dim * math.log(turns) / (2 * math.log(rope.rope_theta))
 
     low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, dim - 1)
     span = high - low if high != low else 0.001  # the ramp must not divide by zero
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
     return frequencies / rope.factor * ramp + frequencies * (1 - ramp)
 
 
@@ -77,16 +82,16 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
 class Rope(nn.Module):
     """Cos, sin and query scale for given positions."""
 
-    def __init__(self, rope: RopeConfig, head_dim: int) -> None:
+    def __init__(self, rope: RopeConfig, dim: int) -> None:
         super().__init__()
-        frequencies, self.factor = inverse_frequencies(rope, head_dim)
+        frequencies, self.factor = inverse_frequencies(rope, dim)
         self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.query_beta = rope.llama_4_scaling_beta
         self.query_window = rope.original_max_position_embeddings or 1
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cos and sin `[T, 1, head_dim / 2]` for positions `[T]`, computed in fp32."""
+        """Cos and sin `[T, 1, dim / 2]` for positions `[T]`, computed in fp32."""
         angles = positions.float()[:, None] * self.frequencies
         cos = (angles.cos() * self.factor).to(dtype)[:, None]
         sin = (angles.sin() * self.factor).to(dtype)[:, None]
@@ -103,7 +108,12 @@ class Rope(nn.Module):
         return (1 + self.query_beta * torch.log1p(window)).to(dtype)[:, None, None]
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotation to `[T, heads, head_dim]`."""
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
+    """Apply a rotation to the first dimensions of `[T, heads, head_dim]`."""
+    if rotation is None:
+        return heads
+    cos, sin = rotation
+    half = cos.shape[-1]
+    first, second, rest = heads.split((half, half, heads.shape[-1] - 2 * half), dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1)

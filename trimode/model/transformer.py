@@ -1,4 +1,4 @@
-"""The transformer that every mode runs: pre-RMSNorm, GQA, SwiGLU, RoPE.
+"""The transformer that every mode runs: norms, GQA, gated MLP, RoPE.
 
 It takes a ragged pack of rows and an `Attend` that decides who sees whom. It does not know decoding
 modes, how its weights are stored (`formats`) or how its pass is run (`runners`).
@@ -7,19 +7,27 @@ Axis letters: T rows of a pass, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimode.config import ModelConfig
-from trimode.model.adapter import AdapterRows, AdapterWeights, Projection, check_adapter
+from trimode.config import LayerRope, ModelConfig
+from trimode.model.adapter import (
+    AdapterRows,
+    AdapterWeights,
+    Projection,
+    ReadTensor,
+    check_adapter,
+)
 from trimode.model.attention import Attend
-from trimode.model.builder import Builder, ReadTensor
+from trimode.model.builder import Builder
 from trimode.model.formats import WeightFormat
-from trimode.model.norm import RMSNorm
-from trimode.model.rope import Rope, rotate
+from trimode.model.norm import LayerNorm, Norm
+from trimode.model.parameters import LAYER_NORMS
+from trimode.model.rope import Rope, Rotation, rotate
 
 
 class Attention(nn.Module):
@@ -33,15 +41,21 @@ class Attention(nn.Module):
             f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj", bias=config.qkv_bias
         )
         self.o = build.projection(f"{name}.o_proj", bias=config.o_bias)
-        self.q_norm = build.norm(f"{name}.q_norm", config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = build.norm(f"{name}.k_norm", config.rms_norm_eps) if config.qk_norm else None
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = build.norm(f"{name}.q_norm", config.norm, config.rms_norm_eps)
+            self.k_norm = build.norm(f"{name}.k_norm", config.norm, config.rms_norm_eps)
+        self.norms_whole = config.qk_norm_over == "projection"
+        # `attend` multiplies scores by head_dim ** -0.5, so queries take what is left.
+        scale = config.attention_scale
+        self.query_multiplier = None if scale is None else scale * config.head_dim**0.5
 
     def forward(
         self,
         x: Tensor,
         layer: int,
         attend: Attend,
-        rotation: tuple[Tensor, Tensor],
+        rotation: Rotation,
         query_scale: Tensor | None,
         adapter_rows: AdapterRows,
     ) -> Tensor:
@@ -49,18 +63,25 @@ class Attention(nn.Module):
         heads = self.qkv(x, adapter_rows).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys, values = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-            queries = rotate(self.q_norm(queries), *rotation)
-            keys = rotate(self.k_norm(keys), *rotation)
+            queries = rotate(self._normed(self.q_norm, queries), rotation)
+            keys = rotate(self._normed(self.k_norm, keys), rotation)
         else:  # one rotation for queries and keys together: fewer small operations
             both, values = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-            queries, keys = rotate(both, *rotation).split((self.heads, self.kv_heads), dim=1)
+            queries, keys = rotate(both, rotation).split((self.heads, self.kv_heads), dim=1)
+        if self.query_multiplier is not None:
+            queries = queries * self.query_multiplier
         if query_scale is not None:
             queries = queries * query_scale
         return self.o(attend(layer, queries, keys, values), adapter_rows)
 
+    def _normed(self, norm: Norm, heads: Tensor) -> Tensor:
+        if self.norms_whole:
+            return norm(heads.flatten(1)).view_as(heads)
+        return norm(heads)
+
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward with fused gate and up projections."""
+    """Gated feed-forward with fused gate and up projections."""
 
     def __init__(self, config: ModelConfig, name: str, build: Builder) -> None:
         super().__init__()
@@ -68,22 +89,60 @@ class MLP(nn.Module):
             f"{name}.gate_proj", f"{name}.up_proj", bias=config.mlp_bias
         )
         self.down = build.projection(f"{name}.down_proj", bias=config.mlp_bias)
+        self.activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor, adapter_rows: AdapterRows) -> Tensor:
         """`[T, D]` -> `[T, D]`."""
         gate, up = self.gate_up(x, adapter_rows).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up, adapter_rows)
+        return self.down(self.activation(gate) * up, adapter_rows)
+
+
+_ACTIVATIONS = {"silu": F.silu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer."""
+    """One transformer layer, with norms where its family has them."""
 
     def __init__(self, config: ModelConfig, name: str, build: Builder) -> None:
         super().__init__()
-        self.input_norm = build.norm(f"{name}.input_layernorm", config.rms_norm_eps)
+
+        def norm(part: str | None) -> Norm | None:
+            if part is None:
+                return None
+            return build.norm(f"{name}.{part}", config.norm, config.rms_norm_eps)
+
+        names = LAYER_NORMS[config.norm_placement]
+        self.input_norm = norm(names.before_attention)
         self.attention = Attention(config, f"{name}.self_attn", build)
-        self.mlp_norm = build.norm(f"{name}.post_attention_layernorm", config.rms_norm_eps)
+        self.attention_norm = norm(names.after_attention)
+        self.mlp_norm = norm(names.before_mlp)
         self.mlp = MLP(config, f"{name}.mlp", build)
+        self.output_norm = norm(names.after_mlp)
+        self.multiplier = config.residual_multiplier
+
+    def forward(
+        self,
+        x: Tensor,
+        layer: int,
+        attend: Attend,
+        rotation: Rotation,
+        query_scale: Tensor | None,
+        adapter_rows: AdapterRows,
+    ) -> Tensor:
+        """`[T, D]` -> `[T, D]`."""
+        seen = self.attention(
+            _through(self.input_norm, x), layer, attend, rotation, query_scale, adapter_rows
+        )
+        x = x + self._scaled(_through(self.attention_norm, seen))
+        made = self.mlp(_through(self.mlp_norm, x), adapter_rows)
+        return x + self._scaled(_through(self.output_norm, made))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.multiplier == 1.0 else x * self.multiplier
+
+
+def _through(norm: Norm | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 class Transformer(nn.Module):
@@ -95,9 +154,12 @@ class Transformer(nn.Module):
         self.dtype, self.device = build.format.dtype, build.format.device
         layers = (Block(config, f"layers.{i}", build) for i in range(config.num_layers))
         self.layers = nn.ModuleList(layers)
-        self.norm = build.norm("norm", config.rms_norm_eps)
+        self.norm = build.norm("norm", config.norm, config.rms_norm_eps)
         self.embedding, self.head = build.embedding_and_head(config)
-        self.rope = Rope(config.rope, config.head_dim).to(self.device)
+        rotated = config.rotary_dim or config.head_dim
+        self.rope = Rope(config.rope, rotated).to(self.device)
+        local = config.local_rope
+        self.local_rope = None if local is None else Rope(local, rotated).to(self.device)
         self.mask_embedding = build.mask_embedding()
 
     @classmethod
@@ -126,13 +188,15 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Hidden states `[T, D]` after the final norm, for tokens and positions `[T]`."""
         x, rotation, query_scale = self.inputs(tokens, positions, adapter_rows)
+        rotations: dict[LayerRope, Rotation] = {"global": rotation, "none": None}
+        if self.local_rope is not None:
+            rotations["local"] = self.local_rope(positions, x.dtype)
         for i, layer in enumerate(self.layers):
-            assert isinstance(layer, Block)
-            x = x + layer.attention(
-                layer.input_norm(x), i, attend, rotation, query_scale, adapter_rows
-            )
-            x = x + layer.mlp(layer.mlp_norm(x), adapter_rows)
-        return self.norm(x)
+            turn = rotations[self.config.layer_ropes[i]] if self.config.layer_ropes else rotation
+            x = layer(x, i, attend, turn, query_scale, adapter_rows)
+        x = self.norm(x)
+        multiplier = self.config.logit_multiplier
+        return x if multiplier == 1.0 else x * multiplier
 
     def inputs(
         self, tokens: Tensor, positions: Tensor, adapter_rows: AdapterRows
@@ -143,6 +207,8 @@ class Transformer(nn.Module):
             adapted = torch.zeros_like(tokens, dtype=torch.bool)
             adapted[adapter_rows] = True
             x[adapted & (tokens == self.config.mask_token_id)] = self.mask_embedding
+        if self.config.embedding_multiplier != 1.0:  # rounded to the dtype, as in training
+            x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
         return x, self.rope(positions, x.dtype), self.rope.query_scale(positions, x.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -158,7 +224,9 @@ class Transformer(nn.Module):
         if not self.config.tie_word_embeddings:
             yield "lm_head.weight", gather(self.head.weight)  # type: ignore[arg-type]
         for module in self.modules():
-            if isinstance(module, RMSNorm):
+            if isinstance(module, Norm):
                 yield f"{module.name}.weight", gather(module.weight)
+                if isinstance(module, LayerNorm):
+                    yield f"{module.name}.bias", gather(module.bias)
             elif isinstance(module, Projection):
                 yield from module.named_weights(gather)

@@ -1,5 +1,6 @@
 """Building and saving a tiny random model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from trimode.checkpoints import LoadedModel, save_checkpoint
 from trimode.checkpoints.families import FAMILIES
-from trimode.config import ModelConfig, RopeConfig
+from trimode.checkpoints.hf_config import from_hf
+from trimode.config import ModelConfig
 from trimode.model import AdapterWeights, build_runner, expected_tensors
 from trimode.text import ChatTemplate, Tokenizer
 
@@ -38,33 +40,39 @@ def tiny_config(family: str = "nemotron_labs_diffusion", **overrides: Any) -> Mo
     """A config of a few thousand parameters; any field may be overridden."""
     tokenizer = byte_tokenizer()
     row = FAMILIES[family]
-    yarn = RopeConfig(
-        rope_type="yarn",
-        factor=16.0,
-        original_max_position_embeddings=64,
-        mscale=1.0,
-        mscale_all_dim=1.0,
-        llama_4_scaling_beta=0.1,
-    )
+    yarn = {
+        "rope_type": "yarn",
+        "factor": 16.0,
+        "original_max_position_embeddings": 64,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }
     fields: dict[str, Any] = {
-        "family": family,
+        "model_type": family,
         "vocab_size": tokenizer.vocab_size,
         "hidden_size": 32,
         "intermediate_size": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
+        "num_hidden_layers": overrides.get("num_layers", 2),
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "head_dim": 8,
-        "rms_norm_eps": 1e-5,
+        row.norm_eps_field: 1e-5,
         "max_position_embeddings": 1024,
-        "rope": yarn if row.trained_to_denoise else RopeConfig(),
-        "qkv_bias": row.qkv_bias(False),
-        "qk_norm": row.qk_norm,
+        "rope_parameters": yarn if row.trained_to_denoise else None,
+        "sliding_window": 6 if row.window_layers else None,
+        "sliding_window_pattern": 2,
+        "no_rope_layer_interval": 2,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 4.0,
+        "attention_multiplier": 0.5,
+        "tie_word_embeddings": False,
         "mask_token_id": tokenizer.token_id("<|mask|>"),
-        "eos_token_ids": (tokenizer.token_id("<|im_end|>"),),
-        "trained_to_denoise": row.trained_to_denoise,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.token_id("<|im_end|>"),
     }
-    return ModelConfig(**fields | overrides)
+    return replace(from_hf(fields), **overrides)
 
 
 def tiny_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
@@ -105,7 +113,7 @@ def tiny_model(
         runner=build_runner(config, tensors.__getitem__, dtype="fp32", adapter=adapter),
         tokenizer=byte_tokenizer(),
         chat_template=ChatTemplate(CHAT_TEMPLATE),
-        adapter_scope=adapter.scope if adapter else None,
+        adapter_scope=adapter.row_scope if adapter else None,
     )
 
 

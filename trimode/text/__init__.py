@@ -1,6 +1,6 @@
 """The only package that handles text: tokenizer, chat template, detokenizer, stop strings."""
 
-from trimode.text.chat_template import ChatTemplate, find_chat_template
+from trimode.text.chat_template import ChatTemplate, chat_template, find_chat_templates
 from trimode.text.detokenizer import Detokenizer
 from trimode.text.grammar import (
     JSON_STYLE,
@@ -24,8 +24,9 @@ __all__ = [
     "StopStrings",
     "TextStream",
     "Tokenizer",
+    "chat_template",
     "checked_messages",
-    "find_chat_template",
+    "find_chat_templates",
     "gbnf_to_lark",
     "is_compiled",
     "json_grammar",

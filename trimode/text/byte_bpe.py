@@ -13,6 +13,17 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35 = _QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+SUFFIX|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*SUFFIX"
+    r"|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Words are cut where a small letter is followed by a capital."""
+_TEKKEN = _CASED.replace("SUFFIX", "").replace("DIGITS", r"\p{N}")
+_GPT4O = _CASED.replace("SUFFIX", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", r"\p{N}{1,3}")
 
 
 @dataclass(frozen=True)
@@ -25,15 +36,44 @@ class _Pre:
     nfc: bool = False
     whole_words: bool = False
     """A piece that is in the vocabulary is one token, whatever the merges would make of it."""
+    adds_bos: bool = False
 
 
+_GPT2_RULES = _Pre()
+_DIGITS = _Pre(single_digits=True)
 _PRES = {
-    "smollm": _Pre(single_digits=True),
-    "default": _Pre(),
-    "gpt-2": _Pre(),
-    "llama-bpe": _Pre(_LLAMA3, whole_words=True),
-    "qwen2": _Pre(_QWEN2, nfc=True),
-}
+    **dict.fromkeys(
+        ("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling",
+         "exaone4", "a.x-4.0", "mellum", "gigachat", "jina-es", "jina-de", "jina-v2-es",
+         "jina-v2-de"),
+        _GPT2_RULES,
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+         "mellum2"),
+        _DIGITS,
+    ),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+         "jina-v5-nano"),
+        _Pre(_LLAMA3, whole_words=True, adds_bos=True),
+    ),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _Pre(_LLAMA3)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _Pre(_QWEN2, nfc=True)),
+    **dict.fromkeys(
+        ("kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),
+        _Pre(_QWEN2),
+    ),
+    "qwen35": _Pre(_QWEN35, nfc=True),
+    "tekken": _Pre(_TEKKEN, whole_words=True, adds_bos=True),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _Pre(_GPT4O)),
+}  # fmt: skip
+"""By the names of `tokenizer.ggml.pre`. Names in a row mean the same to llama.cpp."""
+
+
+def pre_adds_bos(pre: str) -> bool:
+    """Whether a text begins with BOS if the file does not say so."""
+    return pre in _PRES and _PRES[pre].adds_bos
 
 
 def byte_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:

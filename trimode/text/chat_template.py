@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import jinja2
@@ -11,11 +13,12 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from trimode.errors import CheckpointError, InputError
+from trimode.files import read_json_object_if_there, read_text
 from trimode.text.messages import Message, checked_messages, plain_data
+from trimode.text.template_sandbox import LimitedEnvironment, limited
 
 
 class ChatTemplate:
@@ -23,20 +26,22 @@ class ChatTemplate:
 
     Args:
         source: the Jinja template.
-        bos_token: text of the BOS token, for templates that write it.
-        eos_token: text of the EOS token.
+        tool_source: the template for conversations with tools, if the model has one of its own.
+        special_tokens: texts of special tokens by the names that templates use, such as
+            `eos_token`.
 
     Raises:
-        CheckpointError: the source is not a Jinja template.
+        CheckpointError: a source is not a Jinja template.
     """
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(
+        self, source: str, *, tool_source: str | None = None, **special_tokens: str
+    ) -> None:
         self.source = source
-        self.bos_token, self.eos_token = bos_token, eos_token
-        try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise CheckpointError("chat_template", str(error), "a Jinja template") from None
+        self.tool_source = source if tool_source is None else tool_source
+        """What renders conversations with tools."""
+        self.special_tokens = special_tokens
+        self._templates = {text: _Template(text) for text in (self.source, self.tool_source)}
 
     def render(
         self,
@@ -59,68 +64,143 @@ class ChatTemplate:
         Raises:
             InputError: a message is not well formed, or the template refuses it.
         """
-        checked = checked_messages(messages)
-        if "developer" not in self.source:
-            for message in checked:
-                if message["role"] == "developer":
-                    message["role"] = "system"
+        source = self.tool_source if tools else self.source
+        template = self._templates[source]
         context = {
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
+            "bos_token": "",
+            "eos_token": "",
+            **self.special_tokens,
             "documents": None,
             **{name: plain_data(value, name) for name, value in variables.items()},
-            "messages": checked,
+            "messages": checked_messages(messages),
             "tools": None if tools is None else plain_data(list(tools), "tools"),
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._template.render(context)
+            return template.render(context)
         except Exception as error:  # noqa: BLE001 - a template is a program and may fail in any way
             allowed = "must be what the model's chat template takes"
             raise InputError("messages", f"refused by the template ({error})", allowed) from None
 
 
-def find_chat_template(directory: Path) -> str | None:
-    """Source of a checkpoint directory's template, or None if it has none.
+_NEEDLE = "qzv"
+_CONVERSATIONS: dict[str, tuple[str, ...]] = {
+    "user": ("user",),
+    "system": ("system", "user"),
+    "assistant": ("user", "assistant", "user"),
+}
+"""Roles of a conversation in which a role is tried."""
 
-    Looks into chat_template.jinja, chat_template.json and tokenizer_config.json in this order. If
-    there are several named templates, it takes "default".
+
+class _Template:
+    """One Jinja template, and which messages it reads as parts instead of text."""
+
+    def __init__(self, source: str) -> None:
+        self._environment = _environment()
+        self._takes_developer = "developer" in source
+        self._lock = Lock()
+        try:
+            self._template = self._environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise CheckpointError("chat_template", str(error), "a Jinja template") from None
+
+    def render(self, context: dict[str, Any]) -> str:
+        """The text of a conversation; `messages` in the context are changed."""
+        for message in context["messages"]:
+            if message["role"] == "developer" and not self._takes_developer:
+                message["role"] = "system"
+            if message["role"] in self._roles_in_parts:
+                message["content"] = _parts(message["content"])
+        return self._render(context)
+
+    def _render(self, context: dict[str, Any]) -> str:
+        with self._lock:  # time is counted for one rendering at a time
+            self._environment.start()
+            return self._template.render(context)
+
+    @cached_property
+    def _roles_in_parts(self) -> frozenset[str]:
+        """Roles whose content the template reads as a list of parts, found by trying.
+
+        A template that loops over the content shows nothing of a text, and the user's words would
+        vanish. Results of tools are read as the user's words are.
+        """
+        found = {role for role in _CONVERSATIONS if self._wants_parts(role)}
+        return frozenset(found | ({"tool"} if "user" in found else set()))
+
+    def _wants_parts(self, role: str) -> bool:
+        return not self._shows(role, as_parts=False) and self._shows(role, as_parts=True)
+
+    def _shows(self, role: str, *, as_parts: bool) -> bool:
+        """Whether a message's text is in what the template makes of it."""
+        messages: list[Message] = []
+        for other in _CONVERSATIONS[role]:
+            text = _NEEDLE if other == role else "x"
+            messages.append({"role": other, "content": _parts(text) if as_parts else text})
+        tokens = {"bos_token": "", "eos_token": ""}
+        context = {**tokens, "messages": messages, "add_generation_prompt": False}
+        try:
+            return _NEEDLE in self._render(context)
+        except Exception:  # noqa: BLE001 - a template is a program and may fail in any way
+            return False
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def find_chat_templates(directory: Path) -> dict[str, str]:
+    """Sources of a checkpoint directory's templates by name; empty if it has none.
+
+    The one for plain conversations is `default`. Looks into chat_template.jinja (and the directory
+    additional_chat_templates), chat_template.json and tokenizer_config.json in this order.
 
     Raises:
         CheckpointError: one of the files is damaged.
     """
     plain = directory / "chat_template.jinja"
-    if plain.is_file():
-        try:
-            return plain.read_text(encoding="utf-8")
-        except (ValueError, OSError) as error:
-            raise CheckpointError(str(plain), f"not readable ({error})", "UTF-8 text") from None
+    if plain.exists():
+        more = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+        return {"default": read_text(plain), **{path.stem: read_text(path) for path in more}}
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = directory / name
-        if path.is_file() and (template := _template_in(path)) is not None:
-            return template
-    return None
+        templates = _templates_in(read_json_object_if_there(path), path)
+        if templates:
+            return templates
+    return {}
 
 
-def _template_in(path: Path) -> str | None:
+def chat_template(templates: Mapping[str, str], **special_tokens: str) -> ChatTemplate | None:
+    """The template of a model that has several by name; None if it has none.
+
+    Without one that is named `default`, the first one stands in.
+    """
+    if not templates:
+        return None
+    source = templates.get("default", next(iter(templates.values())))
+    return ChatTemplate(source, tool_source=templates.get("tool_use"), **special_tokens)
+
+
+def _templates_in(fields: dict[str, Any], path: Path) -> dict[str, str]:
+    found = fields.get("chat_template")
+    if found is None:
+        return {}
+    entries = [{"name": "default", "template": found}] if isinstance(found, str) else found
     try:
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-        if isinstance(template, list):
-            named = {entry["name"]: entry["template"] for entry in template}
-            template = named.get("default")
-    except (ValueError, OSError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
-    if template is not None and not isinstance(template, str):
-        found = f"chat_template is {type(template).__name__}"
-        raise CheckpointError(str(path), found, "a string or a list of named templates")
-    return template
+        named = {entry["name"]: entry["template"] for entry in entries}
+    except (KeyError, TypeError):
+        named = {}
+    if not named or not all(isinstance(x, str) for pair in named.items() for x in pair):
+        allowed = "a string or a list of named templates"
+        raise CheckpointError(f"{path}: chat_template", type(found).__name__, allowed)
+    return named
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> LimitedEnvironment:
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = limited(_tojson)
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,
@@ -163,11 +243,16 @@ def _refuse_private(name: Any) -> None:
         raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
+_LONGEST_PATTERN = 200
+
+
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > _LONGEST_PATTERN:
+        raise SecurityError("the template's date format is too long")
     return datetime.now().strftime(pattern)
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,11 @@ import tokenizers
 from tokenizers import AddedToken, processors
 
 from trimode.errors import CheckpointError, InputError
+from trimode.files import LARGEST_TOKENIZER, check_file
 from trimode.text.byte_bpe import BYTE_OF, byte_bpe
-
-_CONTROL, _USER_DEFINED = 3, 4
-"""GGUF token types."""
+from trimode.text.sentencepiece import PieceType, SentencePieceVocabulary, sentencepiece
+from trimode.text.sentencepiece_file import read_sentencepiece
+from trimode.text.token_names import add_tokens, read_token_names
 
 _FALLBACK_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 """How SentencePiece vocabularies spell a single byte."""
@@ -30,6 +31,8 @@ class Tokenizer:
         bos_token_id: the token that begins a text, if there is one.
         eos_token_id: the token that ends a text, if there is one.
         add_bos: whether `encode` begins with BOS unless told otherwise.
+        named_tokens: texts of special tokens by the names that chat templates use (`eos_token`);
+            None if nothing names them.
     """
 
     def __init__(
@@ -39,39 +42,69 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         add_bos: bool = False,
+        named_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = backend
+        self.named_tokens = named_tokens
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.add_bos = add_bos and bos_token_id is not None
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
-        """Read a `tokenizer.json`, and BOS and EOS from the config files beside it.
+        """Read a `tokenizer.json`, and what the config files beside it say of special tokens.
 
-        `tokenizer_config.json` and then `special_tokens_map.json` name the two tokens. A name that
-        is not in the vocabulary is ignored.
+        `tokenizer_config.json` and then `special_tokens_map.json` name them. Tokens that are not in
+        the vocabulary are added to it, as transformers does.
 
         Raises:
             CheckpointError: the file is missing, or one of the three is damaged.
         """
+        check_file(path, LARGEST_TOKENIZER)
+        names = read_token_names(path.parent)
         with _damage_named(str(path), "a tokenizer.json"):
             backend = tokenizers.Tokenizer.from_file(str(path))
-        backend.no_padding()
-        backend.no_truncation()
-        configs = [
-            _json_object(path.with_name(name))
-            for name in ("tokenizer_config.json", "special_tokens_map.json")
-        ]
-        bos = _configured_token(backend, "bos_token", configs)
-        eos = _configured_token(backend, "eos_token", configs)
-        built_in = _leading_special(backend)
-        explicit = configs[0].get("add_bos_token")
-        if isinstance(explicit, bool):
-            bos, add_bos = (built_in if bos is None else bos), explicit
-        else:
+            backend.no_padding()
+            backend.no_truncation()
+            add_tokens(backend, names.added)
+            built_in = _leading_special(backend)
+        named = names.named or {}
+        bos, eos = (
+            backend.token_to_id(named[name]) if name in named else None
+            for name in ("bos_token", "eos_token")
+        )
+        if names.add_bos is None:
             bos, add_bos = (bos if built_in is None else built_in), built_in is not None
-        return cls(backend, bos_token_id=bos, eos_token_id=eos, add_bos=add_bos)
+        else:
+            bos, add_bos = (built_in if bos is None else bos), names.add_bos
+        return cls(
+            backend, bos_token_id=bos, eos_token_id=eos, add_bos=add_bos, named_tokens=names.named
+        )
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "Tokenizer":
+        """The tokenizer of a checkpoint: `tokenizer.json`, or SentencePiece's `tokenizer.model`.
+
+        Raises:
+            CheckpointError: there is neither, or a file is damaged.
+        """
+        whole, bare = directory / "tokenizer.json", directory / "tokenizer.model"
+        if whole.exists() or not bare.exists():
+            return cls.from_file(whole)
+        vocabulary, names = read_sentencepiece(bare), read_token_names(directory)
+        with _damage_named(str(bare), "SentencePiece's file"):
+            backend = sentencepiece(vocabulary)
+            add_tokens(backend, names.added)
+        usual = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        named = names.named or {n: t for n, t in usual.items() if t in vocabulary.pieces}
+        bos, eos = (
+            backend.token_to_id(named[name]) if name in named else None
+            for name in ("bos_token", "eos_token")
+        )
+        add_bos = names.add_bos is not False and bos is not None
+        if add_bos and bos is not None:
+            _begin_with(backend, bos)
+        return cls(backend, bos_token_id=bos, eos_token_id=eos, add_bos=add_bos, named_tokens=named)
 
     @classmethod
     def from_gguf(
@@ -84,6 +117,7 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         add_bos: bool = False,
+        named_tokens: Mapping[str, str] | None = None,
     ) -> "Tokenizer":
         """Build byte-level BPE from GGUF metadata (`tokenizer.ggml.*`).
 
@@ -96,6 +130,7 @@ class Tokenizer:
             bos_token_id: the token that begins a text.
             eos_token_id: the token that ends one.
             add_bos: whether `encode` begins with BOS unless told otherwise.
+            named_tokens: see the class.
 
         Raises:
             CheckpointError: the pre-tokenizer is not supported, or the lists contradict each other.
@@ -111,17 +146,52 @@ class Tokenizer:
         with _damage_named("tokenizer.ggml", "a byte-level BPE vocabulary"):
             backend = byte_bpe(tokens, merges, pre)
         typed = list(zip(tokens, token_types, strict=True))
-        backend.add_special_tokens([_added(t, special=True) for t, k in typed if k == _CONTROL])
-        backend.add_tokens([_added(t, special=False) for t, k in typed if k == _USER_DEFINED])
+        backend.add_special_tokens(
+            [_added(t, special=True) for t, k in typed if k == PieceType.CONTROL]
+        )
+        backend.add_tokens(
+            [_added(t, special=False) for t, k in typed if k == PieceType.USER_DEFINED]
+        )
         if add_bos and bos_token_id is not None:
-            # `encode` does not use it. It tells other readers of a saved tokenizer.json.
-            bos = tokens[bos_token_id]
-            backend.post_processor = processors.TemplateProcessing(
-                single=[bos, "$A"],
-                pair=[bos, "$A", f"{bos}:1", "$B:1"],
-                special_tokens=[(bos, bos_token_id)],
-            )
-        return cls(backend, bos_token_id=bos_token_id, eos_token_id=eos_token_id, add_bos=add_bos)
+            _begin_with(backend, bos_token_id)
+        return cls(
+            backend,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            add_bos=add_bos,
+            named_tokens=named_tokens,
+        )
+
+    @classmethod
+    def from_sentencepiece(
+        cls,
+        vocabulary: SentencePieceVocabulary,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        add_bos: bool = False,
+        named_tokens: Mapping[str, str] | None = None,
+    ) -> "Tokenizer":
+        """Build a tokenizer of a SentencePiece vocabulary; see the class for the other arguments.
+
+        Raises:
+            CheckpointError: the vocabulary contradicts itself.
+        """
+        for name, token in (("bos", bos_token_id), ("eos", eos_token_id)):
+            if token is not None and not 0 <= token < len(vocabulary.pieces):
+                allowed = f"0 to {len(vocabulary.pieces) - 1}"
+                raise CheckpointError(f"{name}_token_id", str(token), allowed)
+        with _damage_named("tokenizer", "a SentencePiece vocabulary"):
+            backend = sentencepiece(vocabulary)
+        if add_bos and bos_token_id is not None:
+            _begin_with(backend, bos_token_id)
+        return cls(
+            backend,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            add_bos=add_bos,
+            named_tokens=named_tokens,
+        )
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`, whole or not at all."""
@@ -152,7 +222,8 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             found = f"character {error.start} is a lone surrogate"
             raise InputError("prompt", found, "must be text that UTF-8 can hold") from None
-        ids = self.backend.encode(text, add_special_tokens=False).ids
+        with _panics_named("prompt"):
+            ids = self.backend.encode(text, add_special_tokens=False).ids
         wanted = self.add_bos if add_bos is None else add_bos
         bos = self.bos_token_id
         if wanted and bos is not None and ids[:1] != [bos]:
@@ -209,10 +280,17 @@ class Tokenizer:
         added = self.backend.get_added_tokens_decoder()
         return frozenset(i for i, token in added.items() if token.special)
 
+    def special_tokens_in(self, texts: Sequence[str]) -> dict[int, str]:
+        """Special tokens that are spelled somewhere in the texts, by id."""
+        if not texts:
+            return {}
+        spelled = {i: self.backend.id_to_token(i) for i in self.special_ids}
+        return {i: s for i, s in spelled.items() if s and any(s in text for text in texts)}
+
     @cached_property
     def byte_level(self) -> bool:
         """Whether every token is a run of bytes in GPT-2's byte alphabet."""
-        return _decoder(self.backend).get("type") == "ByteLevel"
+        return {"ByteLevel"} <= self._decoding_steps <= {"ByteLevel", "Fuse"}
 
     @property
     def vocab_size(self) -> int:
@@ -221,9 +299,12 @@ class Tokenizer:
 
     @cached_property
     def _has_byte_fallback(self) -> bool:
+        return "ByteFallback" in self._decoding_steps
+
+    @cached_property
+    def _decoding_steps(self) -> set[str | None]:
         decoder = _decoder(self.backend)
-        steps = decoder.get("decoders", [decoder])
-        return any(step.get("type") == "ByteFallback" for step in steps)
+        return {step.get("type") for step in decoder.get("decoders", [decoder])}
 
     @cached_property
     def _anchor(self) -> list[int]:
@@ -237,6 +318,17 @@ class Tokenizer:
     def _text_inside(self, token_id: int) -> str:
         before = self.decode(self._anchor)
         return self.decode([*self._anchor, token_id])[len(before) :]
+
+
+def _begin_with(backend: tokenizers.Tokenizer, token_id: int) -> None:
+    """Have texts begin with BOS, for other readers of a saved file; `encode` ignores it."""
+    bos = backend.id_to_token(token_id)
+    assert bos is not None
+    backend.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"],
+        pair=[bos, "$A", f"{bos}:1", "$B:1"],
+        special_tokens=[(bos, token_id)],
+    )
 
 
 def _added(text: str, *, special: bool) -> AddedToken:
@@ -256,35 +348,16 @@ def _leading_special(backend: tokenizers.Tokenizer) -> int | None:
     return with_special[0] if with_special[1 : 1 + len(plain)] == plain else None
 
 
-def _configured_token(
-    backend: tokenizers.Tokenizer, name: str, configs: Sequence[dict[str, Any]]
-) -> int | None:
-    """Id of the first token that the configs give under `name`; makes it special."""
-    for config in configs:
-        token = config.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        if not isinstance(text, str):
-            continue
-        token_id = backend.token_to_id(text)
-        if token_id is not None:
-            added = backend.get_added_tokens_decoder().get(token_id)
-            if added is None or not added.special:
-                backend.add_special_tokens([_added(text, special=True)])
-            return token_id
-    return None
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that may be missing."""
-    if not path.is_file():
-        return {}
+@contextmanager
+def _panics_named(field: str) -> Iterator[None]:
+    """Turn a panic of the library, which is no `Exception`, into an InputError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(str(path), f"not readable ({error})", "a JSON object") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(str(path), type(value).__name__, "a JSON object")
-    return value
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        allowed = "must be text that this model's tokenizer takes"
+        raise InputError(field, f"the tokenizer failed ({error})", allowed) from None
 
 
 @contextmanager

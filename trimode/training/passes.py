@@ -7,13 +7,16 @@ Axis letters: R rows of a batch, L tokens of a row, N blocks of a row, B tokens 
 D hidden, H query heads, K key heads, G = H / K, d head dimension.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from trimode.config import ModelConfig
 from trimode.model import Transformer
 from trimode.training.masks import (
     Blocks,
@@ -23,51 +26,95 @@ from trimode.training.masks import (
     places_in_document,
 )
 
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class ByLayer(Generic[T]):
+    """Something that layers with the same sliding window have in common."""
+
+    def __init__(self, config: ModelConfig, by_window: dict[int | None, T]) -> None:
+        self._config, self._by_window = config, by_window
+
+    def __getitem__(self, layer: int) -> T:
+        windows = self._config.layer_windows
+        return self._by_window[windows[layer] if windows else None]
+
+    def map(self, make: Callable[[T], U]) -> "ByLayer[U]":
+        """The same, made into something else."""
+        made = {window: make(value) for window, value in self._by_window.items()}
+        return ByLayer(self._config, made)
+
+    def zip(self, other: "ByLayer[U]") -> "ByLayer[tuple[T, U]]":
+        """Pairs of both."""
+        pairs = {w: (value, other._by_window[w]) for w, value in self._by_window.items()}
+        return ByLayer(self._config, pairs)
+
+
+def layer_masks(
+    config: ModelConfig, visible: Tensor, queries: Tensor, keys: Tensor
+) -> ByLayer[Tensor]:
+    """A mask narrowed by the windows of a model's layers.
+
+    Args:
+        config: the model.
+        visible: what a layer without a window sees, bool `[..., query, key]`.
+        queries: their positions, broadcastable to `[..., query]`.
+        keys: their positions, broadcastable to `[..., key]`.
+    """
+    distance = queries[..., :, None] - keys[..., None, :]
+    windows = set(config.layer_windows) or {None}
+    masks = {w: visible if w is None else visible & (distance < w) for w in windows}
+    return ByLayer(config, masks)
+
 
 class CleanAttention:
     """Attention of the clean pass; keeps its keys and values for the noisy pass."""
 
-    def __init__(self, visible: Tensor) -> None:
-        """`visible`: bool `[R, L, L]`."""
-        self._visible = visible[:, None]
-        self._rows = len(visible)
+    def __init__(self, visible: ByLayer[Tensor]) -> None:
+        """`visible`: bool `[R, L, L]` for each layer."""
+        self._visible = visible
+        self._rows = len(visible[0])
         self.keys: list[Tensor] = []
         """Of each layer, `[R, K, L, d]`."""
         self.values: list[Tensor] = []
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `trimode.model.attention.Attend`; T = R * L."""
-        del layer
         queries, keys, values = (
             x.unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (queries, keys, values)
         )
         self.keys.append(keys)
         self.values.append(values)
-        output = self._attend(queries, keys, values)
+        output = self._attend(layer, queries, keys, values)
         return output.transpose(1, 2).flatten(2).flatten(0, 1)
 
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=self._visible, enable_gqa=True
+            queries, keys, values, attn_mask=self._visible[layer][:, None], enable_gqa=True
         )
 
 
 class FlexCleanAttention(CleanAttention):
     """The same with FlexAttention, which skips keys that no row sees; for CUDA."""
 
-    def __init__(self, visible: Tensor) -> None:
-        """`visible`: bool `[R, L, L]`."""
+    def __init__(self, visible: ByLayer[Tensor]) -> None:
+        """`visible`: bool `[R, L, L]` for each layer."""
         super().__init__(visible)
+        self._masks = visible.map(self._mask)
+
+    def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return _flex(queries, keys, values, self._masks[layer])
+
+    @staticmethod
+    def _mask(visible: Tensor) -> BlockMask:
         rows, length, _ = visible.shape
 
         def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             del head
             return visible[row, query, key]
 
-        self._mask = create_block_mask(mask, rows, None, length, length, visible.device)
-
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return _flex(queries, keys, values, self._mask)
+        return create_block_mask(mask, rows, None, length, length, visible.device)
 
 
 class NoisyAttention:
@@ -77,17 +124,25 @@ class NoisyAttention:
     no key is copied, and no block is multiplied with another.
     """
 
-    def __init__(self, clean: CleanAttention, visible: Tensor, block_length: int) -> None:
-        """`visible`: blocks to clean tokens, bool `[R, N, L]`."""
+    def __init__(
+        self, clean: CleanAttention, visible: ByLayer[Tensor], inside: ByLayer[Tensor]
+    ) -> None:
+        """Masks for each layer.
+
+        Args:
+            clean: the clean pass.
+            visible: blocks to clean tokens, bool `[R, N, B, L]`.
+            inside: tokens of a block to each other, bool `[B, B]`.
+        """
         self._clean = clean
-        self._block_length = block_length
-        self._hidden = ~visible[:, None, None, :, None, :]  # [R, 1, 1, N, 1, L]
+        self._visible, self._inside = visible, inside
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `trimode.model.attention.Attend`; T = R * N * B."""
-        rows, _, _, blocks, _, length = self._hidden.shape
+        hidden = ~self._visible[layer][:, None, None]  # [R, 1, 1, N, B, L]
+        rows, _, _, blocks, block_length, length = hidden.shape
         kv_heads, head_dim = keys.shape[1:]
-        shape = (rows, blocks, self._block_length, kv_heads, -1, head_dim)
+        shape = (rows, blocks, block_length, kv_heads, -1, head_dim)
         queries = queries.view(shape).permute(0, 3, 4, 1, 2, 5)  # [R, K, G, N, B, d]
         queries = queries * head_dim**-0.5
         keys = keys.view(shape).permute(0, 3, 4, 1, 2, 5)  # [R, K, 1, N, B, d]
@@ -97,33 +152,48 @@ class NoisyAttention:
         clean_keys, clean_values = self._clean.keys[layer], self._clean.values[layer]
         outside = flat @ clean_keys.transpose(-1, -2)
         outside = outside.view(rows, kv_heads, groups, blocks, -1, length)
-        outside = outside.masked_fill(self._hidden, float("-inf"))
+        outside = outside.masked_fill(hidden, float("-inf"))
         inside = queries @ keys.transpose(-1, -2)  # [R, K, G, N, B, B]
+        inside = inside.masked_fill(~self._inside[layer], float("-inf"))
         scores = torch.cat((outside, inside), dim=-1).softmax(-1)
-        outside, inside = scores.split((length, self._block_length), dim=-1)
+        outside, inside = scores.split((length, block_length), dim=-1)
         output = (outside.reshape(rows, kv_heads, -1, length) @ clean_values).view_as(queries)
         output = output + inside @ values
-        return output.permute(0, 3, 4, 1, 2, 5).reshape(rows * blocks * self._block_length, -1)
+        return output.permute(0, 3, 4, 1, 2, 5).reshape(rows * blocks * block_length, -1)
 
 
 class FlexNoisyAttention:
     """The same with FlexAttention over [clean | noisy] keys; for CUDA."""
 
-    def __init__(self, clean: CleanAttention, visible: Tensor, block_length: int) -> None:
-        """`visible`: blocks to clean tokens, bool `[R, N, L]`."""
+    def __init__(
+        self, clean: CleanAttention, visible: ByLayer[Tensor], inside: ByLayer[Tensor]
+    ) -> None:
+        """Masks for each layer.
+
+        Args:
+            clean: the clean pass.
+            visible: blocks to clean tokens, bool `[R, N, B, L]`.
+            inside: tokens of a block to each other, bool `[B, B]`.
+        """
         self._clean = clean
-        self._rows, blocks, length = visible.shape
+        self._rows = len(visible[0])
+        self._masks = visible.zip(inside).map(self._mask)
+
+    @staticmethod
+    def _mask(masks: tuple[Tensor, Tensor]) -> BlockMask:
+        visible, inside = masks
+        rows, blocks, block_length, length = visible.shape
         noisy = blocks * block_length
 
         def mask(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             del head
-            block = query // block_length
-            before = (key < length) & visible[row, block, key.clamp(max=length - 1)]
-            return before | ((key >= length) & ((key - length) // block_length == block))
+            block, place = query // block_length, query % block_length
+            before = (key < length) & visible[row, block, place, key.clamp(max=length - 1)]
+            other = key - length
+            same = (key >= length) & (other // block_length == block)
+            return before | (same & inside[place, other % block_length])
 
-        self._mask = create_block_mask(
-            mask, self._rows, None, noisy, length + noisy, visible.device
-        )
+        return create_block_mask(mask, rows, None, noisy, length + noisy, visible.device)
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `trimode.model.attention.Attend`; T = R * N * B."""
@@ -132,7 +202,7 @@ class FlexNoisyAttention:
         )
         keys = torch.cat((self._clean.keys[layer], keys), dim=2)
         values = torch.cat((self._clean.values[layer], values), dim=2)
-        output = _flex(queries, keys, values, self._mask)
+        output = _flex(queries, keys, values, self._masks[layer])
         return output.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
@@ -165,8 +235,10 @@ def clean_pass(
         flex: whether to use FlexAttention; by default on CUDA.
     """
     visible = clean_visibility(documents, context, block_length).to(tokens.device)
-    attend = (FlexCleanAttention if _or_default(flex, tokens) else CleanAttention)(visible)
-    positions = places_in_document(documents).flatten().to(tokens.device)
+    places = places_in_document(documents).to(tokens.device)
+    masks = layer_masks(transformer.config, visible, places, places)
+    attend = (FlexCleanAttention if _or_default(flex, tokens) else CleanAttention)(masks)
+    positions = places.flatten()
     scope: AbstractContextManager = nullcontext() if gradient else torch.no_grad()
     with scope:
         hidden = transformer(tokens.flatten(), positions, attend)
@@ -192,15 +264,18 @@ def noisy_pass(
         clean: keys and values of the clean pass.
         flex: whether to use FlexAttention; by default on CUDA.
     """
-    length = tokens.shape[2]
-    visible = context_visibility(blocks, documents).to(tokens.device)
+    places = places_in_document(documents)
+    starts = places.gather(1, blocks.starts)
+    positions = (starts[:, :, None] + torch.arange(tokens.shape[2])).to(tokens.device)
+    visible = context_visibility(blocks, documents).to(tokens.device)[:, :, None]
+    visible = visible.expand(*tokens.shape, -1)
+    masks = layer_masks(transformer.config, visible, positions, places.to(tokens.device)[:, None])
+    within = torch.arange(tokens.shape[2], device=tokens.device)
+    whole = torch.ones(len(within), len(within), dtype=torch.bool, device=tokens.device)
+    inside = layer_masks(transformer.config, whole, within, within)
     kind = FlexNoisyAttention if _or_default(flex, tokens) else NoisyAttention
-    attend = kind(clean, visible, length)
-    starts = places_in_document(documents).gather(1, blocks.starts)
-    positions = starts[:, :, None] + torch.arange(length)
-    hidden = transformer(
-        tokens.flatten(), positions.flatten().to(tokens.device), attend, slice(None)
-    )
+    attend = kind(clean, masks, inside)
+    hidden = transformer(tokens.flatten(), positions.flatten(), attend, slice(None))
     return hidden.view(*tokens.shape, -1)
 
 

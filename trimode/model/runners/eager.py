@@ -6,7 +6,7 @@ from torch import Tensor
 
 from trimode.config import ModelConfig
 from trimode.model.adapter import AdapterRows
-from trimode.model.attention import CachedAttention, Segment
+from trimode.model.attention import CachedAttention, Segment, Windows
 from trimode.model.formats import WeightFormat
 from trimode.model.runners.runner import Runner
 
@@ -27,5 +27,6 @@ class EagerRunner(Runner):
         adapter_rows: AdapterRows = None,
     ) -> Tensor:
         """See `Runner`."""
-        attend = CachedAttention(segments, self.format.dtype, self.device)
+        windows = Windows(self.transformer.config.layer_windows, positions)
+        attend = CachedAttention(segments, self.format.dtype, self.device, windows)
         return self.transformer(tokens, positions, attend, adapter_rows)

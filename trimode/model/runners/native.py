@@ -14,7 +14,7 @@ from trimode.model.attention import Segment
 from trimode.model.formats import WeightFormat
 from trimode.model.formats.int8 import Int8Linear, IntegerDelta
 from trimode.model.native import library, structs, wants_packed
-from trimode.model.norm import RMSNorm
+from trimode.model.norm import Norm
 from trimode.model.runners.runner import Runner
 from trimode.model.transformer import Block, Transformer
 
@@ -255,7 +255,7 @@ def _projection(module: Projection) -> structs.Projection:
 
 
 def _layer(block: Block) -> structs.Layer:
-    def weight(norm: RMSNorm | None) -> int | None:
+    def weight(norm: Norm | None) -> int | None:
         return None if norm is None else norm.weight.data_ptr()
 
     return structs.Layer(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimode.config import ModelConfig
 from trimode.model.adapter import AdapterRows
-from trimode.model.attention import Segment
+from trimode.model.attention import Segment, Windows
 from trimode.model.formats import WeightFormat
 from trimode.model.runners.runner import Runner
 
@@ -20,8 +20,9 @@ from trimode.model.runners.runner import Runner
 class RowwiseAttention:
     """Attention whose arithmetic depends on the keys that a row sees and on no other row."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], windows: Windows) -> None:
         self.segments = segments
+        self.windows = windows
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `Attend`."""
@@ -30,6 +31,8 @@ class RowwiseAttention:
             rows = slice(segment.start, segment.stop)
             all_keys, all_values = segment.cache.write(layer, keys[rows], values[rows])
             count, prefix = segment.stop - segment.start, segment.cache.length
+            window = self.windows[layer]
+            within = None if window is None else self.windows.within(segment, window)
             for i, query in enumerate(queries[rows]):
                 seen = torch.arange(prefix + count, device=query.device)
                 if isinstance(segment.visibility, Tensor):
@@ -37,6 +40,8 @@ class RowwiseAttention:
                     seen = torch.cat((seen[:prefix], prefix + visible))
                 elif segment.visibility == "causal":
                     seen = seen[: prefix + i + 1]
+                if within is not None:
+                    seen = seen[within[i, seen]]
                 output = F.scaled_dot_product_attention(
                     query[None, :, None],
                     all_keys[None, :, seen].to(query.dtype),
@@ -63,7 +68,9 @@ class RowwiseRunner(Runner):
         adapter_rows: AdapterRows = None,
     ) -> Tensor:
         """See `Runner`."""
-        return self.transformer(tokens, positions, RowwiseAttention(segments), adapter_rows)
+        windows = Windows(self.transformer.config.layer_windows, positions)
+        attend = RowwiseAttention(segments, windows)
+        return self.transformer(tokens, positions, attend, adapter_rows)
 
     def describe(self) -> str:
         """See `Runner`."""

@@ -17,17 +17,16 @@ class Dialect:
     """How it writes calls of tools; None: in a form that is not known here."""
     shows_tools: bool
     """Whether the chat template shows tools to the model."""
-    shows_calls: bool
-    """Whether the chat template shows earlier calls to the model."""
     shown_special_ids: tuple[int, ...]
     """Special tokens that belong to thoughts and calls, so that text must show them."""
 
 
 def dialect_of(model: LoadedModel) -> Dialect:
     """The dialect of a model."""
-    template = model.chat_template.source if model.chat_template else ""
+    chat = model.chat_template
+    template = chat.tool_source if chat else ""
     calls = format_of(template)
-    thinks = END_THINK in template
+    thinks = chat is not None and END_THINK in chat.source
     markers = (THINK, END_THINK, *(calls.markers if calls else ()))
     ids = (model.tokenizer.token_id(marker) for marker in markers)
     special = model.tokenizer.special_ids
@@ -35,6 +34,5 @@ def dialect_of(model: LoadedModel) -> Dialect:
         thinks=thinks,
         calls=calls,
         shows_tools="tools" in template,
-        shows_calls="tool_calls" in template,
         shown_special_ids=tuple(i for i in ids if i is not None and i in special),
     )

@@ -57,7 +57,10 @@ def chat_prompt(
     if model.chat_template is None:
         raise InputError("messages", "given", f"{model.name} has no chat template; use a prompt")
     messages, beginning = _split_prefill(messages, prefill)
-    shown = _with_tools(messages, tools, dialect)
+    template = model.chat_template.tool_source if tools else model.chat_template.source
+    if "tool_calls" not in template:
+        messages = [_with_calls(message, i) for i, message in enumerate(messages)]
+    shown = messages if dialect.shows_tools else _with_tools(messages, tools)
     text = model.chat_template.render(
         shown,
         tools=[tool.source for tool in tools] or None,
@@ -127,13 +130,9 @@ def _thought_state(text: str, dialect: Dialect, beginning: Message | None) -> Th
     return "may"
 
 
-def _with_tools(
-    messages: list[Message], tools: tuple[Tool, ...], dialect: Dialect
-) -> list[Message]:
-    """The messages, with tools and earlier calls as text if the chat template shows neither."""
-    if not dialect.shows_calls:
-        messages = [_with_calls(message, i) for i, message in enumerate(messages)]
-    if not tools or dialect.shows_tools:
+def _with_tools(messages: list[Message], tools: tuple[Tool, ...]) -> list[Message]:
+    """The messages, with a list of the tools in the system message."""
+    if not tools:
         return messages
     listed = "\n".join(json.dumps(tool.source["function"], ensure_ascii=False) for tool in tools)
     text = _PREAMBLE + listed

@@ -268,7 +268,7 @@ class TextAnswer(Answer):
         first = prompt[0]
         if isinstance(given, str) and not given.startswith(tokenizer.token_text(first)):
             shown.discard(first)
-        self.written[index] = Detokenizer(tokenizer, shown)
+        self.written[index] = Detokenizer(tokenizer, shown_special_ids=shown)
 
     def echo_object(self, usage: dict[str, Any]) -> dict[str, Any]:
         """An answer that was asked for no new token."""
