@@ -156,6 +156,8 @@ def _config(
         original_max_position_embeddings=get("rope.scaling.original_context_length"),
         frequency_factors=factors,
     )
+    mask_key = "tokenizer.ggml.mask_token_id"
+    mask = metadata.get(mask_key)
     ends = (metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot"))
     return ModelConfig(
         family=family,
@@ -176,6 +178,7 @@ def _config(
         tie_word_embeddings=tied,
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
         eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
+        mask_token_id=None if mask is None else metadata.integer(mask_key),
     )
 
 

@@ -181,14 +181,24 @@ def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
     """The config of a checkpoint with an adapter: passes are read as the adapter was trained.
 
     Raises:
-        InputError: base and adapter both denoise, but only one of them with token shift.
+        InputError: base and adapter both denoise, but with another mask token, or only one of
+            them with token shift.
     """
     shift = adapter.token_shift
     if adapter.scope == "draft" and config.trained_to_denoise and shift != config.token_shift:
         found = f"trained {'with' if shift else 'without'} token shift, unlike the model"
         raise InputError("adapter", found, "one trained like the model, or of scope denoise")
-    length = adapter.block_length or config.block_length
-    return replace(config, block_length=length, token_shift=shift, draft_form=adapter.draft_form)
+    mask = config.mask_token_id if adapter.mask_token_id is None else adapter.mask_token_id
+    if adapter.scope == "draft" and config.trained_to_denoise and mask != config.mask_token_id:
+        allowed = f"one trained with the model's own, {config.mask_token_id}"
+        raise InputError("adapter", f"trained with the mask token {mask}", allowed)
+    return replace(
+        config,
+        block_length=adapter.block_length or config.block_length,
+        token_shift=shift,
+        draft_form=adapter.draft_form,
+        mask_token_id=mask,
+    )
 
 
 def _return_freed_memory() -> None:

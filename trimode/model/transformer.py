@@ -7,11 +7,12 @@ Axis letters: T rows of a pass, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trimode.config import ModelConfig
 from trimode.model.adapter import AdapterRows, AdapterWeights, Projection, check_adapter
@@ -123,16 +124,37 @@ class Transformer(nn.Module):
         positions: Tensor,
         attend: Attend,
         adapter_rows: AdapterRows = None,
+        *,
+        recompute: bool = False,
     ) -> Tensor:
-        """Hidden states `[T, D]` after the final norm, for tokens and positions `[T]`."""
+        """Hidden states `[T, D]` after the final norm, for tokens and positions `[T]`.
+
+        With `recompute`, a backward pass computes each layer once more from its input, which is all
+        that is kept of it.
+        """
         x, rotation, query_scale = self.inputs(tokens, positions, adapter_rows)
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, Block)
-            x = x + layer.attention(
-                layer.input_norm(x), i, attend, rotation, query_scale, adapter_rows
-            )
-            x = x + layer.mlp(layer.mlp_norm(x), adapter_rows)
+        for i in range(len(self.layers)):
+            arguments = (i, x, attend, rotation, query_scale, adapter_rows)
+            if recompute:
+                x = cast(Tensor, checkpoint(self._layer, *arguments, use_reentrant=False))
+            else:
+                x = self._layer(*arguments)
         return self.norm(x)
+
+    def _layer(
+        self,
+        i: int,
+        x: Tensor,
+        attend: Attend,
+        rotation: tuple[Tensor, Tensor],
+        query_scale: Tensor | None,
+        adapter_rows: AdapterRows,
+    ) -> Tensor:
+        """Layer `i`, `[T, D]` -> `[T, D]`."""
+        layer = self.layers[i]
+        assert isinstance(layer, Block)
+        x = x + layer.attention(layer.input_norm(x), i, attend, rotation, query_scale, adapter_rows)
+        return x + layer.mlp(layer.mlp_norm(x), adapter_rows)
 
     def inputs(
         self, tokens: Tensor, positions: Tensor, adapter_rows: AdapterRows

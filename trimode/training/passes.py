@@ -180,6 +180,7 @@ def noisy_pass(
     documents: Tensor,
     clean: CleanAttention,
     *,
+    recompute: bool = False,
     flex: bool | None = None,
 ) -> Tensor:
     """Hidden states of the noisy blocks `[R, N, B, D]`, with the adapter on.
@@ -190,6 +191,7 @@ def noisy_pass(
         blocks: where they lie.
         documents: of the clean copy, int64 `[R, L]`.
         clean: keys and values of the clean pass.
+        recompute: keep only the inputs of layers for the backward pass.
         flex: whether to use FlexAttention; by default on CUDA.
     """
     length = tokens.shape[2]
@@ -199,7 +201,11 @@ def noisy_pass(
     starts = places_in_document(documents).gather(1, blocks.starts)
     positions = starts[:, :, None] + torch.arange(length)
     hidden = transformer(
-        tokens.flatten(), positions.flatten().to(tokens.device), attend, slice(None)
+        tokens.flatten(),
+        positions.flatten().to(tokens.device),
+        attend,
+        slice(None),
+        recompute=recompute and torch.is_grad_enabled(),
     )
     return hidden.view(*tokens.shape, -1)
 
