@@ -13,7 +13,7 @@ from trimode.errors import InputError
 from trimode.training import RECIPES
 
 if TYPE_CHECKING:
-    from trimode.checkpoints import Checkpoint
+    from trimode.checkpoints import Checkpoint, MaskToken
     from trimode.training.config import TrainConfig
     from trimode.training.self_generate import Prompt, SelfGenerationConfig
 
@@ -27,7 +27,7 @@ Set = Annotated[
     typer.Option("--set", help="Override a field: optimiser.learning_rate=1e-4. Repeat for more."),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Optimiser steps of the whole run.")]
-MaskToken = Annotated[
+MaskOption = Annotated[
     str | None,
     typer.Option(
         "--mask-token",
@@ -50,7 +50,7 @@ def train(
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run directory.")] = None,
     steps: Steps = None,
-    mask_token: MaskToken = None,
+    mask_token: MaskOption = None,
     set_: Set = None,
     no_progress: opt.NoProgress = False,
 ) -> int:
@@ -94,7 +94,7 @@ def convert(
     ] = 192,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Conversations at once.")] = 64,
     steps: Steps = None,
-    mask_token: MaskToken = None,
+    mask_token: MaskOption = None,
     seed: Annotated[
         int, typer.Option("--seed", help="Of sampled user turns, noise and the order of data.")
     ] = 0,
@@ -131,15 +131,14 @@ def convert(
     if steps is not None:
         fields["steps"] = steps
     config = _config(recipe, fields, set_)
-    checkpoint, mask = open_for_training(config, progress=not no_progress)
+    checkpoint, mask = opened = open_for_training(config, progress=not no_progress)
     notes = [*mask_notes(mask), *check_conversion(config, checkpoint), planned(asked, turns)]
     for line in notes if not no_progress else mask_notes(mask):
         _say(line)
     code = _write_conversations(checkpoint, asked, turns, data, dtype, no_progress)
     if code:
         return code
-    del checkpoint
-    code, final = _run(config, no_progress)
+    code, final = _run(config, no_progress, opened)
     if final is not None:
         _report(config, final, data, dtype, min(answer_tokens, _MEASURED_TOKENS))
         typer.echo(str(final))
@@ -210,11 +209,15 @@ def _config(recipe: str, fields: dict[str, Any], overrides: list[str] | None) ->
     return read_train_config(_recipe(recipe), fields | field_overrides(overrides))
 
 
-def _run(config: "TrainConfig", no_progress: bool) -> tuple[int, Path | None]:
+def _run(
+    config: "TrainConfig",
+    no_progress: bool,
+    opened: "tuple[Checkpoint, MaskToken] | None" = None,
+) -> tuple[int, Path | None]:
     """Train; returns the exit code, and where the result is if there is one."""
     from trimode.training.trainer import Trainer
 
-    trainer = Trainer(config, progress=not no_progress)
+    trainer = Trainer(config, opened=opened, progress=not no_progress)
     if not trainer.run():
         _say(f"stopped at step {trainer.step}; the same command continues it")
         return 130, None

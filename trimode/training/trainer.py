@@ -26,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trimode.checkpoints import save_adapter, save_checkpoint
+from trimode.checkpoints import Checkpoint, MaskToken, save_adapter, save_checkpoint
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
     export_adapter,
@@ -44,7 +44,7 @@ from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
 from trimode.training.preflight import check_resources, mask_notes
 from trimode.training.resources import recomputes
-from trimode.training.run_directory import RunDirectory
+from trimode.training.run_directory import RunDirectory, check_output
 from trimode.training.setup import (
     build_model,
     check_batch_size,
@@ -70,15 +70,24 @@ class Trainer:
         InputError: a field, a file or the output directory is wrong; nothing was written.
     """
 
-    def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        opened: tuple[Checkpoint, MaskToken] | None = None,
+        progress: bool = True,
+    ) -> None:
+        """`opened`: what `open_for_training` gave, if its notes have been said already."""
         self.config = config = replace(config, precision=resolved_precision(config))
         self._console = Console(stderr=True, soft_wrap=True)
         self._console.quiet = not progress
         _loss_weights(config.step.objective, train_base=config.train == "everything")
         self._prompts = evaluation_prompts(config)
-        checkpoint, mask = open_for_training(config, progress=progress)
-        for line in (*mask_notes(mask), *check_resources(config, checkpoint.config)):
-            self._say(line)
+        checkpoint, mask = opened or open_for_training(config, progress=progress)
+        if opened is None:
+            check_output(config)
+            for line in (*mask_notes(mask), *check_resources(config, checkpoint.config)):
+                self._say(line)
         examples = read_examples(config, checkpoint)
         for line in examples.notes():
             self._say(line)
