@@ -39,7 +39,7 @@ from trimode.training.config import TrainConfig
 from trimode.training.data import fingerprint as data_fingerprint
 from trimode.training.distributed import gathered, sharded_like, start
 from trimode.training.evaluate import decode, held_out_losses
-from trimode.training.memory import keep_freed_memory
+from trimode.training.memory import keep_freed_memory, return_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
 from trimode.training.preflight import check_resources, mask_notes
@@ -136,7 +136,7 @@ class Trainer:
         Raises:
             TrimodeError: the loss or the gradient norm is not finite.
         """
-        keep_freed_memory()
+        (return_freed_memory if self._recompute else keep_freed_memory)()
         self._resume()
         columns = (
             TextColumn("{task.description}"),
