@@ -35,15 +35,24 @@ class Row:
     """Whether every value is text, since the format knows no other type."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, *, line_column: str | None = None) -> Iterator[Row]:
     """Rows of a file; the suffix says the format, and anything unknown is JSONL.
 
     A byte order mark, Windows line ends and empty lines are accepted.
+
+    Args:
+        path: the file.
+        line_column: what a line of a `.txt` file is; by default such files are read as JSONL.
 
     Raises:
         InputError: the file cannot be read, or a row is damaged; names the line.
     """
     suffix = path.suffix.lower()
+    if suffix == ".txt" and line_column is not None:
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if line.strip():
+                yield Row(number, f"{path} line {number}", {line_column: line.strip()})
+        return
     if suffix == ".parquet":
         yield from _parquet(path)
     elif suffix in (".csv", ".tsv"):
@@ -79,7 +88,7 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     Raises:
         InputError: the text is something else.
     """
-    row = _parsed(text, where, "must be one object a line")
+    row = parse_json(text, where, "must be one object a line")
     if not isinstance(row, dict):
         raise InputError(where, type(row).__name__, "must be a JSON object")
     return row
@@ -88,15 +97,25 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
 def near_miss(name: str, known: Iterable[str]) -> str | None:
     """The known name that an unknown one was probably meant to be, if there is one.
 
-    Case and the characters between words do not count. One letter may be wrong, missing, too much
-    or exchanged with the next one; two in names of more than five letters.
+    Case and the characters between words do not count. Two letters may be wrong, missing, too much
+    or exchanged with the next one. In names of up to five letters only one may be, not the first
+    one, and none may be wrong: "code" is no "mode".
     """
     plain = _plain(name)
     for candidate in known:
         other = _plain(candidate)
-        if _distance(plain, other) <= (1 if min(len(plain), len(other)) <= 5 else 2):
+        edits = _distance(plain, other)
+        if min(len(plain), len(other)) > 5:
+            if edits <= 2:
+                return candidate
+        elif edits == 0 or (edits == 1 and plain[0] == other[0] and _no_other(plain, other)):
             return candidate
     return None
+
+
+def _no_other(left: str, right: str) -> bool:
+    """Whether two names one edit apart have the same letters, one missing or exchanged."""
+    return len(left) != len(right) or sorted(left) == sorted(right)
 
 
 def _plain(name: str) -> str:
@@ -132,7 +151,7 @@ def _json(path: Path) -> Iterator[Row]:
     if not text.lstrip().startswith("["):
         yield from _lines(path, text)
         return
-    for number, fields in enumerate(_parsed(text, str(path), "must be a list of objects"), 1):
+    for number, fields in enumerate(parse_json(text, str(path), "must be a list of objects"), 1):
         where = f"{path} row {number}"
         if not isinstance(fields, dict):
             raise InputError(where, type(fields).__name__, "must be a JSON object")
@@ -193,7 +212,12 @@ def _parquet(path: Path) -> Iterator[Row]:
         yield Row(number, f"{path} row {number}", given)
 
 
-def _parsed(text: str | bytes, where: str, allowed: str) -> Any:
+def parse_json(text: str | bytes, where: str, allowed: str = "must be JSON") -> Any:
+    """A JSON value.
+
+    Raises:
+        InputError: the text is no JSON.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

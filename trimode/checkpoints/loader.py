@@ -3,6 +3,7 @@
 import ctypes
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from trimode.model import (
     build_runner,
 )
 from trimode.text import ChatTemplate, Tokenizer, find_chat_template
+
+HeaderCheck = Callable[[ModelConfig, AdapterScope | None, str], None]
+"""(config as the adapter changes it, the adapter's scope, name of the checkpoint)."""
 
 NLD_DRAFT_ADAPTER = "linear_spec_lora"
 """Folder of an NLD checkpoint that holds its draft adapter."""
@@ -143,6 +147,7 @@ def load(
     adapter: str | Path | None = None,
     offline: bool = False,
     progress: bool = True,
+    check: HeaderCheck = lambda *_: None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -155,6 +160,7 @@ def load(
             that comes with the checkpoint: NLD's own, or ours for the built-in model.
         offline: do not use the network.
         progress: report downloads on stderr if it is a terminal.
+        check: called before weights are read; what it raises ends the loading.
 
     Raises:
         InputError: there is no such source, device or dtype, or the checkpoint cannot be read.
@@ -163,16 +169,21 @@ def load(
     device = _device(device)
     if not isinstance(source, ResolvedSource):
         source = resolve(str(source), offline=offline, progress=progress)
-    model = _load(source, dtype, device, _adapter_path(adapter, source))
+    model = _load(source, dtype, device, _adapter_path(adapter, source), check)
     _return_freed_memory()
     return model
 
 
-def _load(source: ResolvedSource, dtype: str, device: str, adapter: Path | None) -> LoadedModel:
+def _load(
+    source: ResolvedSource, dtype: str, device: str, adapter: Path | None, check: HeaderCheck
+) -> LoadedModel:
     checkpoint = open_checkpoint(source)
     if adapter is None:
+        check(checkpoint.config, None, checkpoint.name)
         return checkpoint.build(dtype=dtype, device=device)
-    model = checkpoint.build(dtype=dtype, device=device, adapter=read_adapter(adapter))
+    weights = read_adapter(adapter)
+    check(_with_adapter(checkpoint.config, weights), weights.scope, checkpoint.name)
+    model = checkpoint.build(dtype=dtype, device=device, adapter=weights)
     scorer = read_commit_rule(adapter, model.transformer.embedding.matrix)
     return replace(model, commit_scorer=scorer)
 

@@ -98,7 +98,7 @@ def generate(
         found = str(batch.output_file)
         raise InputError("output", found, "goes with --input; redirect stdout instead")
     name, text = opt.model_and_prompt(model.model, words)
-    loaded = opt.load_model(model.named(name), progress=not no_progress)
+    loaded = opt.load_model(model.named(name), progress=not no_progress, asked=[options])
     _one(loaded, prompt.encoded(loaded, text), options, output)
 
 

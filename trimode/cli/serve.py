@@ -131,7 +131,8 @@ def serve(
     )
 
     def load() -> "LoadedModel":
-        return opt.load_model(model.named(name), progress=not no_progress)
+        asked = [settings.defaults]
+        return opt.load_model(model.named(name), progress=not no_progress, asked=asked)
 
     def measure(loaded: "LoadedModel") -> "CostCurve":
         with spinner("timing passes", enabled=not no_progress):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trimode.errors import InputError
-from trimode.rows import near_miss
+from trimode.rows import near_miss, parse_json
 
 Message = dict[str, Any]
 
@@ -260,10 +260,7 @@ def _json(value: Any, where: str) -> Any:
     """A value, or the JSON text of one, which is how tables hold lists."""
     if not isinstance(value, str):
         return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise InputError(where, f"not JSON ({error})", "must be JSON") from None
+    return parse_json(value, where)
 
 
 def message_fields(messages: Iterable[Message]) -> set[str]:

@@ -23,7 +23,7 @@ from trimode.config import GenerationOptions, check_range
 from trimode.engine import Engine
 from trimode.engine import Sequence as EngineSequence
 from trimode.errors import InputError
-from trimode.rows import near_miss, read_rows, read_text
+from trimode.rows import near_miss, read_rows
 from trimode.text import ChatTemplate
 
 DEFAULT_SAMPLED_SHARE = 0.3
@@ -74,18 +74,14 @@ def read_prompt_rows(path: Path) -> list[Prompt]:
         InputError: names the line.
     """
     prompts = []
-    if path.suffix.lower() == ".txt":
-        lines = read_text(path).splitlines()
-        prompts = [Prompt(line.strip()) for line in lines if line.strip()]
-    else:
-        for row in read_rows(path):
-            prompt = row.fields.get("prompt")
-            if not isinstance(prompt, str) or not prompt.strip():
-                meant = [name for name in row.fields if near_miss(name, ("prompt",))]
-                found = f"missing beside {meant[0]!r}" if meant and prompt is None else repr(prompt)
-                raise InputError(f"{row.where}: prompt", found, "must be text, not empty")
-            others = {name: value for name, value in row.fields.items() if name != "prompt"}
-            prompts.append(Prompt(prompt, others))
+    for row in read_rows(path, line_column="prompt"):
+        prompt = row.fields.get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            meant = [name for name in row.fields if near_miss(name, ("prompt",))]
+            found = f"missing beside {meant[0]!r}" if meant and prompt is None else repr(prompt)
+            raise InputError(f"{row.where}: prompt", found, "must be text, not empty")
+        others = {name: value for name, value in row.fields.items() if name != "prompt"}
+        prompts.append(Prompt(prompt, others))
     if not prompts:
         raise InputError(str(path), "no prompts", "needs rows with a column prompt")
     return prompts
