@@ -27,9 +27,9 @@ from trimode.rows import near_miss, read_rows
 from trimode.text import ChatTemplate
 
 DEFAULT_SAMPLED_SHARE = 0.3
-_ENOUGH = 24
+_ENOUGH = 32
 """Conversations after which a run ends early if nearly all of them are unusable."""
-_UNUSABLE_SHARE = 0.9
+_UNUSABLE_SHARE = 0.95
 _MARK = "\N{BLACK DIAMOND}user turn\N{BLACK DIAMOND}"
 
 
