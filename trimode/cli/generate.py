@@ -84,7 +84,7 @@ def generate(
     batch: BatchOptions,
     no_progress: opt.NoProgress = False,
 ) -> None:
-    """Generate text from a prompt, stdin, or a JSONL file of prompts."""
+    """Generate text from a prompt, stdin, or a file of prompts."""
     options = decoding.for_mode(mode)
     if batch.input_file is not None:
         if output.trace is not None:

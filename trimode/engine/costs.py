@@ -61,6 +61,11 @@ class Measurement:
         return None
 
 
+def is_kept(model: LoadedModel) -> bool:
+    """Whether `cost_curve` need not measure."""
+    return _kept(_path(model)) is not None
+
+
 def kept_at(model: LoadedModel) -> Path:
     """Where the model's curve is kept on this machine."""
     return _path(model)
