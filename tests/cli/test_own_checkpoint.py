@@ -105,6 +105,31 @@ def test_what_can_be_refused_is_refused_before_weights_are_read(
     assert not Path("run.jsonl").exists()
 
 
+def test_a_conversion_that_is_interrupted_while_it_writes_says_how_to_go_on(
+    cli, stock, tmp_path, monkeypatch
+):
+    from trimode.training.self_generate import _Writer
+
+    monkeypatch.chdir(tmp_path)
+    arguments = ("convert", "path/to/model", "-o", "run", *SMALLER["convert"])
+    run = _Writer.run
+
+    def interrupted(writer, ids, file):
+        for count, reason in enumerate(run(writer, ids, file)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield reason
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Writer, "run", interrupted)
+        outcome = cli(*arguments)
+    assert outcome.code == 130
+    said = "stopped: 3 of 40 conversations are in run.jsonl; the same command continues"
+    assert outcome.err.splitlines()[-1] == said
+    assert cli(*arguments).code == 0
+    assert len(Path("run.jsonl").read_text().splitlines()) == 40
+
+
 def test_a_conversion_names_the_prompts_it_uses_and_keeps_their_columns(
     cli, stock, tmp_path, monkeypatch
 ):

@@ -325,6 +325,14 @@ def test_a_row_with_the_mask_token_is_refused(tmp_path):
         read(path, mask_token_id=TOKENIZER.token_id("<|mask|>"))
 
 
+def test_a_wrong_column_of_the_last_file_is_found_first(tmp_path):
+    first, last = tmp_path / "first.jsonl", tmp_path / "last.csv"
+    last.write_text("question,answer\na,b\n")
+    first.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n{\n")
+    with pytest.raises(InputError, match=r"last.csv line 2: has question, answer; needs one of"):
+        read_documents([first, last], TOKENIZER, TEMPLATE, eos_token_ids=(END,), max_length=64)
+
+
 def test_unusable_rows_are_counted_by_reason(tmp_path):
     path = tmp_path / "d.jsonl"
     rows = [{"id": i, "skipped": "empty answer"} for i in range(11)]
