@@ -49,6 +49,7 @@ def test_verify_refuses_a_file_without_prompts(cli, letters, tmp_path):
 def steady(monkeypatch):
     """Whatever else this machine does, its times count as steady."""
     monkeypatch.setattr(costs, "MOST_SPREAD", float("inf"))
+    monkeypatch.setattr(costs, "MOST_WAITED", 1.0)
     monkeypatch.setattr(costs, "LEAST_POINTS", 1)
 
 
@@ -65,7 +66,7 @@ def test_tune_prints_costs_and_keeps_them(cli, letters, tmp_path, monkeypatch, s
         cli("generate", letters, "hi", "--mode", "auto", "--max-tokens", 4, "--json")
         assert not measure.called
         kept.write_text("{broken")
-        measure.return_value = costs.Measurement(CostCurve((1,), (1.0,), (1.0,)), 0.0, 9)
+        measure.return_value = costs.Measurement(CostCurve((1,), (1.0,), (1.0,)), 0.0, 0.0, 9)
         cli("generate", letters, "hi", "--mode", "auto", "--max-tokens", 4, "--json")
         assert measure.called
     assert kept.read_text().startswith('{"rows": [1]')
@@ -79,14 +80,19 @@ def test_tune_in_words(cli, letters, llama, tmp_path, monkeypatch, steady):
     assert "not trained to draft: convert it first" in cli("tune", llama).out
 
 
+SHORT = CostCurve((1, 2), (1.0, 5.0), (1.0, 5.0))
 CURVE = CostCurve((1, 2, 3, 4, 6, 8), (0.1,) * 6, (0.1,) * 6)
 
 
 @pytest.mark.parametrize(
     ("measured", "words"),
     [
-        (costs.Measurement(CURVE, 0.9, 14), "times of the same pass vary by 90%"),
-        (costs.Measurement(CostCurve((1, 2), (1.0, 5.0), (1.0, 5.0)), 0.0, 14), "only 2 sizes"),
+        (costs.Measurement(CURVE, 0.9, 0.0, 14), "times of the same pass vary by 90%"),
+        (costs.Measurement(CURVE, 0.0, 0.5, 14), "other programs had the processor for 50%"),
+        (
+            costs.Measurement(CostCurve((1, 2), (1.0, 5.0), (1.0, 5.0)), 0.0, 0.0, 14),
+            "only 2 sizes",
+        ),
     ],
 )
 def test_costs_of_a_busy_machine_are_not_kept(

@@ -43,6 +43,7 @@ def tune(
         fields = {
             **asdict(curve),
             "spread": measured.spread,
+            "waited": measured.waited,
             "break_even_acceptance": needed,
             "kept_at": str(kept_at(loaded)) if kept else None,
         }

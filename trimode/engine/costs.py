@@ -33,9 +33,13 @@ _BUDGET = 12.0
 """Seconds after which no larger pass is timed; the curve continues with its last slope."""
 LEAST_POINTS = 5
 """Row counts that a curve needs to be kept, if the model's context allows as many."""
-MOST_SPREAD = 0.5
+MOST_SPREAD = 0.3
 """By how much the median of a point's times may exceed the least one, for most points, in a curve
-that is kept. On an idle machine it is below 0.1; a busy neighbour makes it 1 and more."""
+that is kept. On an idle machine it is below 0.1."""
+MOST_WAITED = 0.15
+"""Share of the time that the measuring thread may have waited instead of run, in a curve that is
+kept. On an idle machine it is next to nothing; a busy process a core makes it half. On a CPU only:
+a thread that waits for a GPU may sleep."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ class Measurement:
     curve: CostCurve
     spread: float
     """Median, over the points, of how much the median of a point's times exceeds the least."""
+    waited: float
+    """Share of the time in which other programs had the processor."""
     possible_points: int
     """Row counts that could have been timed."""
 
@@ -58,6 +64,8 @@ class Measurement:
             return f"only {points} sizes of a pass were timed in {_BUDGET:g} s"
         if self.spread > MOST_SPREAD:
             return f"times of the same pass vary by {self.spread:.0%}"
+        if self.waited > MOST_WAITED:
+            return f"other programs had the processor for {self.waited:.0%} of the time"
         return None
 
 
@@ -101,7 +109,8 @@ def keep(model: LoadedModel, measured: Measurement) -> bool:
     path = _path(model)
     if measured.doubt is not None:
         return False
-    record = {**asdict(measured.curve), "spread": measured.spread}
+    steadiness = {"spread": measured.spread, "waited": measured.waited}
+    record = asdict(measured.curve) | steadiness
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(record) + "\n")
@@ -114,7 +123,7 @@ def _kept(path: Path) -> CostCurve | None:
     """The curve of a file; None if there is none, or one from before steadiness was required."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if float(found["spread"]) > MOST_SPREAD:
+        if float(found["spread"]) > MOST_SPREAD or float(found["waited"]) > MOST_WAITED:
             return None
         return CostCurve(
             tuple(found["rows"]),
@@ -157,7 +166,7 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
     cache.keep(range(context))
     rows_done, plain, adapted, spreads = [], [], [], []
     possible = [rows for rows in _ROWS if rows <= limit]
-    began = time.perf_counter()
+    began, ran = time.perf_counter(), time.thread_time()
     for rows in possible:
         if rows_done and time.perf_counter() - began > _BUDGET:
             break
@@ -167,6 +176,8 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
             times = _times(model, lambda r=rows, d=drafting: _one_pass(model, cache, r, drafting=d))
             found.append(min(times))
             spreads.append(median(times) / min(times) - 1)
+    ran, elapsed = time.thread_time() - ran, time.perf_counter() - began
+    waited = 0.0 if model.runner.device.startswith("cuda") else max(0.0, 1 - ran / elapsed)
     # A larger pass is never cheaper. If it was timed so, the smaller one was disturbed.
     alone = CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
     caches = [cache]
@@ -178,7 +189,7 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
     together = min(_times(model, lambda: _run(model, segments, context, None)))
     extra = (together - alone.seconds(_SEQUENCES)) / (_SEQUENCES - 1)
     curve = replace(alone, sequence=max(0.0, extra))
-    return Measurement(curve, median(spreads), len(possible))
+    return Measurement(curve, median(spreads), waited, len(possible))
 
 
 def _rising(times: list[float]) -> tuple[float, ...]:
