@@ -45,15 +45,7 @@ def test_verify_refuses_a_file_without_prompts(cli, letters, tmp_path):
     assert "prompts.jsonl" in outcome.err
 
 
-@pytest.fixture
-def steady(monkeypatch):
-    """Whatever else this machine does, its times count as steady."""
-    monkeypatch.setattr(costs, "MOST_SPREAD", float("inf"))
-    monkeypatch.setattr(costs, "MOST_WAITED", 1.0)
-    monkeypatch.setattr(costs, "LEAST_POINTS", 1)
-
-
-def test_tune_prints_costs_and_keeps_them(cli, letters, tmp_path, monkeypatch, steady):
+def test_tune_prints_costs_and_keeps_them(cli, letters, tmp_path, monkeypatch):
     monkeypatch.setenv("TRIMODE_CACHE", str(tmp_path))
     found = cli("tune", letters, "--json").json()
     assert found["rows"][0] == 1
@@ -72,7 +64,7 @@ def test_tune_prints_costs_and_keeps_them(cli, letters, tmp_path, monkeypatch, s
     assert kept.read_text().startswith('{"rows": [1]')
 
 
-def test_tune_in_words(cli, letters, llama, tmp_path, monkeypatch, steady):
+def test_tune_in_words(cli, letters, llama, tmp_path, monkeypatch):
     monkeypatch.setenv("TRIMODE_CACHE", str(tmp_path))
     outcome = cli("tune", "--model", letters)
     assert "linear beats ar from an acceptance length of" in outcome.out
@@ -80,6 +72,8 @@ def test_tune_in_words(cli, letters, llama, tmp_path, monkeypatch, steady):
     assert "not trained to draft: convert it first" in cli("tune", llama).out
 
 
+LIMITS = {name: getattr(costs, name) for name in ("MOST_SPREAD", "MOST_WAITED", "LEAST_POINTS")}
+"""As they are outside of these tests."""
 SHORT = CostCurve((1, 2), (1.0, 5.0), (1.0, 5.0))
 CURVE = CostCurve((1, 2, 3, 4, 6, 8), (0.1,) * 6, (0.1,) * 6)
 
@@ -99,6 +93,8 @@ def test_costs_of_a_busy_machine_are_not_kept(
     cli, letters, tmp_path, monkeypatch, caplog, measured, words
 ):
     monkeypatch.setenv("TRIMODE_CACHE", str(tmp_path))
+    for name, value in LIMITS.items():
+        monkeypatch.setattr(costs, name, value)
     for module in ("trimode.engine.costs", "trimode.cli.tune"):
         monkeypatch.setattr(f"{module}.measure", lambda *_, **__: measured, raising=False)
     outcome = cli("tune", letters)
@@ -111,7 +107,7 @@ def test_costs_of_a_busy_machine_are_not_kept(
 
 
 def test_a_curve_from_before_steadiness_was_required_is_measured_again(
-    cli, letters, tmp_path, monkeypatch, steady
+    cli, letters, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TRIMODE_CACHE", str(tmp_path))
     cli("tune", letters)
