@@ -51,7 +51,8 @@ DECODING_FIELDS: dict[str, str] = {
     "one's: 16].",
     "commit_rule": f"What decides which tokens of a pass are final: {', '.join(COMMIT_RULES)} "
     "[threshold].",
-    "threshold": "Bar of the commit rule, in the rule's unit [the rule's own; for the rule "
+    "threshold": "Bar of the commit rule, in the rule's unit; a probability above 1 commits one "
+    "token a pass [the rule's own; for the rule "
     f"threshold {DEFAULT_THRESHOLD} in a fixed block, {ROLLING_THRESHOLD} in a rolling one (the "
     "built-in model's), and in linear none: one pass fills the draft].",
     "max_denoising_steps": "Passes that a block may take [the block length].",
