@@ -133,7 +133,7 @@ def convert(
     config = _config(recipe, fields, set_)
     checkpoint, mask = opened = open_for_training(config, progress=not no_progress)
     notes = [*mask_notes(mask), *check_conversion(config, checkpoint), planned(asked, turns)]
-    for line in notes if not no_progress else mask_notes(mask):
+    for line in notes:
         _say(line)
     code = _write_conversations(checkpoint, asked, turns, data, dtype, no_progress)
     if code:

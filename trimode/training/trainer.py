@@ -6,7 +6,9 @@ run computes what an uninterrupted one would have computed.
 """
 
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -87,13 +89,13 @@ class Trainer:
         if opened is None:
             check_output(config)
             for line in (*mask_notes(mask), *check_resources(config, checkpoint.config)):
-                self._say(line)
+                _note(line)
         examples = read_examples(config, checkpoint)
         for line in examples.notes():
-            self._say(line)
+            _note(line)
         self._rows, self._held_out = packed_rows(config, examples)
         if config.evaluation.every and not self._held_out and not self._prompts:
-            self._say(
+            _note(
                 "evaluation: nothing to measure, with no held-out rows (data.held_out) and no "
                 "evaluation.prompts"
             )
@@ -427,6 +429,13 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _note(line: str) -> None:
+    """Say what a user has to know of their input, progress or not; once for all processes."""
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _loss_weights(objective: ObjectiveConfig, *, train_base: bool) -> dict[str, float]:
