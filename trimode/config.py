@@ -58,12 +58,14 @@ MOST_DENOISING_STEPS = 65_536
 
 DECODING_FIELDS: dict[str, str] = {
     "mode": f"{', '.join(MODES[:-1])} or {MODES[-1]}.",
-    "block_length": "Tokens of a draft or of a diffusion block [the model's own].",
+    "block_length": "Tokens of a draft or of a diffusion block [the model's own; the built-in "
+    "one's: 16].",
     "commit_rule": f"What decides which tokens of a pass are final: {', '.join(COMMIT_RULES)} "
     "[threshold].",
-    "threshold": "Bar of the commit rule, in the rule's unit [the rule's own; for the rule "
-    f"threshold {DEFAULT_THRESHOLD} in a fixed block, {ROLLING_THRESHOLD} in a rolling one, and "
-    "in linear none: one pass fills the draft].",
+    "threshold": "Bar of the commit rule, in the rule's unit; a probability above 1 commits one "
+    "token a pass [the rule's own; for the rule "
+    f"threshold {DEFAULT_THRESHOLD} in a fixed block, {ROLLING_THRESHOLD} in a rolling one (the "
+    "built-in model's), and in linear none: one pass fills the draft].",
     "max_denoising_steps": "Passes that a block may take [the block length].",
     "revision_threshold": "Reopen a filled token if its probability falls below this; 0 is never "
     f"[0 in a fixed block, {ROLLING_REVISION_THRESHOLD} in a rolling one].",

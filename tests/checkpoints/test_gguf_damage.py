@@ -73,6 +73,16 @@ def test_the_config_comes_from_the_metadata(tmp_path):
     assert model.tokenizer.encode("ba") == [1, 0]
 
 
+def test_the_mask_token_of_a_file_is_read(tmp_path):
+    extra = {"tokenizer.ggml.mask_token_id": 7}
+    path = write_gguf(tmp_path / "m.gguf", CONFIG, TENSORS, metadata=extra)
+    assert open_gguf(path).config.mask_token_id == 7
+    bad = {"tokenizer.ggml.mask_token_id": "x"}
+    path = write_gguf(tmp_path / "n.gguf", CONFIG, TENSORS, metadata=bad)
+    with pytest.raises(CheckpointError, match=r"mask_token_id: 'x'; must be a whole number"):
+        open_gguf(path)
+
+
 def test_a_file_without_an_output_tensor_is_tied(tmp_path):
     config = small_config(tie_word_embeddings=True)
     model = open_gguf(write_gguf(tmp_path / "m.gguf", config, random_tensors(config)))

@@ -70,7 +70,7 @@ def test_blank_lines_are_skipped(cli, letters, write):
         ({"prompt": 3}, ["line 2", "prompt", "3"]),
         ({"messages": []}, ["line 2", "messages"]),
         ({"messages": [{"role": "king", "content": "x"}]}, ["line 2", "messages[0].role", "king"]),
-        ({"prompt": "x", "colour": 1}, ["line 2", "colour", "unknown option"]),
+        ({"prompt": "x", "thresold": 1}, ["line 2", "thresold", "did you mean threshold?"]),
         ({"prompt": "x", "max_tokens": "3"}, ["line 2", "max_tokens", "'3'"]),
         ({"prompt": "x", "max_tokens": True}, ["line 2", "max_tokens", "True"]),
         ({"prompt": "x", "mode": "fast"}, ["line 2", "mode", "fast"]),

@@ -216,3 +216,165 @@ def test_a_wrong_type_is_explained_without_python(batch, line):
     err = batch({"prompt": "x"} | line).err
     assert "<class" not in err
     assert "typing." not in err
+
+
+def test_columns_of_ones_own_travel_to_the_output(batch):
+    line = {"prompt": "hi", "id": 1, "category": "greeting", "reference": {"a": [1]}, "n_words": 2}
+    outcome = batch(line)
+    row = outcome.json()
+    assert list(row)[:4] == ["id", "category", "reference", "n_words"]
+    assert (row["category"], row["reference"], row["n_words"]) == ("greeting", {"a": [1]}, 2)
+    assert "input_" not in outcome.err
+
+
+def test_a_column_with_the_name_of_a_result_is_renamed_aloud(batch):
+    outcome = batch({"prompt": "hi", "text": "mine", "seconds": 3})
+    row = outcome.json()
+    assert (row["input_text"], row["input_seconds"]) == ("mine", 3)
+    assert row["text"] != "mine"
+    assert "column text has the name of a result's field: it is input_text" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("thresold", "threshold"),
+        ("Temperature", "temperature"),
+        ("max-tokens", "max_tokens"),
+        ("blok_length", "block_length"),
+        ("sed", "seed"),
+        ("stpo", "stop"),
+    ],
+)
+def test_a_near_miss_of_an_option_is_refused(batch, name, meant):
+    outcome = batch({"prompt": "hi", name: 1})
+    assert_one_line_error(outcome, 2, f"line 1: {name}: no such option; did you mean {meant}?")
+
+
+@pytest.mark.parametrize("name", ["code", "node", "tag", "source", "seen", "label", "topic"])
+def test_an_ordinary_column_is_no_near_miss(batch, name):
+    assert batch({"prompt": "hi", name: 1}).json()[name] == 1
+
+
+def test_two_rows_of_one_id_are_refused_with_both_lines(batch):
+    outcome = batch({"prompt": "a", "id": 7}, {"prompt": "b"}, {"prompt": "c", "id": 7})
+    assert_one_line_error(outcome, 2, "line 3: id: 7, as line 1; each row needs its own")
+    assert len(batch({"prompt": "a", "id": 7}, {"prompt": "c", "id": "7"}).rows()) == 2
+
+
+def test_openais_batch_format_is_read(batch):
+    body = {"model": "gpt-x", "messages": [{"role": "user", "content": "hi"}], "user": "me"}
+    line = {"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions",
+            "body": body | {"max_completion_tokens": 2, "stream": False}}  # fmt: skip
+    text = {"custom_id": "r-2", "method": "POST", "url": "/v1/completions",
+            "body": {"model": "gpt-x", "prompt": "hi", "max_tokens": 4}}  # fmt: skip
+    outcome = batch(line, text)
+    first, second = outcome.rows()
+    assert (first["custom_id"], first["completion_tokens"]) == ("r-1", 2)
+    assert first["prompt_tokens"] == batch({"prompt": "hi"}).json()["prompt_tokens"]
+    assert (second["custom_id"], second["completion_tokens"]) == ("r-2", 4)
+    assert second["prompt_tokens"] == 2  # two bytes, without the chat template
+    assert "rows name the model gpt-x; the model of this command answers" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"url": "/v1/embeddings"}, "url: '/v1/embeddings'; allowed: /v1/chat/completions"),
+        ({"method": "GET"}, "method: 'GET'; must be POST"),
+        ({"body": [1]}, "body: list; must be a JSON object"),
+        ({"body": {"prompt": "hi"}}, "body.messages: missing"),
+        ({"extra": 1}, "extra: given; goes into body"),
+    ],
+)
+def test_a_batch_row_that_cannot_be_done_is_refused(batch, change, words):
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    assert_one_line_error(batch({"custom_id": "a", "body": body} | change), 2, words)
+
+
+@pytest.mark.parametrize("field", [{"tools": [{}]}, {"n": 2}, {"response_format": {}}], ids=str)
+def test_a_field_of_a_body_that_changes_the_answer_is_refused(batch, field):
+    body = {"messages": [{"role": "user", "content": "hi"}]} | field
+    name = next(iter(field))
+    assert_one_line_error(batch({"custom_id": "a", "body": body}), 2, f"line 1: body.{name}: ")
+
+
+def test_the_settings_in_force_are_in_the_row(batch):
+    linear, denoised, plain = batch(
+        {"prompt": "hi", "mode": "linear", "block_length": 4},
+        {"prompt": "hi", "mode": "diffusion", "threshold": 0.7},
+        {"prompt": "hi", "temperature": 0.5, "seed": 9},
+    ).rows()
+    assert (linear["block_length"], linear["threshold"]) == (4, None)
+    assert (denoised["threshold"], denoised["commit_rule"]) == (0.7, "threshold")
+    assert denoised["block_length"] == 32  # the model's own
+    assert (plain["temperature"], plain["seed"], plain["max_tokens"]) == (0.5, 9, 3)
+    assert "threshold" not in plain
+
+
+def test_totals_are_said_at_the_end(batch):
+    outcome = batch({"prompt": "a"}, {"prompt": "b"})
+    assert outcome.err.startswith("2 prompts: 6 tokens in ")
+    assert outcome.err.endswith("NFE 6, TPF 1.00; length 2\n")
+
+
+TABLES = {
+    "p.csv": 'id,prompt,temperature,note\r\n1,"one, two",0.5,\r\n2,"two\nlines",0,x\r\n',
+    "semicolons.csv": 'id;prompt;temperature;note\n1;"one, two";0.5;\n2;"two\nlines";0;x\n',
+    "p.tsv": 'id\tprompt\ttemperature\tnote\n1\t"one, two"\t0.5\t\n2\t"two\nlines"\t0\tx\n',
+    "p.json": json.dumps(
+        [
+            {"id": "1", "prompt": "one, two", "temperature": 0.5},
+            {"id": "2", "prompt": "two\nlines", "temperature": 0, "note": "x"},
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("name", "text"), TABLES.items(), ids=TABLES)
+def test_tables_are_read_with_any_mark_and_line_end(cli, letters, tmp_path, name, text, encoding):
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    first, second = cli("generate", letters, "--input", path, "--max-tokens", 2).rows()
+    assert (first["id"], first["temperature"], "note" in first) == ("1", 0.5, False)
+    assert (second["id"], second["temperature"], second["note"]) == ("2", 0.0, "x")
+    single = cli("generate", letters, "one, two", "--max-tokens", 2, "--json").json()
+    assert first["prompt_tokens"] == single["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id,prompt\n1,a,b\n", "line 2: 3 columns; the header has 2"),
+        ("id,id\n1,2\n", "line 1: column 'id' twice"),
+        ('id,prompt\n1,"a\n', "not CSV"),
+        ("id,prompt\n1,a\n2,\n", "line 3: neither prompt nor messages"),
+        ("prompt,max_tokens\na,x\n", "line 2: max_tokens: 'x'"),
+    ],
+)
+def test_a_damaged_table_is_refused_by_line(cli, letters, tmp_path, text, words):
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    assert_one_line_error(cli("generate", letters, "--input", path), 2, words)
+
+
+def test_parquet_needs_pyarrow_and_says_so(cli, letters, tmp_path, monkeypatch):
+    import sys
+
+    path = tmp_path / "p.parquet"
+    path.write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    outcome = cli("generate", letters, "--input", path)
+    assert_one_line_error(outcome, 2, "Parquet needs the package pyarrow", "trimode[data]")
+
+
+def test_a_parquet_file_is_read(cli, letters, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "p.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["a", "b"], "kind": ["x", None]}), path)
+    first, second = cli("generate", letters, "--input", path, "--max-tokens", 2).rows()
+    assert first["kind"] == "x"
+    assert "kind" not in second

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.cli.conftest import assert_one_line_error
-from tests.cli.test_generate import KEYS
+from tests.cli.test_generate import keys
 from trimode import decoding
 from trimode.engine import Engine
+from trimode.testing.tiny import write_tiny_checkpoint
 
 
 def cells(outcome):
@@ -21,7 +22,7 @@ def test_compare_says_that_speculation_equals_ar(cli, llama):
     outcome = cli("compare", llama, "hi", "--max-tokens", 12)
     assert outcome.code == 0
     rows = {line.split()[1]: line for line in outcome.out.splitlines() if line.startswith("│")}
-    assert set(rows) == {"ar", "linear", "quadratic", "diffusion"}
+    assert set(rows) == {"ar", "linear", "quadratic", "diffusion", "auto"}
     assert "yes" in rows["linear"]
     assert "yes" in rows["quadratic"]
 
@@ -71,6 +72,36 @@ def test_the_lossless_modes_are_the_same_as_ar_and_diffusion_says_where_not(cli,
     assert table["diffusion"][-1] == f"no, from token {differs + 1}"
 
 
+def test_every_text_that_differs_is_printed(cli, letters):
+    arguments = ("compare", letters, "hi", "--max-tokens", 10)
+    ar, *_, diffusion, _ = cli(*arguments, "--json").json()["results"]
+    assert diffusion["text"] != ar["text"]
+    lines = cli(*arguments).out.splitlines()
+    assert [line for line in lines if line.startswith(("linear:", "diffusion:"))] == [
+        f"diffusion: {diffusion['text']}"
+    ]
+    assert "block length 8, in the modes that have blocks (--block-length)" in lines
+
+
+def test_each_row_is_printed_when_its_mode_is_done(start, endless):
+    process = start("compare", endless, "hi", "--modes", "ar,linear", "--max-tokens", 2000)
+    lines = []
+    while not any("│ ar " in line for line in lines):
+        line = process.stdout.readline().decode()
+        assert line, process.stderr.read()
+        lines.append(line)
+    assert process.poll() is None  # linear is still at work
+
+
+def test_modes_that_a_model_cannot_run_are_left_out_unless_asked_for(cli, tmp_path):
+    stock = write_tiny_checkpoint(tmp_path / "stock", "llama", mask_token_id=None)
+    outcome = cli("compare", stock, "hi", "--max-tokens", 3)
+    assert list(cells(outcome)) == ["ar", "auto"]
+    assert "note: stock has no mask token: no linear, quadratic, diffusion;" in outcome.err
+    refused = cli("compare", stock, "hi", "--modes", "ar,linear")
+    assert_one_line_error(refused, 2, "mode: linear on stock, which has no mask token")
+
+
 @pytest.mark.parametrize("temperature", [0.8, 1.5])
 def test_the_lossless_modes_are_the_same_as_ar_while_sampling(cli, letters, temperature):
     outcome = cli(
@@ -83,7 +114,10 @@ def test_the_lossless_modes_are_the_same_as_ar_while_sampling(cli, letters, temp
 def test_every_json_result_has_the_keys_of_the_design(cli, letters):
     outcome = cli("compare", letters, "hi", "--max-tokens", 3, "--json")
     assert list(outcome.json()) == ["results"]
-    assert [list(row) for row in outcome.json()["results"]] == [KEYS] * 4
+    *plain, auto = outcome.json()["results"]
+    modes = ["ar", "linear", "quadratic", "diffusion"]
+    assert [list(row) for row in plain] == [keys(mode) for mode in modes]
+    assert auto["mode"] == "auto"
     assert outcome.err == ""
 
 

@@ -4,11 +4,28 @@ import json
 
 import pytest
 
+from tests.cli.conftest import assert_one_line_error
+from trimode.testing.tiny import write_tiny_checkpoint
+
 KEYS = [
     "model", "mode", "text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reason",
     "nfe", "tokens_per_forward", "acceptance_length", "seconds", "tokens_per_second",
 ]  # fmt: skip
 """Section 6 of the design."""
+
+SETTINGS = {
+    "ar": [],
+    "linear": ["block_length", "commit_rule", "threshold"],
+    "quadratic": ["block_length"],
+    "diffusion": ["block_length", "commit_rule", "threshold", "rolling_block"],
+}
+"""What is in force of the options that only some modes read."""
+
+
+def keys(mode):
+    shared = ["max_tokens", "temperature", "top_p", "seed"]
+    return [*KEYS[:2], *shared, *SETTINGS[mode], *KEYS[2:]]
+
 
 LOSSLESS = ["ar", "linear", "quadratic"]
 MODES = [*LOSSLESS, "diffusion"]
@@ -59,6 +76,16 @@ def test_the_figures_are_those_of_the_json_object(cli, letters, answer):
     assert f"mode quadratic, {shown}, acceptance {row['acceptance_length']:.2f}" in err
 
 
+def test_the_speed_is_that_of_the_json_object():
+    """Also if all tokens come at once, as a block of diffusion may."""
+    from trimode.cli.render import figures
+    from trimode.decoding import Stats
+
+    stats = Stats(completion_tokens=8, admitted_at=0.0, first_token_at=2.0, finished_at=2.000001)
+    assert stats.tokens_per_second == pytest.approx(4.0, abs=1e-3)
+    assert "Generation: 8 tokens, 4.0 tokens-per-sec" in figures(stats, "diffusion", 3)
+
+
 def test_ar_shows_no_acceptance(cli, letters):
     assert "acceptance" not in cli("generate", letters, "hi", "--max-tokens", 12).err
 
@@ -68,6 +95,22 @@ def test_quiet_leaves_stderr_empty(cli, letters, flag):
     outcome = cli("generate", letters, "hi", "--max-tokens", 12, flag)
     assert (outcome.code, outcome.err) == (0, "")
     assert len(outcome.out) == 13
+
+
+@pytest.mark.parametrize("mode", ["linear", "quadratic", "diffusion"])
+def test_a_mode_without_a_mask_token_is_refused_before_weights_are_read(cli, tmp_path, mode):
+    path = write_tiny_checkpoint(tmp_path / "stock", "llama", mask_token_id=None)
+    read = "trimode.checkpoints.loader.Checkpoint.build"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read, None)
+        outcome = cli("generate", path, "hi", "--mode", mode, "--force")
+        source = tmp_path / "in.jsonl"
+        source.write_text(json.dumps({"prompt": "hi", "mode": mode, "force": True}) + "\n")
+        batch = cli("generate", path, "--input", source)
+    for found in (outcome, batch):
+        words = (f"mode: {mode} on stock, which has no mask token", "trimode convert")
+        assert_one_line_error(found, 2, *words)
+    assert cli("generate", path, "hi", "--max-tokens", 3).code == 0
 
 
 def test_drafting_on_an_untrained_checkpoint_says_so_on_stderr(cli, llama):
@@ -95,7 +138,7 @@ def test_there_is_no_such_note_where_it_does_not_apply(cli, request, arguments):
 def test_json_prints_one_object_with_the_keys_of_the_design(cli, letters, mode):
     outcome = cli("generate", letters, "hi", "--max-tokens", 12, "--mode", mode, "--json")
     assert outcome.out.endswith("}\n")
-    assert list(outcome.json()) == KEYS
+    assert list(outcome.json()) == keys(mode)
     assert outcome.err == ""
 
 
@@ -128,7 +171,7 @@ def test_auto_reports_what_it_chose(cli, llama, answer):
 @pytest.mark.parametrize("mode", MODES)
 def test_logprobs_are_in_the_json_object_one_a_token(answer, mode):
     row = answer("hi", "--mode", mode, "--logprobs", 3)
-    assert list(row) == [*KEYS, "logprobs"]
+    assert list(row) == [*keys(mode), "logprobs"]
     assert [entry["token"] for entry in row["logprobs"]] == row["token_ids"]
     for entry in row["logprobs"]:
         assert entry["logprob"] <= 0

@@ -24,6 +24,30 @@ def test_every_command_and_option_has_a_help_text():
             assert getattr(parameter, "help", None), (name, parameter.name)
 
 
+def test_the_list_of_commands_has_whole_lines(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = cli("--help").out.split("Commands:")[1]
+    assert listed.count("\n") > 9
+    assert "..." not in listed
+
+
+def test_recipes_are_named_by_the_commands_that_take_them():
+    for command, name in (("train", "config"), ("convert", "recipe")):
+        help_text = parameters(typer.main.get_command(app).commands[command])[name].help
+        assert "denoise, joint, nld_draft" in help_text
+
+
+def test_the_defaults_named_for_the_built_in_model_are_its_own(real_cache):
+    from trimode import load
+    from trimode.config import ROLLING_THRESHOLD
+
+    config = load().config
+    assert f"the built-in one's: {config.block_length}" in DECODING_FIELDS["block_length"]
+    assert config.draft_form == "led"  # so its diffusion blocks roll
+    expected = f"{ROLLING_THRESHOLD} in a rolling one (the built-in model's)"
+    assert expected in DECODING_FIELDS["threshold"]
+
+
 @pytest.mark.parametrize("command", ["generate", "chat", "compare", "serve"])
 def test_the_help_of_a_decoding_option_is_that_of_its_field(command):
     options = parameters(typer.main.get_command(app).commands[command])

@@ -117,7 +117,8 @@ def test_every_line_is_journalled_once_with_drafts_asked_for(batch, monkeypatch,
 )
 def test_a_journal_of_other_options_is_refused_and_kept(unfinished, batch, tmp_path, change):
     outcome = batch(*change)
-    assert_one_line_error(outcome, 2, "output: ", "other options", "--overwrite")
+    name = change[0].removeprefix("--").replace("-", "_")
+    assert_one_line_error(outcome, 2, "output: ", "other options", f"({name} was ", "--overwrite")
     assert (tmp_path / "out.jsonl.partial").read_bytes() == unfinished
 
 
@@ -128,6 +129,24 @@ def test_a_journal_of_another_model_is_refused(unfinished, batch, llama):
 def test_a_journal_of_another_input_is_refused(unfinished, batch, source):
     source.write_text(source.read_text() + '{"prompt": "one more"}\n')
     assert_one_line_error(batch(), 2, "output: ", "another input")
+
+
+def test_a_damaged_line_is_said_and_what_follows_is_computed_again(unfinished, batch, tmp_path):
+    lines = unfinished.splitlines(keepends=True)
+    lines[3] = b'{"line": "torn\n'
+    (tmp_path / "out.jsonl.partial").write_bytes(b"".join(lines))
+    outcome = batch()
+    assert outcome.code == 0
+    assert "out.jsonl.partial: line 4 is damaged; 4 lines are computed again" in outcome.err
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == COUNT
+
+
+def test_a_second_run_of_the_same_output_is_refused(batch, tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".out.jsonl.lock"):
+        assert_one_line_error(batch(), 2, "output: ", "is being written by another run")
+    assert batch().code == 0
 
 
 @pytest.mark.parametrize("change", [["--concurrency", 1], ["--no-progress"]], ids=lambda c: c[0])
@@ -189,7 +208,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_result(batch, monkeypatch, tmp_
     with monkeypatch.context() as patch:
         patch.setattr("trimode.cli.batch.os.fsync", full)
         outcome = batch()
-    assert_one_line_error(outcome, 1, "No space left on device")
+    assert_one_line_error(outcome, 1, "No space left on device", "out.jsonl.partial.new")
     journal = tmp_path / "out.jsonl.partial"
     rows = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
     assert not (tmp_path / "out.jsonl").exists()
@@ -215,7 +234,9 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(
         time.sleep(0.001)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (code, b"")
+    assert process.returncode == code
+    done = journal.read_bytes().count(b"\n") - 1
+    assert errors.decode() == f"stopped: {done} of 40 done; the same command continues\n"
     assert not output.exists()
     done = {row["line"]: row["result"] for row in map(json.loads, journal.open()) if "line" in row}
     assert cli(*arguments).code == 0

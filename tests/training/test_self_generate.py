@@ -7,7 +7,13 @@ import pytest
 from trimode import generate
 from trimode.errors import InputError
 from trimode.testing.tiny import tiny_model
-from trimode.training.self_generate import SelfGenerationConfig, read_prompts, self_generate
+from trimode.training.self_generate import (
+    Prompt,
+    SelfGenerationConfig,
+    read_prompt_rows,
+    read_prompts,
+    self_generate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,7 @@ def config(**fields):
     )
 
 
-PROMPTS = [f"question {i}" for i in range(20)]
+PROMPTS = [Prompt(f"question {i}") for i in range(20)]
 
 
 def test_answers_are_the_models_greedy_ones(model, tmp_path):
@@ -38,7 +44,7 @@ def test_answers_are_the_models_greedy_ones(model, tmp_path):
     assert kept
     for row in kept:
         user, assistant = row["messages"]
-        assert user["content"] == PROMPTS[row["id"]]
+        assert user["content"] == PROMPTS[row["id"]].text
         assert assistant["content"] == generate(model, user["content"], max_tokens=12).text
         assert row["finish_reason"] in ("stop", "length")
 
@@ -79,6 +85,31 @@ def test_prompts_are_checked_by_line(tmp_path):
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
     with pytest.raises(InputError, match="line 2: prompt"):
         read_prompts(path)
+
+
+def test_a_run_without_usable_conversations_ends_early_and_says_why(model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    asked = config(conversations=500, user_max_tokens=1)
+    with pytest.raises(InputError, match=r"of 3\d conversations of tiny-llama unusable: .*without"):
+        self_generate(model, asked, path, progress=False)
+    written = len(rows(path))
+    assert written < 40
+    with pytest.raises(InputError, match="to begin again"):  # at once, the second time
+        self_generate(model, asked, path, progress=False)
+    assert len(rows(path)) == written
+
+
+def test_other_columns_of_a_prompt_are_kept(model, tmp_path):
+    source = tmp_path / "p.csv"
+    source.write_text('key,prompt\nx,"one, two"\ny,three\n')
+    path = tmp_path / "a.jsonl"
+    asked = config(conversations=2, sampled_share=0)
+    self_generate(model, asked, path, prompts=read_prompt_rows(source), progress=False)
+    kept = [row for row in rows(path).values() if "messages" in row]
+    assert kept
+    for row in kept:
+        expected = {"one, two": {"key": "x"}, "three": {"key": "y"}}
+        assert row["prompt_row"] == expected[row["messages"][0]["content"]]
 
 
 @pytest.mark.parametrize("fields", [{"conversations": 0}, {"sampled_share": 2}, {"concurrency": 0}])

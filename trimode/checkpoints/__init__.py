@@ -2,6 +2,7 @@
 
 from trimode.checkpoints.adapters import read_adapter, save_adapter
 from trimode.checkpoints.loader import Checkpoint, LoadedModel, load, open_checkpoint
+from trimode.checkpoints.mask_token import MaskToken, find_mask_token
 from trimode.checkpoints.save import save_checkpoint
 from trimode.checkpoints.sources import (
     BUILT_IN,
@@ -20,8 +21,10 @@ __all__ = [
     "CachedModel",
     "Checkpoint",
     "LoadedModel",
+    "MaskToken",
     "ResolvedSource",
     "cache_directory",
+    "find_mask_token",
     "list_cached",
     "load",
     "open_checkpoint",

@@ -31,6 +31,7 @@ It also marks a directory as ours.
 _BLOCK_LENGTH = "trimode_block_length"
 _TOKEN_SHIFT = "trimode_token_shift"
 _DRAFT_FORM = "trimode_draft_form"
+_MASK_TOKEN = "trimode_mask_token_id"
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA", None),
@@ -88,6 +89,9 @@ def read_adapter(directory: Path) -> AdapterWeights:
     if form not in DRAFT_FORMS:
         allowed = f"allowed: {', '.join(DRAFT_FORMS)}"
         raise CheckpointError(f"{path}: {_DRAFT_FORM}", repr(form), allowed)
+    mask_token = metadata.get(_MASK_TOKEN)
+    if mask_token is not None and not mask_token.isdecimal():
+        raise CheckpointError(f"{path}: {_MASK_TOKEN}", repr(mask_token), "must be a token id")
     mask_embedding = tensors.pop(_MASK_EMBEDDING, None)
     if mask_embedding is not None:
         _check_numbers(mask_embedding, f"{path}: {_MASK_EMBEDDING}")
@@ -105,6 +109,7 @@ def read_adapter(directory: Path) -> AdapterWeights:
         None if length is None else int(length),
         shift == "true",
         form,
+        None if mask_token is None else int(mask_token),
     )
 
 
@@ -201,6 +206,8 @@ def save_adapter(
                 metadata[_BLOCK_LENGTH] = str(adapter.block_length)
             if adapter.token_shift:
                 metadata[_TOKEN_SHIFT] = "true"
+            if adapter.mask_token_id is not None:
+                metadata[_MASK_TOKEN] = str(adapter.mask_token_id)
             save_file(tensors, temporary / _WEIGHTS, metadata=metadata)
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(f"{directory}: could not be written ({error})") from None

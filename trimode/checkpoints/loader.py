@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,9 @@ from trimode.model import (
     merged,
 )
 from trimode.text import ChatTemplate, Tokenizer, chat_template, find_chat_templates
+
+HeaderCheck = Callable[[ModelConfig, AdapterScope | None, str], None]
+"""(config as the adapter changes it, the adapter's scope, name of the checkpoint)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,6 +156,7 @@ def load(
     adapter: str | Path | Sequence[str | Path] | None = None,
     offline: bool = False,
     progress: bool = True,
+    check: HeaderCheck = lambda *_: None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -167,6 +171,7 @@ def load(
             built-in model's, or NLD's own). It is also the default.
         offline: do not use the network.
         progress: report downloads on stderr if it is a terminal.
+        check: called before weights are read; what it raises ends the loading.
 
     Raises:
         InputError: there is no such source, device or dtype, or the checkpoint cannot be read.
@@ -175,7 +180,7 @@ def load(
     device = _device(device)
     if not isinstance(source, ResolvedSource):
         source = resolve(str(source), offline=offline, progress=progress)
-    model = _load(source, dtype, device, _adapters(adapter, source))
+    model = _load(source, dtype, device, _adapters(adapter, source), check)
     _return_freed_memory()
     return model
 
@@ -190,12 +195,17 @@ class _Adapters:
     merged: tuple[AdapterWeights, ...]
 
 
-def _load(source: ResolvedSource, dtype: str, device: str, adapters: _Adapters) -> LoadedModel:
+def _load(
+    source: ResolvedSource, dtype: str, device: str, adapters: _Adapters, check: HeaderCheck
+) -> LoadedModel:
     checkpoint = open_checkpoint(source)
     for lora in adapters.merged:
         checkpoint = checkpoint.merged(lora)
     if adapters.drafting is None or adapters.path is None:
+        check(checkpoint.config, None, checkpoint.name)
         return checkpoint.build(dtype=dtype, device=device)
+    config = _with_adapter(checkpoint.config, adapters.drafting)
+    check(config, adapters.drafting.row_scope, checkpoint.name)
     model = checkpoint.build(dtype=dtype, device=device, adapter=adapters.drafting)
     scorer = read_commit_rule(adapters.path, model.transformer.embedding.matrix)
     return replace(model, commit_scorer=scorer)
@@ -205,7 +215,8 @@ def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
     """The config of a checkpoint with an adapter: passes are read as the adapter was trained.
 
     Raises:
-        InputError: base and adapter both denoise, but only one of them with token shift.
+        InputError: base and adapter both denoise, but with another mask token, or only one of
+            them with token shift.
     """
     shift = adapter.token_shift
     if adapter.scope == "draft" and config.trained_to_denoise and shift != config.token_shift:
@@ -215,7 +226,17 @@ def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
     if length > config.max_position_embeddings:
         allowed = f"at most the model's context, {config.max_position_embeddings}"
         raise InputError("adapter", f"trained with blocks of {length}", allowed)
-    return replace(config, block_length=length, token_shift=shift, draft_form=adapter.draft_form)
+    mask = config.mask_token_id if adapter.mask_token_id is None else adapter.mask_token_id
+    if adapter.scope == "draft" and config.trained_to_denoise and mask != config.mask_token_id:
+        allowed = f"one trained with the model's own, {config.mask_token_id}"
+        raise InputError("adapter", f"trained with the mask token {mask}", allowed)
+    return replace(
+        config,
+        block_length=length,
+        token_shift=shift,
+        draft_form=adapter.draft_form,
+        mask_token_id=mask,
+    )
 
 
 def _return_freed_memory() -> None:

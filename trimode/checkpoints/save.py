@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def save_checkpoint(
     tokenizer: Tokenizer | None = None,
     chat_template: ChatTemplate | None = None,
     extra_files: Iterable[Path] = (),
+    extra_fields: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a checkpoint that this program, transformers and readers of NLD's layout can load.
@@ -37,7 +38,8 @@ def save_checkpoint(
         tensors: canonical name and tensor, each once.
         tokenizer: saved as `tokenizer.json`.
         chat_template: saved as `chat_template.jinja`.
-        extra_files: copied into the directory.
+        extra_files: copied into the directory; they replace what is made from the other arguments.
+        extra_fields: of `config.json`; they replace what is made from `config`.
         overwrite: replace the directory whatever it holds.
 
     Raises:
@@ -48,6 +50,7 @@ def save_checkpoint(
     fields = to_hf(config, dtype="float32")  # refuse before the tensors are made
     named = {name: tensor.contiguous() for name, tensor in tensors}
     check_tensors(config, {name: tuple(t.shape) for name, t in named.items()}, str(directory))
+    fields |= extra_fields or {}
     fields["dtype"] = str(named["embed_tokens.weight"].dtype).removeprefix("torch.")
     stored = fuse(named, config.family)
     published = {to_published(name, config.family): tensor for name, tensor in stored.items()}

@@ -9,17 +9,22 @@ import hashlib
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.render import note
+from trimode.cli.signals import Terminated
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
+from trimode.rows import Row, near_miss, parse_json, read_rows
 
 if TYPE_CHECKING:
     from trimode.engine import Engine, Sequence
@@ -35,6 +40,20 @@ ALIASES = {
     "steps": "max_denoising_steps",
 }
 """Names other programs use for our options."""
+_OPTIONS = frozenset(option.name for option in fields(GenerationOptions))
+_KNOWN = ("prompt", "messages", *_OPTIONS, *ALIASES)
+_ENVELOPE = frozenset(("custom_id", "method", "url", "body"))
+_URLS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
+"""Endpoints of OpenAI's batch format, and what holds the prompt there."""
+_WITHOUT_EFFECT = {
+    "user": None,
+    "metadata": None,
+    "store": None,
+    "service_tier": None,
+    "stream": False,
+    "n": 1,
+}
+"""Fields of an OpenAI body that change no answer, with the only value allowed, if only one is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +63,10 @@ class Line:
     number: int
     prompt: str | list[dict[str, Any]]
     options: GenerationOptions
-    id: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What the result repeats first: the id, and columns that say nothing to us."""
+    raw: bool = False
+    """Whether the prompt is text to go on with, whatever the command says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +75,10 @@ class BatchOptions:
 
     input_file: Annotated[
         Path | None,
-        typer.Option("--input", help="JSONL: prompt or messages, optional id and options a line."),
+        typer.Option(
+            "--input",
+            help="JSONL, CSV, Parquet or OpenAI batch: a prompt or messages a row, and options.",
+        ),
     ] = None
     output_file: Annotated[
         Path | None, typer.Option("--output", help="JSONL of results; resumes if interrupted.")
@@ -80,57 +105,119 @@ def run_batch(
     assert batch.input_file is not None
     source = opt.existing_file(batch.input_file, "input")
     lines = read_lines(source, defaults)
-    journal, done = None, set()
-    if batch.output_file is not None:
-        if batch.output_file.exists() and batch.output_file.samefile(source):
-            raise InputError("output", f"{batch.output_file} is the input", "must be another file")
-        journal = Journal(batch.output_file, _fingerprint(model, prompt, source, defaults))
+    if batch.output_file is None:
+        engine = _engine(batch, model, lines, progress=progress)
+        line_of = _queue(engine, prompt, source, lines)
+        totals = _run(
+            engine, line_of, _ordered_stdout(lines), can_continue=False, progress=progress
+        )
+        _say(totals, progress)
+        return
+    if batch.output_file.exists() and batch.output_file.samefile(source):
+        raise InputError("output", f"{batch.output_file} is the input", "must be another file")
+    journal = Journal(batch.output_file, _made_with(model, prompt, source, defaults))
+    with journal.locked():
         done = journal.open(overwrite=batch.overwrite)
-    todo = [line for line in lines if line.number not in done]
-    loaded = opt.load_model(model, progress=progress)
+        todo = [line for line in lines if line.number not in done]
+        engine = _engine(batch, model, todo, progress=progress)
+        line_of = _queue(engine, prompt, source, todo)
+        with named_errors(journal.path), journal.path.open("a", encoding="utf-8") as file:
+            journal.begin(file)
+
+            def emit(line: Line, row: dict[str, Any]) -> None:
+                journal.append(file, line, row)
+
+            totals = _run(
+                engine, line_of, emit, before=len(done), can_continue=True, progress=progress
+            )
+        journal.finish([line.number for line in lines])
+    _say(totals, progress)
+
+
+def _say(totals: str, progress: bool) -> None:
+    if totals and progress:
+        sys.stderr.write(f"{totals}\n")
+
+
+def _engine(
+    batch: BatchOptions, model: opt.ModelOptions, lines: list[Line], *, progress: bool
+) -> "Engine":
+    """The engine, with the model; a mode that it cannot run is refused before it is loaded."""
+    asked = {line.options.mode: line.options for line in lines}
+    loaded = opt.load_model(model, progress=progress, asked=asked.values())
     from trimode.engine import Engine
 
-    engine = Engine(loaded, max_sequences=batch.concurrency)
-    line_of = _queue(engine, prompt, source, todo)
-    if journal is None:
-        _run(engine, line_of, _ordered_stdout(lines), progress=progress)
-        return
-    with journal.path.open("a", encoding="utf-8") as file:
-        journal.begin(file)
-        _run(engine, line_of, lambda line, row: journal.append(file, line, row), progress=progress)
-    journal.finish([line.number for line in lines])
+    return Engine(loaded, max_sequences=batch.concurrency)
 
 
 def read_lines(path: Path, defaults: GenerationOptions) -> list[Line]:
-    """Parse and check a JSONL file of prompts.
+    """Parse and check a file of prompts.
 
     Raises:
         InputError: names the file and the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(str(path), f"byte {error.start} is not UTF-8", "must be UTF-8") from None
-    except OSError as error:
-        raise InputError(str(path), f"not readable ({error})", "must be a JSONL file") from None
-    lines = [
-        _parse(raw, number, f"{path} line {number}", defaults)
-        for number, raw in enumerate(text.split("\n"), 1)
-        if raw.strip()
-    ]
+    lines = []
+    ids: dict[str, str] = {}
+    renamed: Counter[str] = Counter()
+    models: Counter[str] = Counter()
+    for row in read_rows(path, line_column="prompt"):
+        line = _parse(row, defaults, renamed, models)
+        name = next((k for k in ("custom_id", "id") if line.columns.get(k) is not None), None)
+        if name is not None:
+            key = json.dumps(line.columns[name], sort_keys=True)
+            if key in ids:
+                found = f"{key}, as {ids[key]}"
+                raise InputError(f"{row.where}: {name}", found, "each row needs its own")
+            ids[key] = row.where.removeprefix(f"{path} ")
+        lines.append(line)
     if not lines:
-        raise InputError(str(path), "no prompts", "needs one JSON object a line")
+        raise InputError(str(path), "no prompts", "needs rows with a prompt or messages")
+    for name in sorted(renamed):
+        note(f"column {name} has the name of a result's field: it is input_{name} in the output")
+    if models:
+        note(f"rows name the model {', '.join(sorted(models))}; the model of this command answers")
     return lines
 
 
-def _parse(raw: str, number: int, where: str, defaults: GenerationOptions) -> Line:
+def _parse(
+    row: Row, defaults: GenerationOptions, renamed: Counter[str], models: Counter[str]
+) -> Line:
+    """One row; counts columns that are renamed and models that are named."""
+    where, given = row.where, dict(row.fields)
+    columns: dict[str, Any] = {"id": given.pop("id")} if "id" in given else {}
+    raw = False
+    if "body" in given and ("custom_id" in given or "url" in given):
+        given, columns, raw = _openai(given, columns, where)
+    named_model = given.pop("model", None)
+    if named_model is not None:
+        models[str(named_model)] += 1
+    prompt, messages = given.pop("prompt", None), given.pop("messages", None)
+    if row.is_text and isinstance(messages, str):
+        messages = parse_json(messages, f"{where}: messages")
+    _check_prompt(prompt, messages, where)
+    values: dict[str, object] = {}
+    for name, value in given.items():
+        option = ALIASES.get(name, name)
+        if option in _OPTIONS:
+            values[option] = _from_text(value) if row.is_text else value
+            continue
+        meant = near_miss(name, _KNOWN)
+        if meant is not None and meant not in row.fields:
+            raise InputError(f"{where}: {name}", "no such option", f"did you mean {meant}?")
+        if _is_taken(name):
+            renamed[name] += 1
+            name = f"input_{name}"
+        columns[name] = value
     try:
-        row: Any = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InputError(where, f"not JSON ({error})", "must be one object a line") from None
-    if not isinstance(row, dict):
-        raise InputError(where, type(row).__name__, "must be a JSON object")
-    prompt, messages, name = row.pop("prompt", None), row.pop("messages", None), row.pop("id", None)
+        if "mode" in values:
+            defaults = _for_mode(defaults, values.pop("mode"))
+        options = defaults.updated(values)
+    except InputError as error:
+        raise InputError(f"{where}: {error.field}", error.found, error.allowed) from None
+    return Line(row.number, prompt if messages is None else messages, options, columns, raw)
+
+
+def _check_prompt(prompt: Any, messages: Any, where: str) -> None:
     if (prompt is None) == (messages is None):
         found = "neither prompt nor messages" if prompt is None else "prompt and messages"
         raise InputError(where, found, "needs one of them")
@@ -142,14 +229,62 @@ def _parse(raw: str, number: int, where: str, defaults: GenerationOptions) -> Li
         if not isinstance(message, dict):
             found = type(message).__name__
             raise InputError(f"{where}: messages[{i}]", found, "must be an object")
+
+
+def _openai(
+    given: dict[str, Any], columns: dict[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """The body of a row in OpenAI's batch format, the other columns, and whether it is raw text."""
+    others = {name: value for name, value in given.items() if name not in _ENVELOPE}
+    if others:
+        raise InputError(f"{where}: {next(iter(others))}", "given", "goes into body")
+    if given.get("custom_id") is not None:
+        columns = {"custom_id": given["custom_id"], **columns}
+    if given.get("method", "POST") != "POST":
+        raise InputError(f"{where}: method", repr(given["method"]), "must be POST")
+    url, body = given.get("url", "/v1/chat/completions"), given["body"]
+    if url not in _URLS:
+        raise InputError(f"{where}: url", repr(url), f"allowed: {', '.join(_URLS)}")
+    if not isinstance(body, dict):
+        raise InputError(f"{where}: body", type(body).__name__, "must be a JSON object")
+    asked = _body(body, where)
+    if _URLS[url] not in asked:
+        raise InputError(f"{where}: body.{_URLS[url]}", "missing", f"{url} needs it")
+    return asked, columns, url == "/v1/completions"
+
+
+def _body(body: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a body that we read, under our names."""
+    asked: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None:
+            continue
+        if name in _WITHOUT_EFFECT:
+            only = _WITHOUT_EFFECT[name]
+            if only is not None and value != only:
+                raise InputError(f"{where}: body.{name}", repr(value), f"must be {only!r}")
+            continue
+        if name not in ("model", "top_logprobs") and name not in _KNOWN:
+            raise InputError(f"{where}: body.{name}", "given", "not done in a batch; remove it")
+        asked[name] = value
+    top = asked.pop("top_logprobs", 0)
+    if isinstance(asked.get("logprobs"), bool):
+        asked["logprobs"] = top if asked["logprobs"] else None
+    return asked
+
+
+def _is_taken(name: str) -> bool:
+    from trimode.engine.result import RESULT_FIELDS
+
+    return name in RESULT_FIELDS
+
+
+def _from_text(value: Any) -> object:
+    """What a cell of a table means as an option: a number, true, a list; else its text."""
     try:
-        values = {str(ALIASES.get(key, key)): value for key, value in row.items()}
-        if "mode" in values:
-            defaults = _for_mode(defaults, values.pop("mode"))
-        options = defaults.updated(values)
-    except InputError as error:
-        raise InputError(f"{where}: {error.field}", error.found, error.allowed) from None
-    return Line(number, prompt if messages is None else messages, options, name)
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return {"TRUE": True, "FALSE": False}.get(value.upper(), value)
 
 
 def _for_mode(defaults: GenerationOptions, mode: object) -> GenerationOptions:
@@ -167,7 +302,8 @@ def _queue(
     line_of = {}
     for line in lines:
         try:
-            ids = prompt.encoded(engine.model, line.prompt)
+            asked = replace(prompt, raw=True, system=None) if line.raw else prompt
+            ids = asked.encoded(engine.model, line.prompt)
             line_of[engine.add(ids, line.options)] = line
         except InputError as error:
             where = f"{source} line {line.number}: {error.field}"
@@ -180,24 +316,64 @@ def _run(
     line_of: dict["Sequence", Line],
     emit: Callable[[Line, dict[str, Any]], None],
     *,
+    before: int = 0,
+    can_continue: bool,
     progress: bool,
-) -> None:
-    """Decode everything, handing over each result as it is finished."""
+) -> str:
+    """Decode everything, handing over each result as it is finished.
+
+    Args:
+        engine: with all lines queued.
+        line_of: the line of each sequence.
+        emit: takes each result.
+        before: results that an earlier run has made.
+        can_continue: whether the same command continues this run if it is interrupted.
+        progress: whether to show a bar.
+
+    Returns:
+        The totals in one line; empty if there was nothing to do.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     from trimode.engine import GenerationResult, drain
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task(f"{len(line_of)} prompts", total=len(line_of))
-        for update in drain(engine):
-            if update.sequence.finish_reason is None:
-                continue
-            line = line_of[update.sequence]
-            result = GenerationResult.of(update.sequence, engine.model.name).to_json()
-            emit(line, result if line.id is None else {"id": line.id, **result})
-            bar.advance(task)
+    began = time.monotonic()
+    done: list[Sequence] = []
+    try:
+        with Progress(console=console, disable=not (progress and console.is_terminal)) as bar:
+            total = len(line_of) + before
+            task = bar.add_task(f"{total} prompts", total=total, completed=before)
+            for update in drain(engine):
+                if update.sequence.finish_reason is None:
+                    continue
+                line = line_of[update.sequence]
+                result = GenerationResult.of(update.sequence, engine.model.name).to_json()
+                emit(line, {**line.columns, **result})
+                done.append(update.sequence)
+                bar.advance(task)
+    except (KeyboardInterrupt, Terminated):
+        how = "the same command continues" if can_continue else "with --output it could go on"
+        sys.stderr.write(f"stopped: {before + len(done)} of {before + len(line_of)} done; {how}\n")
+        raise
+    return _totals(done, time.monotonic() - began) if done else ""
+
+
+def _totals(done: "list[Sequence]", seconds: float) -> str:
+    """One line on all sequences of a run together."""
+    from trimode.decoding import Stats
+
+    stats = Stats.pooled(sequence.stats for sequence in done)
+    tokens, acceptance = stats.completion_tokens, stats.acceptance_length
+    ends = Counter(str(sequence.finish_reason) for sequence in done)
+    shown = "" if acceptance is None else f", acceptance {acceptance:.2f}"
+    return (
+        f"{len(done)} prompts: {tokens} tokens in {seconds:.1f} s, "
+        f"{tokens / max(seconds, 1e-9):.1f} tokens-per-sec together, NFE {stats.nfe}, "
+        f"TPF {stats.tokens_per_forward:.2f}{shown}; "
+        + ", ".join(f"{reason} {count}" for reason, count in ends.most_common())
+    )
 
 
 def _ordered_stdout(lines: list[Line]) -> Callable[[Line, dict[str, Any]], None]:
@@ -214,24 +390,61 @@ def _ordered_stdout(lines: list[Line]) -> Callable[[Line, dict[str, Any]], None]
     return emit
 
 
-def _fingerprint(
+def _made_with(
     model: opt.ModelOptions, prompt: opt.PromptOptions, source: Path, defaults: GenerationOptions
-) -> str:
-    """What the results depend on."""
+) -> dict[str, Any]:
+    """What the results depend on, by name."""
     loaded = {"model": model.model, "dtype": model.dtype, "adapter": model.adapter}
-    digest = hashlib.sha256(source.read_bytes())
-    asked = loaded | asdict(prompt) | asdict(defaults)
-    digest.update(json.dumps(asked, sort_keys=True).encode())
-    return digest.hexdigest()
+    content = {"input": hashlib.sha256(source.read_bytes()).hexdigest()}
+    made_with = content | loaded | asdict(prompt) | asdict(defaults)
+    return json.loads(json.dumps(made_with))  # as it is read back
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name the file in errors of the system that do not, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(f"{path}: {error}") from None
 
 
 class Journal:
     """Finished results of an unfinished run, one a line, after a header."""
 
-    def __init__(self, output: Path, fingerprint: str) -> None:
-        self.output, self.fingerprint = output, fingerprint
+    def __init__(self, output: Path, made_with: Mapping[str, Any]) -> None:
+        """`made_with`: what the results depend on, by name."""
+        self.output, self.made_with = output, made_with
         self.path = output.with_name(output.name + ".partial")
         self._intact = 0
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs away from the output.
+
+        Raises:
+            InputError: another run writes it, or it cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        if self.output.is_dir():
+            raise InputError("output", f"{self.output} is a directory", "must be a file")
+        if not self.output.parent.is_dir():
+            raise InputError("output", f"no directory {self.output.parent}", "create it first")
+        path = self.output.with_name(f".{self.output.name}.lock")
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            found = f"{self.output} is being written by another run"
+            raise InputError("output", found, "wait for it, or give another file") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.release()
 
     def open(self, *, overwrite: bool) -> set[int]:
         """Line numbers that are done already.
@@ -239,10 +452,6 @@ class Journal:
         Raises:
             InputError: the output exists, or the journal is of another run.
         """
-        if self.output.is_dir():
-            raise InputError("output", f"{self.output} is a directory", "must be a file")
-        if not self.output.parent.is_dir():
-            raise InputError("output", f"no directory {self.output.parent}", "create it first")
         if overwrite:  # nothing is lost before the new output is whole
             return set()
         if self.output.exists():
@@ -250,13 +459,27 @@ class Journal:
         rows = self._rows()
         if not rows and self.path.exists() and not self._header().startswith(self._content()):
             raise InputError("output", f"{self.path} is no journal", "move it away")
-        if rows and rows[0].get("fingerprint") != self.fingerprint:
-            found = f"{self.path} was left by another input or other options"
-            raise InputError("output", found, "remove it or pass --overwrite")
+        if rows and (changes := self._changes(rows[0])):
+            found = f"{self.path} was left by another input or other options ({changes})"
+            raise InputError("output", found, "run it as it was, remove it or pass --overwrite")
+        lost = self._content().count(b"\n", self._intact) if rows else 0
+        if lost > 0:  # a torn last line has no end
+            note(f"{self.path}: line {len(rows) + 1} is damaged; {lost} lines are computed again")
         return {row["line"] for row in rows[1:]}
 
+    def _changes(self, header: Mapping[str, Any]) -> str:
+        """What differs between the journal's run and this one, in words; empty if nothing does."""
+        before = header.get("made_with")
+        if not isinstance(before, dict):
+            return "written by another version"
+        return ", ".join(
+            "another input" if name == "input" else f"{name} was {before.get(name)!r}, is {value!r}"
+            for name, value in self.made_with.items()
+            if before.get(name) != value
+        )
+
     def _header(self) -> bytes:
-        return (json.dumps({"fingerprint": self.fingerprint}) + "\n").encode()
+        return (json.dumps({"made_with": self.made_with}) + "\n").encode()
 
     def _content(self) -> bytes:
         return self.path.read_bytes()
@@ -276,7 +499,7 @@ class Journal:
         """Write the output, whole and in input order, and remove the journal."""
         results = {row["line"]: row["result"] for row in self._rows()[1:]}
         temporary = self.path.with_name(self.path.name + ".new")
-        with temporary.open("w", encoding="utf-8") as file:
+        with named_errors(temporary), temporary.open("w", encoding="utf-8") as file:
             for number in order:
                 file.write(json.dumps(results[number]) + "\n")
             file.flush()

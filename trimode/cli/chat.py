@@ -64,7 +64,7 @@ def chat(
     enable_thinking: opt.EnableThinking = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
-    """Talk to a model; /help lists what can be typed besides messages."""
+    """Talk to a model; type /help for commands."""
     options = decoding.for_mode(mode)
     _refuse_unread(options)
     loaded = opt.load_model(model.named(model_argument), progress=not no_progress)

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from trimode.config import GenerationOptions
     from trimode.engine import GenerationResult
 
-_MODES = "ar,linear,quadratic,diffusion"
+_MODES = "ar,linear,quadratic,diffusion,auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +42,34 @@ def compare(
     json_output: opt.Json = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
-    """Answer one prompt in every mode and print the figures side by side."""
+    """Answer one prompt in every mode, side by side."""
     all_options = _for_modes(modes, decoding)
     name, prompt = opt.model_and_prompt(model.model, words)
-    loaded = opt.load_model(model.named(name), progress=not no_progress)
+    # By default a mode that the model cannot run is left out; one that was asked for is refused.
+    asked = () if modes == _MODES else all_options
+    loaded = opt.load_model(model.named(name), progress=not no_progress, asked=asked)
+    all_options = _possible(loaded, all_options)
     messages = opt.as_messages(prompt, system)
     results = _run(loaded, messages, all_options, raw=raw, progress=not no_progress)
     if json_output:
         sys.stdout.write(json.dumps({"results": [r.to_json() for r in results]}) + "\n")
     else:
-        _print(loaded, results)
+        _print(loaded, results, decoding.block_length or loaded.config.block_length)
+
+
+def _possible(
+    model: "LoadedModel", all_options: list["GenerationOptions"]
+) -> list["GenerationOptions"]:
+    """The modes that the model can run; says which are left out."""
+    from trimode.cli.render import note
+    from trimode.decoding import MODE_SPECS
+
+    has_mask = model.config.mask_token_id is not None
+    found = [each for each in all_options if has_mask or not MODE_SPECS[each.mode].needs_mask]
+    if len(found) < len(all_options):
+        left_out = ", ".join(each.mode for each in all_options if each not in found)
+        note(f"{model.name} has no mask token: no {left_out}; `trimode convert` adds them")
+    return found
 
 
 def _for_modes(modes: str, decoding: ComparedOptions) -> list["GenerationOptions"]:
@@ -79,13 +99,12 @@ def _run(
     *,
     raw: bool,
     progress: bool,
-) -> list["GenerationResult"]:
+) -> Iterator["GenerationResult"]:
     """One run a mode, after a short warm-up each so that the first is not at a disadvantage."""
     from trimode.cli.render import spinner
     from trimode.engine import Engine, GenerationResult, drain, encode_prompt
 
     ids = encode_prompt(model, prompt, raw=raw)
-    results = []
     for options in all_options:
         with spinner(f"{options.mode}", enabled=progress):
             for asked in (replace(options, max_tokens=2), options):
@@ -93,25 +112,35 @@ def _run(
                 sequence = engine.add(ids, asked)
                 for _ in drain(engine):
                     pass
-        results.append(GenerationResult.of(sequence, model.name))
-    return results
+        yield GenerationResult.of(sequence, model.name)
 
 
-def _print(model: "LoadedModel", results: list["GenerationResult"]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+_COLUMNS = {
+    "mode": 9,
+    "tokens": 6,
+    "NFE": 5,
+    "TPF": 5,
+    "acceptance": 10,
+    "tok/s": 7,
+    "TTFT ms": 7,
+}
+"""Columns of the table and their widths; rows are printed before later ones are known."""
 
-    console = Console()
-    console.print(f"{results[0].mode}: ", end="", style="bold")
-    console.print(results[0].text, markup=False, highlight=False)
-    table = Table()
-    for column in ("mode", "tokens", "NFE", "TPF", "acceptance", "tok/s", "TTFT ms"):
-        table.add_column(column, justify="left" if column == "mode" else "right")
-    table.add_column(f"same as {results[0].mode}")
-    for result in results:
+
+def _print(model: "LoadedModel", results: Iterator["GenerationResult"], block_length: int) -> None:
+    """Print a table, each row when its mode is done, and every text that differs."""
+    first = next(results)
+    _say(f"{first.mode}: {first.text}")
+    widths = {**_COLUMNS, f"same as {first.mode}": 19}
+    _say(_rule("┏━┳┓", widths))
+    _say(_cells(list(widths), widths, "┃"))
+    _say(_rule("┡━╇┩", widths))
+    others = []
+    for result in chain((first,), results):
         stats = result.stats
         acceptance = stats.acceptance_length
-        table.add_row(
+        same = _sameness(result, first)
+        row = [
             result.mode,
             str(stats.completion_tokens),
             str(stats.nfe),
@@ -119,16 +148,42 @@ def _print(model: "LoadedModel", results: list["GenerationResult"]) -> None:
             "" if acceptance is None else f"{acceptance:.2f}",
             f"{stats.tokens_per_second:.1f}",
             f"{(stats.time_to_first_token or 0) * 1e3:.0f}",
-            _sameness(result, results[0]),
-        )
-    console.print(table)
+            same,
+        ]
+        _say(_cells(row, widths, "│"))
+        if same.startswith("no"):
+            others.append(result)
+    _say(_rule("└─┴┘", widths))
+    _say(f"block length {block_length}, in the modes that have blocks (--block-length)")
+    for result in others:
+        _say(f"{result.mode}: {result.text}")
     if not model.can_draft:
-        console.print(
+        _say(
             f"{model.name} is an unconverted AR checkpoint: it was never trained to fill masks. "
             "Its acceptance and its diffusion figures say nothing about the method; linear and "
-            "quadratic emit AR's tokens all the same.",
-            highlight=False,
+            "quadratic emit AR's tokens all the same."
         )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _rule(ends: str, widths: dict[str, int]) -> str:
+    """A line of the table's frame: its left end, filling, crossing and right end."""
+    left, fill, crossing, right = ends
+    return left + crossing.join(fill * (width + 2) for width in widths.values()) + right
+
+
+def _cells(texts: list[str], widths: dict[str, int], bar: str) -> str:
+    """A row: numbers to the right, words (the first and the last column) to the left."""
+    last = len(texts) - 1
+    cells = (
+        f" {text.ljust(width) if i in (0, last) else text.rjust(width)} "
+        for i, (text, width) in enumerate(zip(texts, widths.values(), strict=True))
+    )
+    return bar + bar.join(cells) + bar
 
 
 def _sameness(result: "GenerationResult", reference: "GenerationResult") -> str:

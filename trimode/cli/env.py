@@ -16,7 +16,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile
 
 
 def env(json_output: Json = False) -> None:
-    """Versions, machine, and the linear kernel each dtype uses here."""
+    """Versions, machine, and the kernels used here."""
     facts = _facts()
     if json_output:
         typer.echo(json.dumps(facts))

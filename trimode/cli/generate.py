@@ -84,7 +84,7 @@ def generate(
     batch: BatchOptions,
     no_progress: opt.NoProgress = False,
 ) -> None:
-    """Generate text from a prompt, stdin, or a JSONL file of prompts."""
+    """Generate text from a prompt, stdin, or a file of prompts."""
     options = decoding.for_mode(mode)
     if batch.input_file is not None:
         if output.trace is not None:
@@ -98,7 +98,7 @@ def generate(
         found = str(batch.output_file)
         raise InputError("output", found, "goes with --input; redirect stdout instead")
     name, text = opt.model_and_prompt(model.model, words)
-    loaded = opt.load_model(model.named(name), progress=not no_progress)
+    loaded = opt.load_model(model.named(name), progress=not no_progress, asked=[options])
     _one(loaded, prompt.encoded(loaded, text), options, output)
 
 

@@ -5,17 +5,19 @@ defaults.
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from trimode.config import DECODING_FIELDS, DEFAULT_MODEL, GenerationOptions
+from trimode.config import DECODING_FIELDS, DEFAULT_MODEL, GenerationOptions, ModelConfig
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
+    from trimode.model import AdapterScope
 
 
 def option(
@@ -177,12 +179,28 @@ def as_messages(prompt: str, system: str | None) -> str | list[dict[str, Any]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
 
-def load_model(options: ModelOptions, *, progress: bool) -> "LoadedModel":
-    """Fetch and load, with progress on stderr if that is a terminal."""
+def load_model(
+    options: ModelOptions, *, progress: bool, asked: Iterable[GenerationOptions] = ()
+) -> "LoadedModel":
+    """Fetch and load, with progress on stderr if that is a terminal.
+
+    Args:
+        options: the model.
+        progress: whether to show any.
+        asked: requests that it is loaded for. A model that cannot run their modes is refused before
+            its weights are read.
+    """
     from trimode.cli.render import spinner
 
     with spinner("starting", enabled=progress):  # importing torch takes a second or two
         from trimode.checkpoints import load, resolve
+
+    def check(config: ModelConfig, scope: "AdapterScope | None", name: str) -> None:
+        from trimode.engine import check_mode
+
+        for each in asked:
+            check_mode(config, scope, name, each)
+
     path = resolve(options.model, offline=options.offline, progress=progress)
     with spinner(f"loading {path.name}", enabled=progress):
         return load(
@@ -192,6 +210,7 @@ def load_model(options: ModelOptions, *, progress: bool) -> "LoadedModel":
             adapter=options.adapter,
             offline=options.offline,
             progress=False,
+            check=check,
         )
 
 

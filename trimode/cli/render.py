@@ -43,9 +43,8 @@ def note(text: str) -> None:
 def figures(stats: "Stats", mode: str, prompt_tokens: int) -> str:
     """Speed and accounting of one answer, in the form people compare machines by."""
     first = stats.time_to_first_token or 0.0
-    rest = stats.seconds - first
     prompt_rate = prompt_tokens / first if first else 0.0
-    rate = (stats.completion_tokens - 1) / rest if rest and stats.completion_tokens > 1 else 0.0
+    rate = stats.tokens_per_second  # as --json and the library say it
     lines = [
         f"Prompt: {prompt_tokens} tokens, {prompt_rate:.1f} tokens-per-sec",
         f"Generation: {stats.completion_tokens} tokens, {rate:.1f} tokens-per-sec",

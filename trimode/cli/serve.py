@@ -1,5 +1,9 @@
 """`trimode serve`: an OpenAI-compatible server."""
 
+import errno
+import json
+import shlex
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,20 +105,23 @@ def serve(
     record: RecordOptions,
     no_progress: opt.NoProgress = False,
 ) -> None:
-    """Serve a model to OpenAI clients; its decoding options are defaults for requests."""
+    """Serve a model to OpenAI clients.
+
+    Decoding options are defaults for requests that do not give them.
+    """
     if record.log not in _LOGS:
         raise InputError("log", repr(record.log), f"allowed: {', '.join(_LOGS)}")
-    from trimode.cli.render import spinner
-
-    with spinner("starting", enabled=not no_progress):
-        from trimode.engine.costs import cost_curve
-        from trimode.server import (
-            ServerSettings,
-            freeze_memory,
-            log_to,
-            open_server,
-            open_service,
-        )
+    check_address(network.host, network.port)
+    model = model.named(name)
+    _say(f"loading {model.model}", enabled=not no_progress)
+    from trimode.engine.costs import cost_curve, is_kept
+    from trimode.server import (
+        ServerSettings,
+        freeze_memory,
+        log_to,
+        open_server,
+        open_service,
+    )
 
     settings = ServerSettings(
         name=network.served_model_name,
@@ -131,23 +138,62 @@ def serve(
     )
 
     def load() -> "LoadedModel":
-        return opt.load_model(model.named(name), progress=not no_progress)
+        asked = [settings.defaults]
+        return opt.load_model(model, progress=not no_progress, asked=asked)
 
     def measure(loaded: "LoadedModel") -> "CostCurve":
-        with spinner("timing passes", enabled=not no_progress):
-            return cost_curve(loaded)
+        if not is_kept(loaded):
+            why = "timing passes, up to half a minute, once for this model and machine"
+            _say(why, enabled=not no_progress)
+        return cost_curve(loaded)
 
     service = open_service(settings, load, measure=measure)
     log_to(sys.stderr, requests=record.log != "warnings")
     server = open_server(service, host=network.host, port=network.port)
     sys.stderr.write(
-        f"{service.name} at {server.url}/v1, mode {settings.defaults.mode}\n"
-        f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "
-        f'-d \'{{"model": "{service.name}", "messages": '
-        '[{"role": "user", "content": "Hi"}]}\'\n'
+        ready_message(
+            service.name, server.url, settings.defaults.mode, needs_key=bool(settings.api_keys)
+        )
     )
+    sys.stderr.flush()
     freeze_memory()
     server.run()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise InputError, before any long work, if the server could not listen there."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        reason = f"{host!r} ({error.strerror})"
+        raise InputError("host", reason, "must be an address of this machine") from None
+    try:
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            found = f"{port} is taken on {host}"
+            raise InputError("port", found, "stop what listens there, or give another") from None
+        reason = f"{port} on {host} cannot be used ({error.strerror})"
+        raise InputError("port", reason, "another port or host") from None
+
+
+def ready_message(name: str, url: str, mode: str, *, needs_key: bool) -> str:
+    """Where the server is, and a command that gets an answer; the key itself is never shown."""
+    key = ' -H "Authorization: Bearer $TRIMODE_API_KEY"' if needs_key else ""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hi"}]})
+    return (
+        f"{name} at {url}/v1, mode {mode}\n"
+        f"playground: {url}/\n"
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
+        f"-d {shlex.quote(body)}\n"
+    )
+
+
+def _say(line: str, *, enabled: bool) -> None:
+    """One line on stderr, at once."""
+    if enabled:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _keys_of(path: Path | None) -> list[str]:

@@ -1,94 +1,206 @@
 """`trimode train` and `trimode convert`."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.signals import Terminated
 from trimode.errors import InputError
 from trimode.training import RECIPES
 
 if TYPE_CHECKING:
+    from trimode.checkpoints import Checkpoint, MaskToken
     from trimode.training.config import TrainConfig
+    from trimode.training.self_generate import Prompt, SelfGenerationConfig
+
+_MEASURED_TOKENS = 64
+"""Most tokens of an answer that a finished conversion is measured on."""
+
+RECIPE_NAMES = ", ".join(path.stem for path in sorted(RECIPES.glob("*.yaml")))
 
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a field: optimiser.learning_rate=1e-4. Repeat for more."),
 ]
 Steps = Annotated[int | None, typer.Option("--steps", help="Optimiser steps of the whole run.")]
+MaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mask-token",
+        help="Text or id of the token that stands for a masked place "
+        "[the checkpoint's own, else an unused token].",
+    ),
+]
 
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="YAML file, or the name of a recipe: denoise, joint.")
+        str, typer.Argument(help=f"YAML file, or the name of a recipe: {RECIPE_NAMES}.")
     ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Checkpoint to start from.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", help="JSONL, parquet or text; repeat for more.")
+        list[str] | None,
+        typer.Option("--data", help="JSONL, CSV, Parquet or text; repeat for more."),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run directory.")] = None,
     steps: Steps = None,
+    mask_token: MaskOption = None,
     set_: Set = None,
     no_progress: opt.NoProgress = False,
 ) -> int:
-    """Train with the joint objective, or an adapter; the same command continues a run."""
-    fields = {"model": model, "data.files": data, "output": output, "steps": steps}
-    asked = _config(config, {k: v for k, v in fields.items() if v}, set_)
-    return _run(asked, no_progress)
+    """Train by a recipe or a YAML file; run it again to continue."""
+    fields = {
+        "model": model,
+        "data.files": data,
+        "output": output,
+        "steps": steps,
+        "mask_token": mask_token,
+    }
+    asked = _config(config, {k: v for k, v in fields.items() if v is not None}, set_)
+    code, final = _run(asked, no_progress)
+    if final is not None:
+        typer.echo(str(final))
+    return code
 
 
 def convert(
     model: Annotated[str, typer.Argument(help="AR checkpoint: name, path, hub: or pypi: source.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run directory.")],
-    recipe: Annotated[str, typer.Option("--recipe", help="YAML file or recipe name.")] = "denoise",
+    recipe: Annotated[
+        str, typer.Option("--recipe", help=f"YAML file, or one of {RECIPE_NAMES}.")
+    ] = "denoise",
     conversations: Annotated[
         int, typer.Option("--conversations", help="Self-generated conversations to train on.")
     ] = 1000,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help="JSONL of user turns (`prompt`) to answer.")
+        Path | None,
+        typer.Option("--prompts", help="User turns to answer: rows with a column prompt, or .txt."),
     ] = None,
+    sampled_share: Annotated[
+        float,
+        typer.Option(
+            "--sampled-share",
+            help="Share of user turns that the model samples although --prompts are given.",
+        ),
+    ] = 0.3,
     answer_tokens: Annotated[
         int, typer.Option("--answer-tokens", help="Most tokens of an answer.")
     ] = 192,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Conversations at once.")] = 64,
     steps: Steps = None,
-    seed: opt.Seed = 0,
+    mask_token: MaskOption = None,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of sampled user turns, noise and the order of data.")
+    ] = 0,
     set_: Set = None,
     dtype: opt.Dtype = "auto",
     no_progress: opt.NoProgress = False,
 ) -> int:
-    """Make an AR model tri-modal: it writes its own training data, then an adapter is trained.
+    """Make an AR model tri-modal with data that it writes itself.
 
-    The adapter is OUTPUT/final; use it with --adapter. The same command continues an interrupted
+    The result is OUTPUT/final; use it with --adapter. The same command continues an interrupted
     run.
     """
-    from trimode.checkpoints import load
-    from trimode.training.self_generate import SelfGenerationConfig, read_prompts, self_generate
+    from trimode.training.preflight import check_conversion, mask_notes
+    from trimode.training.self_generate import SelfGenerationConfig, planned, read_prompt_rows
+    from trimode.training.setup import held_out_of, open_for_training
 
-    turns = read_prompts(prompts) if prompts is not None else []
+    turns = read_prompt_rows(opt.existing_file(prompts, "prompts")) if prompts is not None else []
     asked = SelfGenerationConfig(
         conversations=conversations,
         answer_max_tokens=answer_tokens,
         concurrency=concurrency,
+        sampled_share=sampled_share,
         seed=seed,
     )
     data = output.with_name(f"{output.name}.jsonl")
     fields: dict[str, Any] = {
         "model": model,
         "data.files": [str(data)],
+        "data.held_out": held_out_of(conversations),
         "output": str(output),
         "seed": seed,
+        "mask_token": mask_token,
     }
     if steps is not None:
         fields["steps"] = steps
-    config = _config(recipe, fields, set_)  # refuse before the long part
-    loaded = load(model, dtype=dtype, progress=not no_progress)
-    self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
-    del loaded
-    return _run(config, no_progress)
+    config = _config(recipe, fields, set_)
+    checkpoint, mask = opened = open_for_training(config, progress=not no_progress)
+    notes = [*mask_notes(mask), *check_conversion(config, checkpoint), planned(asked, turns)]
+    for line in notes:
+        _say(line)
+    code = _write_conversations(checkpoint, asked, turns, data, dtype, no_progress)
+    if code:
+        return code
+    code, final = _run(config, no_progress, opened)
+    if final is not None:
+        _report(config, final, data, dtype, min(answer_tokens, _MEASURED_TOKENS))
+        typer.echo(str(final))
+    return code
+
+
+def _write_conversations(
+    checkpoint: "Checkpoint",
+    asked: "SelfGenerationConfig",
+    turns: list["Prompt"],
+    data: Path,
+    dtype: str,
+    no_progress: bool,
+) -> int:
+    """Let the model write its data; returns the exit code."""
+    from trimode.cli.render import spinner
+    from trimode.training.self_generate import count_written, self_generate
+
+    try:
+        if count_written(data) < asked.conversations:
+            with spinner(f"loading {checkpoint.name}", enabled=not no_progress):
+                loaded = checkpoint.build(dtype=dtype)
+            self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
+    except (KeyboardInterrupt, Terminated) as stopped:
+        done = f"{count_written(data)} of {asked.conversations} conversations are in {data}"
+        _say(f"stopped: {done}; the same command continues")
+        return 130 if isinstance(stopped, KeyboardInterrupt) else 143
+    return 0
+
+
+def _report(config: "TrainConfig", final: Path, data: Path, dtype: str, max_tokens: int) -> None:
+    """Say what the result can do on prompts that it was not trained on, and how to use it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from trimode.checkpoints import load
+    from trimode.training.evaluate import measure_modes
+    from trimode.training.self_generate import user_turns
+
+    is_adapter = config.train == "adapter"
+    source = config.model if is_adapter else str(final)
+    prompts = user_turns(data, config.data.held_out or 0)
+    if prompts:
+        _say(f"measuring on {len(prompts)} held-out prompts")
+        loaded = load(source, dtype=dtype, adapter=final if is_adapter else None, progress=False)
+        table = Table(title=f"{len(prompts)} held-out prompts, {loaded.runner.format.name}")
+        table.add_column("mode")
+        for column in ("acceptance length", "TPF (tokens a pass)", "same as ar"):
+            table.add_column(column, justify="right")
+        for row in measure_modes(loaded, prompts, max_tokens=max_tokens):
+            acceptance = row.stats.acceptance_length
+            table.add_row(
+                row.mode,
+                "" if acceptance is None else f"{acceptance:.2f}",
+                f"{row.stats.tokens_per_forward:.2f}",
+                f"{row.same}/{row.answers}",
+            )
+        Console(stderr=True).print(table)
+    model = shlex.quote(source)
+    adapter = f" --adapter {shlex.quote(str(final))}" if is_adapter else ""
+    _say(f'trimode generate -m {model}{adapter} --mode linear "Why is the sky blue?"')
+    _say(f"trimode serve {model}{adapter}")
 
 
 def _config(recipe: str, fields: dict[str, Any], overrides: list[str] | None) -> "TrainConfig":
@@ -97,15 +209,25 @@ def _config(recipe: str, fields: dict[str, Any], overrides: list[str] | None) ->
     return read_train_config(_recipe(recipe), fields | field_overrides(overrides))
 
 
-def _run(config: "TrainConfig", no_progress: bool) -> int:
+def _run(
+    config: "TrainConfig",
+    no_progress: bool,
+    opened: "tuple[Checkpoint, MaskToken] | None" = None,
+) -> tuple[int, Path | None]:
+    """Train; returns the exit code, and where the result is if there is one."""
     from trimode.training.trainer import Trainer
 
-    trainer = Trainer(config, progress=not no_progress)
+    trainer = Trainer(config, opened=opened, progress=not no_progress)
     if not trainer.run():
-        typer.echo(f"stopped at step {trainer.step}; the same command continues it", err=True)
-        return 130
-    typer.echo(str(trainer.directory.final))
-    return 0
+        _say(f"stopped at step {trainer.step}; the same command continues it")
+        return 130, None
+    return 0, trainer.directory.final
+
+
+def _say(line: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _recipe(name: str) -> Path:
@@ -113,7 +235,7 @@ def _recipe(name: str) -> Path:
     path = Path(name).expanduser()
     if name in known or path.is_file():
         return known.get(name, path)
-    raise InputError("config", f"{name!r} is no file", f"a YAML file, or: {', '.join(known)}")
+    raise InputError("config", f"{name!r} is no file", f"a YAML file, or: {RECIPE_NAMES}")
 
 
 def field_overrides(pairs: list[str] | None) -> dict[str, Any]:

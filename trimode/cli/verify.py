@@ -37,16 +37,17 @@ def verify(
     *,
     model: opt.ModelOptions,
     input_file: Annotated[
-        Path | None, typer.Option("--input", help="JSONL of prompts; a few of ours by default.")
+        Path | None,
+        typer.Option("--input", help="Rows with a prompt each; a few of ours by default."),
     ] = None,
     max_tokens: opt.MaxTokens = 32,
     json_output: opt.Json = False,
     no_progress: opt.NoProgress = False,
 ) -> None:
-    """Compare every lossless mode with ar, greedy and sampled, packed and alone.
+    """Compare every lossless mode with ar.
 
-    The exit code is 1 if an answer differs. In int8 none does. Floats round: there an answer
-    differs now and then, if two logits were nearly tied.
+    Greedy and sampled, packed and alone. The exit code is 1 if an answer differs. In int8 none
+    does. Floats round: there an answer differs now and then, if two logits were nearly tied.
     """
     texts = _TEXTS if input_file is None else _read(input_file)
     loaded = opt.load_model(model.named(name), progress=not no_progress)

@@ -14,7 +14,7 @@ from trimode.engine.generate import (
     generate_batch,
     stream,
 )
-from trimode.engine.request import check_prompt
+from trimode.engine.request import check_mode, check_prompt
 from trimode.engine.result import GenerationResult
 from trimode.engine.sequence import FinishReason, Sequence
 
@@ -27,6 +27,7 @@ __all__ = [
     "Prompt",
     "Sequence",
     "Update",
+    "check_mode",
     "check_prompt",
     "drain",
     "encode_prompt",

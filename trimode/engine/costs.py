@@ -1,12 +1,18 @@
-"""What a pass costs here: measured once for each machine and model, kept in the cache directory."""
+"""What a pass costs here: measured once for each machine and model, kept in the cache directory.
+
+A busy machine gives wrong times. A measurement with few points or with times that vary much is used
+by the process that made it, and never kept.
+"""
 
 import hashlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -25,6 +31,52 @@ _SEQUENCES = 8
 """Sequences of the pass that tells what another KV cache costs."""
 _BUDGET = 12.0
 """Seconds after which no larger pass is timed; the curve continues with its last slope."""
+LEAST_POINTS = 5
+"""Row counts that a curve needs to be kept, if the model's context allows as many."""
+MOST_SPREAD = 0.3
+"""By how much the median of a point's times may exceed the least one, for most points, in a curve
+that is kept. On an idle machine it is below 0.1."""
+MOST_WAITED = 0.15
+"""Share of the time that the measuring thread may have waited instead of run, in a curve that is
+kept. On an idle machine it is next to nothing; a busy process a core makes it half. On a CPU only:
+a thread that waits for a GPU may sleep."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A cost curve, and how far it can be trusted."""
+
+    curve: CostCurve
+    spread: float
+    """Median, over the points, of how much the median of a point's times exceeds the least."""
+    waited: float
+    """Share of the time in which other programs had the processor."""
+    possible_points: int
+    """Row counts that could have been timed."""
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the curve is not kept, in words; None if it is."""
+        points = len(self.curve.rows)
+        if points < min(LEAST_POINTS, self.possible_points):
+            return f"only {points} sizes of a pass were timed in {_BUDGET:g} s"
+        if self.spread > MOST_SPREAD:
+            return f"times of the same pass vary by {self.spread:.0%}"
+        if self.waited > MOST_WAITED:
+            return f"other programs had the processor for {self.waited:.0%} of the time"
+        return None
+
+
+def is_kept(model: LoadedModel) -> bool:
+    """Whether `cost_curve` need not measure."""
+    return _kept(_path(model)) is not None
+
+
+def kept_at(model: LoadedModel) -> Path:
+    """Where the model's curve is kept on this machine."""
+    return _path(model)
 
 
 def cost_curve(
@@ -40,25 +92,47 @@ def cost_curve(
         again: measure even if the cache has a curve.
         advance: called with each row count before it is timed.
     """
-    path = _path(model)
     if not again:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return CostCurve(
-                tuple(found["rows"]),
-                tuple(found["plain"]),
-                tuple(found["adapted"]),
-                float(found["sequence"]),
-            )
-        except (OSError, ValueError, TypeError, KeyError):
-            pass  # none yet, or one that cannot be read
-    curve = measure(model, advance=advance)
+        found = _kept(_path(model))
+        if found is not None:
+            return found
+    measured = measure(model, advance=advance)
+    if measured.doubt is not None:
+        logger.warning("the cost of a pass is not kept: %s; is the machine busy?", measured.doubt)
+    else:
+        keep(model, measured)
+    return measured.curve
+
+
+def keep(model: LoadedModel, measured: Measurement) -> bool:
+    """Keep a curve without doubts for later runs; returns whether it was."""
+    path = _path(model)
+    if measured.doubt is not None:
+        return False
+    steadiness = {"spread": measured.spread, "waited": measured.waited}
+    record = asdict(measured.curve) | steadiness
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(asdict(curve)) + "\n")
-    except OSError:
-        pass  # a cache that cannot be written costs the next start a few seconds
-    return curve
+        write_text(path, json.dumps(record) + "\n")
+    except OSError:  # a cache that cannot be written costs the next start a few seconds
+        return False
+    return True
+
+
+def _kept(path: Path) -> CostCurve | None:
+    """The curve of a file; None if there is none, or one from before steadiness was required."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if float(found["spread"]) > MOST_SPREAD or float(found["waited"]) > MOST_WAITED:
+            return None
+        return CostCurve(
+            tuple(found["rows"]),
+            tuple(found["plain"]),
+            tuple(found["adapted"]),
+            float(found["sequence"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _path(model: LoadedModel) -> Path:
@@ -82,7 +156,7 @@ def _path(model: LoadedModel) -> Path:
 
 
 @torch.inference_mode()
-def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: None) -> CostCurve:
+def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: None) -> Measurement:
     """Time passes of growing size over a cache of `CONTEXT` tokens, heads included."""
     runner, config = model.runner, model.config
     context = min(CONTEXT, config.max_position_embeddings // 2)
@@ -90,15 +164,20 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
     cache = KVCache(config, context + _ROWS[-1], dtype=runner.kv_dtype, device=runner.device)
     _one_pass(model, cache, context, drafting=False)
     cache.keep(range(context))
-    rows_done, plain, adapted = [], [], []
-    began = time.perf_counter()
-    for rows in (r for r in _ROWS if r <= limit):
+    rows_done, plain, adapted, spreads = [], [], [], []
+    possible = [rows for rows in _ROWS if rows <= limit]
+    began, ran = time.perf_counter(), time.thread_time()
+    for rows in possible:
         if rows_done and time.perf_counter() - began > _BUDGET:
             break
         advance(rows)
         rows_done.append(rows)
-        plain.append(_fastest(model, cache, rows, drafting=False))
-        adapted.append(_fastest(model, cache, rows, drafting=True))
+        for found, drafting in ((plain, False), (adapted, True)):
+            times = _times(model, lambda r=rows, d=drafting: _one_pass(model, cache, r, drafting=d))
+            found.append(min(times))
+            spreads.append(median(times) / min(times) - 1)
+    ran, elapsed = time.thread_time() - ran, time.perf_counter() - began
+    waited = 0.0 if model.runner.device.startswith("cuda") else max(0.0, 1 - ran / elapsed)
     # A larger pass is never cheaper. If it was timed so, the smaller one was disturbed.
     alone = CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
     caches = [cache]
@@ -107,21 +186,18 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
         other.copy_prefix(cache, context)
         caches.append(other)
     segments = [Segment(i, i + 1, each, "causal") for i, each in enumerate(caches)]
-    together = _fastest_of(model, lambda: _run(model, segments, context, None))
+    together = min(_times(model, lambda: _run(model, segments, context, None)))
     extra = (together - alone.seconds(_SEQUENCES)) / (_SEQUENCES - 1)
-    return replace(alone, sequence=max(0.0, extra))
+    curve = replace(alone, sequence=max(0.0, extra))
+    return Measurement(curve, median(spreads), waited, len(possible))
 
 
 def _rising(times: list[float]) -> tuple[float, ...]:
     return tuple(min(times[i:]) for i in range(len(times)))
 
 
-def _fastest(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> float:
-    return _fastest_of(model, lambda: _one_pass(model, cache, rows, drafting=drafting))
-
-
-def _fastest_of(model: LoadedModel, run: Callable[[], None]) -> float:
-    """The least of several times, since disturbances only make a pass longer."""
+def _times(model: LoadedModel, run: Callable[[], None]) -> list[float]:
+    """Several times of the same pass. The least counts: disturbances only make a pass longer."""
     times = []
     for _ in range(_REPEATS):
         _synchronise(model)
@@ -129,7 +205,7 @@ def _fastest_of(model: LoadedModel, run: Callable[[], None]) -> float:
         run()
         _synchronise(model)
         times.append(time.perf_counter() - began)
-    return min(times)
+    return times
 
 
 def _one_pass(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> None:

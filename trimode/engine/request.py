@@ -24,6 +24,7 @@ from trimode.decoding import (
     refuse_unread,
 )
 from trimode.errors import ContextLengthError, InputError
+from trimode.model import AdapterScope
 from trimode.text import GrammarMatcher
 
 T = TypeVar("T")
@@ -176,20 +177,37 @@ def _given(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _check_checkpoint(model: LoadedModel, options: GenerationOptions) -> None:
-    """Raise InputError if the checkpoint lacks what a request needs."""
-    config, mode = model.config, options.mode
-    if mode == "diffusion" and not model.can_denoise and not options.force:
+def check_mode(
+    config: ModelConfig, adapter_scope: AdapterScope | None, name: str, options: GenerationOptions
+) -> None:
+    """Raise InputError if a model cannot run the mode; needs none of its weights.
+
+    Args:
+        config: of the model with its adapter.
+        adapter_scope: of the adapter; None if there is none.
+        name: of the model.
+        options: what is asked for.
+    """
+    mode = options.mode
+    if config.mask_token_id is None and MODE_SPECS[mode].needs_mask:
+        allowed = "use ar or auto, or an --adapter; `trimode convert` makes one"
+        raise InputError("mode", f"{mode} on {name}, which has no mask token", allowed)
+    can_denoise = config.trained_to_denoise or adapter_scope == "denoise"
+    if mode == "diffusion" and not can_denoise and not options.force:
         raise InputError(
             "mode",
-            f"diffusion on {model.name}, which was not trained for denoising",
+            f"diffusion on {name}, which was not trained for denoising",
             "use ar, linear or quadratic, or --force to see what comes out",
         )
     if mode == "diffusion" and options.min_tokens:
         allowed = "use another mode: diffusion commits tokens before those on their left"
         raise InputError("min_tokens", "given with mode diffusion", allowed)
-    if config.mask_token_id is None and MODE_SPECS[mode].needs_mask:
-        raise InputError("mode", f"{mode} on a model without a mask token", "use ar")
+
+
+def _check_checkpoint(model: LoadedModel, options: GenerationOptions) -> None:
+    """Raise InputError if the checkpoint lacks what a request needs."""
+    config = model.config
+    check_mode(config, model.adapter_scope, model.name, options)
     if options.commit_rule == "learned" and model.commit_scorer is None:
         raise InputError(
             "commit_rule",

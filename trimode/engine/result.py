@@ -1,10 +1,11 @@
 """What a finished request is reported as."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from trimode.config import Mode
-from trimode.decoding import Stats, TokenLogprob
+from trimode.decoding import MODE_SPECS, Stats, TokenLogprob
 from trimode.engine.sequence import FinishReason, Sequence
 
 
@@ -22,6 +23,8 @@ class GenerationResult:
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...]
     stats: Stats
+    settings: Mapping[str, Any]
+    """Options in force, defaults resolved; of those that only some modes read, the mode's own."""
 
     @classmethod
     def of(cls, sequence: Sequence, model: str) -> Self:
@@ -37,6 +40,7 @@ class GenerationResult:
             finish_reason=sequence.finish_reason,
             logprobs=tuple(sequence.logprobs),
             stats=sequence.stats,
+            settings=_settings(sequence),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -45,6 +49,7 @@ class GenerationResult:
         fields: dict[str, Any] = {
             "model": self.model,
             "mode": self.mode,
+            **self.settings,
             "text": self.text,
             "token_ids": list(self.token_ids),
             "prompt_tokens": self.prompt_tokens,
@@ -64,6 +69,36 @@ class GenerationResult:
                 for token, entry in zip(self.token_ids, self.logprobs, strict=True)
             ]
         return fields
+
+
+RESULT_FIELDS = frozenset(
+    (
+        *("id", "model", "mode", "text", "token_ids", "prompt_tokens", "completion_tokens"),
+        *("finish_reason", "nfe", "tokens_per_forward", "acceptance_length", "seconds"),
+        *("tokens_per_second", "plans", "logprobs"),
+        *("max_tokens", "temperature", "top_p", "seed"),
+        *("block_length", "commit_rule", "threshold", "rolling_block"),
+    )
+)
+"""Every field that `GenerationResult.to_json` may have, and the `id` of a line of a batch."""
+
+
+def _settings(sequence: Sequence) -> dict[str, Any]:
+    """What a request was decoded with."""
+    options, context = sequence.options, sequence.context
+    found: dict[str, Any] = {
+        name: getattr(options, name) for name in ("max_tokens", "temperature", "top_p", "seed")
+    }
+    has_rule = not context.one_pass
+    has_bar = has_rule and context.commit_rule != "quota"
+    resolved = {
+        "block_length": context.block_length,
+        "commit_rule": context.commit_rule if has_rule else None,
+        "threshold": context.threshold if has_bar else None,
+        "rolling_block": context.rolling_block,
+    }
+    reads = MODE_SPECS[options.mode].reads
+    return found | {name: value for name, value in resolved.items() if name in reads}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -40,6 +40,8 @@ class AdapterWeights:
     """Whether rows with the adapter on predict the token after their own (docs/design/0011)."""
     draft_form: DraftForm = "seeded"
     """How it was trained to draft (docs/design/0006)."""
+    mask_token_id: int | None = None
+    """The mask token it was trained with; None is the model's own."""
 
     @property
     def row_scope(self) -> AdapterScope:

@@ -8,11 +8,12 @@ Axis letters: T rows of a pass, D hidden, V vocabulary.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trimode.config import LayerRope, ModelConfig
 from trimode.model.adapter import (
@@ -185,15 +186,25 @@ class Transformer(nn.Module):
         positions: Tensor,
         attend: Attend,
         adapter_rows: AdapterRows = None,
+        *,
+        recompute: bool = False,
     ) -> Tensor:
-        """Hidden states `[T, D]` after the final norm, for tokens and positions `[T]`."""
+        """Hidden states `[T, D]` after the final norm, for tokens and positions `[T]`.
+
+        With `recompute`, a backward pass computes each layer once more from its input, which is all
+        that is kept of it.
+        """
         x, rotation, query_scale = self.inputs(tokens, positions, adapter_rows)
         rotations: dict[LayerRope, Rotation] = {"global": rotation, "none": None}
         if self.local_rope is not None:
             rotations["local"] = self.local_rope(positions, x.dtype)
         for i, layer in enumerate(self.layers):
             turn = rotations[self.config.layer_ropes[i]] if self.config.layer_ropes else rotation
-            x = layer(x, i, attend, turn, query_scale, adapter_rows)
+            arguments = (x, i, attend, turn, query_scale, adapter_rows)
+            if recompute:
+                x = cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False))
+            else:
+                x = layer(*arguments)
         x = self.norm(x)
         multiplier = self.config.logit_multiplier
         return x if multiplier == 1.0 else x * multiplier

@@ -72,6 +72,27 @@ def new_adapter(
     return AdapterWeights(adapter.scale, targets, adapter.scope, mask_embedding)
 
 
+_LEAST_NORM = 0.1
+"""Of the median norm of a table's rows; a row below it was never trained."""
+
+
+def mask_row(embedding: Tensor, token: int) -> Tensor:
+    """Where training starts the embedding of the mask token, fp32 `[D]`.
+
+    It is the token's own row. Reserved tokens and rows of padding may be zero or nearly so, which a
+    model cannot see; they start at the mean of a sample of all rows instead.
+
+    Args:
+        embedding: the model's, `[V, D]`.
+        token: the mask token.
+    """
+    row = embedding[token].float()
+    sample = embedding[:: max(1, len(embedding) // 4096)].float()
+    if row.norm() >= _LEAST_NORM * sample.norm(dim=1).median():
+        return row
+    return sample.mean(0)
+
+
 def first_adapter(
     config: ModelConfig, adapter: AdapterConfig, embedding: Tensor, seed: int
 ) -> AdapterWeights:

@@ -16,11 +16,15 @@ class DataConfig:
     """Training data and how it is cut into rows."""
 
     files: tuple[str, ...]
-    """`.jsonl` (messages, prompt and completion, or text), `.parquet`, `.txt`."""
+    """Rows (JSONL, JSON, CSV, TSV, Parquet) of messages, conversations, prompt and completion, or
+    text; or plain `.txt`."""
     sequence_length: int = 512
     """Tokens of a packed row."""
     overlong: Literal["error", "truncate"] = "error"
     learn_from: LearnFrom = "answers"
+    held_out: int | None = None
+    """How many examples, the first ones, are kept out of training to measure losses on; half of
+    them at most. None: 16 if there are at least 160."""
 
     @property
     def paths(self) -> list[Path]:
@@ -31,6 +35,7 @@ class DataConfig:
         if not self.files:
             raise InputError("data.files", "empty", "needs at least one file")
         check_range("data.sequence_length", self.sequence_length, 2, None)
+        check_range("data.held_out", self.held_out, 0, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,9 @@ class TrainConfig:
     """Run directory: config, metrics, checkpoints, and the result under `final`."""
     data: DataConfig
     model: str = "smollm2-135m-instruct"
+    mask_token: str | int | None = None
+    """Text or id of the token that stands for "not yet decided". None: the checkpoint's own, or an
+    unused token if it has none."""
     train: Literal["adapter", "everything"] = "adapter"
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """The new adapter, for train: adapter."""
@@ -94,6 +102,10 @@ class TrainConfig:
     """Packed rows of an optimiser step, over all processes."""
     micro_batch_size: int | None = None
     """Packed rows of one pass. None: all rows of the process."""
+    recompute: bool | None = None
+    """Whether the noisy pass keeps only the inputs of its layers and computes them once more in the
+    backward pass. That takes a fraction of the memory and a third more time; the numbers are the
+    same. None: if keeping everything would take more than 4 GB."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the trained parameters. The average is what is
     evaluated and exported. None: no average."""
@@ -190,6 +202,11 @@ def parse_train_config(fields: dict[str, Any]) -> TrainConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        reason = first.get("ctx", {}).get("error")
+        if isinstance(reason, InputError):  # one of our own checks, which knows the field
+            inside = reason.field.removeprefix(f"{where}.")
+            name = f"{where}.{inside}" if where else inside
+            raise InputError(name, reason.found, reason.allowed) from None
         raise InputError(where, repr(first["input"])[:80], first["msg"]) from None
 
 

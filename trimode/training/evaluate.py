@@ -1,12 +1,13 @@
 """Evaluation while training: losses on held-out text, and decoding of held-out prompts."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from trimode.checkpoints import LoadedModel
+from trimode.config import Mode
 from trimode.decoding import Stats
 from trimode.engine import generate_batch
 from trimode.training.adapter import head_matrix
@@ -14,6 +15,37 @@ from trimode.training.data import Batch
 from trimode.training.objective import LossSum
 from trimode.training.passes import clean_pass
 from trimode.training.step import StepConfig, ar_losses, draw_task, losses
+
+
+@dataclass(frozen=True, slots=True)
+class ModeFigures:
+    """One mode on some prompts, beside `ar`."""
+
+    mode: Mode
+    stats: Stats
+    same: int
+    """Answers that are token for token those of `ar`."""
+    answers: int
+
+
+def measure_modes(
+    model: LoadedModel, prompts: Sequence[str], *, max_tokens: int
+) -> list[ModeFigures]:
+    """Decode prompts greedily in every mode that the model was trained for, `ar` first."""
+    modes: list[Mode] = ["ar", "linear", "quadratic"]
+    if model.can_denoise:
+        modes.append("diffusion")
+    found: list[ModeFigures] = []
+    reference: list[tuple[int, ...]] = []
+    for mode in modes:
+        results = generate_batch(model, prompts, mode=mode, max_tokens=max_tokens)
+        answers = [result.token_ids for result in results]
+        reference = reference or answers
+        same = sum(a == b for a, b in zip(answers, reference, strict=True))
+        pooled = Stats.pooled(result.stats for result in results)
+        found.append(ModeFigures(mode, pooled, same, len(answers)))
+    return found
+
 
 _EVALUATION_SEED = -1
 """Evaluations share their noise, so that their losses can be compared."""

@@ -208,12 +208,15 @@ def joint_loss(losses: Mapping[str, LossSum], weights: Mapping[str, float], coun
     return torch.stack([weights[name] * loss.total for name, loss in losses.items()]).sum() / count
 
 
+_CHUNK_LOGITS = 2**23
+"""Most logits of a chunk. A loss holds about eight times as many numbers."""
+
 ChunkLoss = Callable[..., Tensor]
 """(logits `[c, vocab]`, slices of the arguments) -> sum of losses."""
 
 
 def head_loss(
-    hidden: Tensor, weight: Tensor, loss: ChunkLoss, *arguments: Tensor, chunk: int = 128
+    hidden: Tensor, weight: Tensor, loss: ChunkLoss, *arguments: Tensor, chunk: int | None = None
 ) -> Tensor:
     """Sum of a loss over the output head, a few rows at a time.
 
@@ -225,8 +228,10 @@ def head_loss(
         weight: of the head, `[vocab, D]`.
         loss: loss of one chunk. Nothing else that it uses gets a gradient.
         arguments: `[m, ...]`, cut into chunks with `hidden`.
-        chunk: rows of a chunk.
+        chunk: rows of a chunk. None: 128, or fewer if the vocabulary is large.
     """
+    if chunk is None:
+        chunk = max(16, min(128, _CHUNK_LOGITS // len(weight)))
     if not torch.is_grad_enabled():  # a Function does not see this
         hidden, weight = hidden.detach(), weight.detach()
     return _HeadLoss.apply(hidden, weight, loss, chunk, *arguments)  # type: ignore[return-value]

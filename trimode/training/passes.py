@@ -252,6 +252,7 @@ def noisy_pass(
     documents: Tensor,
     clean: CleanAttention,
     *,
+    recompute: bool = False,
     flex: bool | None = None,
 ) -> Tensor:
     """Hidden states of the noisy blocks `[R, N, B, D]`, with the adapter on.
@@ -262,6 +263,7 @@ def noisy_pass(
         blocks: where they lie.
         documents: of the clean copy, int64 `[R, L]`.
         clean: keys and values of the clean pass.
+        recompute: keep only the inputs of layers for the backward pass.
         flex: whether to use FlexAttention; by default on CUDA.
     """
     places = places_in_document(documents)
@@ -275,7 +277,13 @@ def noisy_pass(
     inside = layer_masks(transformer.config, whole, within, within)
     kind = FlexNoisyAttention if _or_default(flex, tokens) else NoisyAttention
     attend = kind(clean, masks, inside)
-    hidden = transformer(tokens.flatten(), positions.flatten(), attend, slice(None))
+    hidden = transformer(
+        tokens.flatten(),
+        positions.flatten(),
+        attend,
+        slice(None),
+        recompute=recompute and torch.is_grad_enabled(),
+    )
     return hidden.view(*tokens.shape, -1)
 
 

@@ -32,6 +32,8 @@ _CHANGEABLE_FIELDS = (
     "tensorboard",
     "device",
     "export_dtype",
+    "recompute",
+    "mask_token",  # the token that it names is compared
     "optimiser.learning_rate",
     "optimiser.clip",
 )
@@ -57,6 +59,37 @@ def _read_record(path: Path) -> dict[str, Any]:
     raise InputError("output", f"{path} is not the config of a run ({reason})", "another directory")
 
 
+def check_output(config: TrainConfig) -> None:
+    """Raise InputError if the output directory holds something else than this run.
+
+    Data and model are not compared: `RunDirectory` does that once they are read.
+    """
+    path = Path(config.output)
+    if (path / _CONFIG).exists():
+        _check_same(path, _read_record(path / _CONFIG), {"config": asdict(config)})
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError("output", f"{path} is not empty", "a new directory, or a run's")
+
+
+def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise InputError if a run's record differs from a new one in a field that must not change."""
+    # A field that was added after the run began had its default value then.
+    config = asdict(parse_train_config(old["config"]))
+    # The mask token was the model's own before it was recorded.
+    old = {"mask_token_id": new.get("mask_token_id")} | old | {"config": config}
+    before, now = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(new)))
+    for name, value in now.items():
+        free = any(
+            name == f"config.{f}" or name.startswith(f"config.{f}.") for f in _CHANGEABLE_FIELDS
+        )
+        if not free and before.get(name) != value:
+            raise InputError(
+                "output",
+                f"{path} holds a run with {name} {before.get(name)!r}, not {value!r}",
+                "continue it as it was, or choose another directory",
+            )
+
+
 class RunDirectory:
     """Reads and writes one run.
 
@@ -70,6 +103,7 @@ class RunDirectory:
         *,
         model_fingerprint: str,
         data_sha256: str,
+        mask_token_id: int,
         writes: bool = True,
     ) -> None:
         """`writes`: whether this process is the one that writes."""
@@ -81,12 +115,12 @@ class RunDirectory:
             "config": asdict(config),
             "model_sha256": model_fingerprint,
             "data_sha256": data_sha256,
+            "mask_token_id": mask_token_id,
         }
+        check_output(config)
         self._config_path = self.path / _CONFIG
         if self._config_path.exists():
-            self._check_same(_read_record(self._config_path), record)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise InputError("output", f"{self.path} is not empty", "a new directory, or a run's")
+            _check_same(self.path, _read_record(self._config_path), record)
         if not writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -94,21 +128,6 @@ class RunDirectory:
         write_text(self._config_path, json.dumps(record, indent=2) + "\n")
         if config.tensorboard:
             self._board = _open_board(self.path)
-
-    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        # A field that was added after the run began had its default value then.
-        old |= {"config": asdict(parse_train_config(old["config"]))}
-        before, now = _flat(json.loads(json.dumps(old))), _flat(json.loads(json.dumps(new)))
-        for name, value in now.items():
-            free = any(
-                name == f"config.{f}" or name.startswith(f"config.{f}.") for f in _CHANGEABLE_FIELDS
-            )
-            if not free and before.get(name) != value:
-                raise InputError(
-                    "output",
-                    f"{self.path} holds a run with {name} {before.get(name)!r}, not {value!r}",
-                    "continue it as it was, or choose another directory",
-                )
 
     @property
     def final(self) -> Path:

@@ -1,23 +1,36 @@
 """The parts that a run is built from, each resolved once before it starts."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from trimode.checkpoints import Checkpoint, LoadedModel
+from trimode.checkpoints import (
+    Checkpoint,
+    LoadedModel,
+    MaskToken,
+    find_mask_token,
+    open_checkpoint,
+    read_adapter,
+)
 from trimode.errors import InputError
-from trimode.model import AdapterWeights, cpu_multiplies_bf16
-from trimode.training.adapter import first_adapter
+from trimode.model import AdapterWeights, ReadTensor, cpu_multiplies_bf16
+from trimode.training.adapter import first_adapter, mask_row
 from trimode.training.config import TrainConfig
-from trimode.training.data import Batch, PackedRows, read_documents
+from trimode.training.data import Batch, Examples, PackedRows, read_documents
 from trimode.training.run_directory import recorded_precision
 from trimode.training.self_generate import read_prompts
 
 HELD_OUT = 16
-"""Examples held out to measure losses on, if the data has at least ten times as many."""
+"""Examples held out to measure on, if the data has at least ten times as many."""
+
+
+def held_out_of(conversations: int) -> int:
+    """How many of so many conversations a conversion is measured on: a tenth, 1 to `HELD_OUT`."""
+    return min(HELD_OUT, max(1, conversations // 10))
 
 
 def resolved_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
@@ -32,11 +45,36 @@ def resolved_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
     return "bf16" if on_cuda or cpu_multiplies_bf16() else "fp32"
 
 
+def open_for_training(
+    config: TrainConfig, *, progress: bool = True
+) -> tuple[Checkpoint, MaskToken]:
+    """The checkpoint, no weights read yet, and its mask token, which its config then has.
+
+    Raises:
+        InputError: the checkpoint cannot be trained as the configuration says.
+    """
+    checkpoint = open_checkpoint(config.model, progress=progress)
+    model, asked, started = checkpoint.config, config.mask_token, config.adapter.start_from
+    if asked is None and config.train == "adapter" and started is not None:
+        asked = read_adapter(Path(started).expanduser()).mask_token_id
+    mask = find_mask_token(
+        model,
+        checkpoint.tokenizer,
+        checkpoint.chat_template,
+        asked=asked,
+        directory=checkpoint.path if checkpoint.path.is_dir() else None,
+    )
+    if model.trained_to_denoise and model.mask_token_id not in (None, mask.id):
+        allowed = f"the model was trained with {model.mask_token_id}; leave it out"
+        raise InputError("mask_token", str(asked), allowed)
+    checkpoint = replace(checkpoint, config=replace(model, mask_token_id=mask.id))
+    check_model(config, checkpoint)
+    return checkpoint, mask
+
+
 def check_model(config: TrainConfig, checkpoint: Checkpoint) -> None:
     """Raise InputError unless the checkpoint can be trained as the configuration says."""
     model = checkpoint.config
-    if model.mask_token_id is None:
-        raise InputError("model", f"{checkpoint.name} has no mask token", "set mask_token_id")
     if config.data.sequence_length > model.max_position_embeddings:
         raise InputError(
             "data.sequence_length",
@@ -53,19 +91,27 @@ def check_batch_size(config: TrainConfig, processes: int) -> None:
         raise InputError("batch_size", str(config.batch_size), allowed)
 
 
-def read_rows(config: TrainConfig, checkpoint: Checkpoint) -> tuple[PackedRows, list[Batch]]:
-    """The rows to train on, and the held-out rows that losses are measured on."""
-    length = config.data.sequence_length
-    documents = read_documents(
+def read_examples(config: TrainConfig, checkpoint: Checkpoint) -> Examples:
+    """Every example of the run's files, tokenised."""
+    return read_documents(
         config.data.paths,
         checkpoint.tokenizer,
         checkpoint.chat_template,
         eos_token_ids=checkpoint.config.eos_token_ids,
-        max_length=length,
+        max_length=config.data.sequence_length,
+        mask_token_id=checkpoint.config.mask_token_id,
         overlong=config.data.overlong,
         learn_from=config.data.learn_from,
     )
-    held_out = HELD_OUT if len(documents) >= 10 * HELD_OUT else 0
+
+
+def packed_rows(config: TrainConfig, examples: Examples) -> tuple[PackedRows, list[Batch]]:
+    """The rows to train on, and the held-out rows that losses are measured on."""
+    documents, length = examples.documents, config.data.sequence_length
+    held_out = config.data.held_out
+    if held_out is None:
+        held_out = HELD_OUT if len(documents) >= 10 * HELD_OUT else 0
+    held_out = min(held_out, len(documents) // 2)
     measured = one_epoch(PackedRows(documents[:held_out], length, 0)) if held_out else []
     return PackedRows(documents[held_out:], length, config.seed), measured
 
@@ -76,22 +122,30 @@ def first_adapter_of(config: TrainConfig, checkpoint: Checkpoint) -> AdapterWeig
     Raises:
         InputError: `start_from` names an adapter of another shape or form.
     """
-    embedding = checkpoint.read("embed_tokens.weight")[checkpoint.config.mask_token_id]
+    mask = checkpoint.config.mask_token_id
+    assert mask is not None  # see `open_for_training`
+    embedding = mask_row(checkpoint.read("embed_tokens.weight"), mask)
     adapter = first_adapter(checkpoint.config, config.adapter, embedding, config.seed)
+    if adapter.mask_token_id not in (None, mask):
+        found = (
+            f"{config.adapter.start_from} was trained with the mask token {adapter.mask_token_id}"
+        )
+        raise InputError("adapter.start_from", found, f"mask_token: {adapter.mask_token_id}")
     shift, started = config.step.blocks.token_shift, config.adapter.start_from
     if started is not None and adapter.token_shift != shift:
         found = f"{started} was trained {'without' if shift else 'with'} token shift"
         raise InputError("adapter.start_from", found, "an adapter of the configured form")
-    return replace(adapter, token_shift=shift, draft_form=config.draft_form)
+    return replace(adapter, token_shift=shift, draft_form=config.draft_form, mask_token_id=mask)
 
 
 def build_model(
     config: TrainConfig, checkpoint: Checkpoint, adapter: AdapterWeights | None
 ) -> LoadedModel:
     """The model with plain weights. Its config describes it as it will be after training."""
-    model = checkpoint.build(dtype="fp32", device=config.device, adapter=adapter, plain=True)
     if adapter is not None:
-        return model
+        return checkpoint.build(dtype="fp32", device=config.device, adapter=adapter, plain=True)
+    checkpoint = replace(checkpoint, read=_with_usable_mask_row(checkpoint))
+    model = checkpoint.build(dtype="fp32", device=config.device, plain=True)
     blocks = config.step.blocks
     trained = replace(
         checkpoint.config,
@@ -101,6 +155,54 @@ def build_model(
         draft_form=config.draft_form,
     )
     return replace(model, config=trained)
+
+
+def _with_usable_mask_row(checkpoint: Checkpoint) -> ReadTensor:
+    """Read the weights; an empty embedding of the mask token is filled first."""
+    mask = checkpoint.config.mask_token_id
+    assert mask is not None  # see `open_for_training`
+
+    def read(name: str) -> torch.Tensor:
+        weight = checkpoint.read(name)
+        if name == "embed_tokens.weight":
+            weight = weight.clone()
+            weight[mask] = mask_row(weight, mask).to(weight.dtype)
+        return weight
+
+    return read
+
+
+_TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files of a checkpoint that training does not change."""
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def source_files(source: Path | None) -> list[Path]:
+    """The files of the source directory that are copied to the result as they are."""
+    if source is None or not source.is_dir():
+        return []
+    return [path for name in _TEXT_FILES if (path := source / name).is_file()]
+
+
+def source_tokens(source: Path | None) -> dict[str, Any]:
+    """The special tokens of the source's `config.json`, as it gives them."""
+    if source is None or not (path := source / "config.json").is_file():
+        return {}
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    inner = fields.get("text_config")
+    fields = fields | (inner if isinstance(inner, dict) else {})
+    return {name: fields[name] for name in _TOKENS if fields.get(name) is not None}
 
 
 def evaluation_prompts(config: TrainConfig) -> list[str]:

@@ -201,6 +201,7 @@ def losses(
     config: StepConfig,
     *,
     train_base: bool,
+    recompute: bool = False,
 ) -> dict[str, LossSum]:
     """Loss sums of one task by name: `ar`, `diffusion`, `distillation`, `alignment`.
 
@@ -212,6 +213,7 @@ def losses(
         config: what to compute.
         train_base: whether the base weights are trained. If not, the clean pass records no
             gradient, and the AR loss is left out: it would train nothing.
+        recompute: keep only the inputs of the noisy pass's layers for the backward pass.
     """
     objective, batch, blocks = config.objective, task.batch, task.blocks
     device = transformer.device
@@ -231,7 +233,12 @@ def losses(
     if not objective.needs_noise:
         return found
     noisy = noisy_pass(
-        transformer, _noisy_tokens(transformer, task), blocks, batch.documents, clean
+        transformer,
+        _noisy_tokens(transformer, task),
+        blocks,
+        batch.documents,
+        clean,
+        recompute=recompute,
     )
     where = task.trained.nonzero(as_tuple=True)
     student = noisy[where[0], where[1], where[2] - int(config.blocks.token_shift)]

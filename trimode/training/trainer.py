@@ -6,7 +6,9 @@ run computes what an uninterrupted one would have computed.
 """
 
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,7 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trimode.checkpoints import open_checkpoint, save_adapter, save_checkpoint
+from trimode.checkpoints import Checkpoint, MaskToken, save_adapter, save_checkpoint
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
     export_adapter,
@@ -39,18 +41,23 @@ from trimode.training.config import TrainConfig
 from trimode.training.data import fingerprint as data_fingerprint
 from trimode.training.distributed import gathered, sharded_like, start
 from trimode.training.evaluate import decode, held_out_losses
-from trimode.training.memory import keep_freed_memory
+from trimode.training.memory import keep_freed_memory, return_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
 from trimode.training.optimiser import MovingAverage, learning_rate, make_optimiser
-from trimode.training.run_directory import RunDirectory
+from trimode.training.preflight import check_resources, mask_notes
+from trimode.training.resources import recomputes
+from trimode.training.run_directory import RunDirectory, check_output
 from trimode.training.setup import (
     build_model,
     check_batch_size,
-    check_model,
     evaluation_prompts,
     first_adapter_of,
-    read_rows,
+    open_for_training,
+    packed_rows,
+    read_examples,
     resolved_precision,
+    source_files,
+    source_tokens,
     weights_fingerprint,
 )
 from trimode.training.step import StepConfig, Task, ar_positions, draw_task, losses
@@ -65,15 +72,33 @@ class Trainer:
         InputError: a field, a file or the output directory is wrong; nothing was written.
     """
 
-    def __init__(self, config: TrainConfig, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        opened: tuple[Checkpoint, MaskToken] | None = None,
+        progress: bool = True,
+    ) -> None:
+        """`opened`: what `open_for_training` gave, if its notes have been said already."""
         self.config = config = replace(config, precision=resolved_precision(config))
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, soft_wrap=True)
         self._console.quiet = not progress
-        checkpoint = open_checkpoint(config.model, progress=progress)
-        check_model(config, checkpoint)
         _loss_weights(config.step.objective, train_base=config.train == "everything")
         self._prompts = evaluation_prompts(config)
-        self._rows, self._held_out = read_rows(config, checkpoint)
+        checkpoint, mask = opened or open_for_training(config, progress=progress)
+        if opened is None:
+            check_output(config)
+            for line in (*mask_notes(mask), *check_resources(config, checkpoint.config)):
+                _note(line)
+        examples = read_examples(config, checkpoint)
+        for line in examples.notes():
+            _note(line)
+        self._rows, self._held_out = packed_rows(config, examples)
+        if config.evaluation.every and not self._held_out and not self._prompts:
+            _note(
+                "evaluation: nothing to measure, with no held-out rows (data.held_out) and no "
+                "evaluation.prompts"
+            )
         adapter = first_adapter_of(config, checkpoint) if config.train == "adapter" else None
         self.processes = start(config.device)
         check_batch_size(config, self.processes.count)
@@ -92,12 +117,17 @@ class Trainer:
             config,
             model_fingerprint=fingerprint,
             data_sha256=data_fingerprint(config.data.paths),
+            mask_token_id=mask.id,
             writes=self.processes.first,
         )
         self.processes.wait()
+        self._recompute = recomputes(config, self.model.config, self.processes.count)
         self.step = 0
         """Optimiser steps done."""
         self._stop = False
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
 
     def run(self, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the last step and export; returns False if a signal ended it early.
@@ -108,7 +138,7 @@ class Trainer:
         Raises:
             TrimodeError: the loss or the gradient norm is not finite.
         """
-        keep_freed_memory()
+        (return_freed_memory if self._recompute else keep_freed_memory)()
         self._resume()
         columns = (
             TextColumn("{task.description}"),
@@ -155,7 +185,13 @@ class Trainer:
         totals = {name: LossSum(torch.zeros(()), torch.zeros(())) for name in weights}
         for task in tasks:
             with self._autocast():
-                found = losses(self.transformer, task, now, train_base=train_base)
+                found = losses(
+                    self.transformer,
+                    task,
+                    now,
+                    train_base=train_base,
+                    recompute=self._recompute,
+                )
             # FSDP averages gradients over the processes, but `count` is already their sum.
             (joint_loss(found, weights, count) * self.processes.count).backward()
             for name, loss in found.items():
@@ -231,7 +267,8 @@ class Trainer:
                     row["diffusion_tokens_per_forward"] = denoised.tokens_per_forward
         self.directory.log(row)
         figures = ", ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float))
-        self._console.print(f"step {self.step}: {figures}", highlight=False)
+        if figures:
+            self._say(f"step {self.step}: {figures}")
         return row
 
     def save(self) -> None:
@@ -261,6 +298,7 @@ class Trainer:
                     block_length=blocks.block_length,
                     token_shift=blocks.token_shift,
                     draft_form=self.config.draft_form,
+                    mask_token_id=self.model.config.mask_token_id,
                 )
                 if self.processes.first:
                     save_adapter(self.directory.final, adapter, self.model.config)
@@ -273,6 +311,8 @@ class Trainer:
                         weights,
                         tokenizer=self.model.tokenizer,
                         chat_template=self.model.chat_template,
+                        extra_files=source_files(self.model.path),
+                        extra_fields=source_tokens(self.model.path),
                     )
         self.processes.wait()
         return self.directory.final
@@ -389,6 +429,13 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _note(line: str) -> None:
+    """Say what a user has to know of their input, progress or not; once for all processes."""
+    if os.environ.get("RANK", "0") == "0":  # set by torchrun
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _loss_weights(objective: ObjectiveConfig, *, train_base: bool) -> dict[str, float]:

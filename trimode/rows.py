@@ -1,0 +1,224 @@
+"""Rows of a user's file: JSONL, JSON, CSV, TSV or Parquet, each row with the place it comes from.
+
+Every command that reads rows reads them here, so all of them take the same files.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimode.errors import InputError
+
+FORMATS = ".jsonl, .json, .csv, .tsv or .parquet"
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file."""
+
+    number: int
+    """Its line, or its row in formats without lines; from 1."""
+    where: str
+    """File and line, for errors."""
+    fields: dict[str, Any]
+    """By column. A column that is empty in a CSV file is left out."""
+    is_text: bool = False
+    """Whether every value is text, since the format knows no other type."""
+
+
+def read_rows(path: Path, *, line_column: str | None = None) -> Iterator[Row]:
+    """Rows of a file; the suffix says the format, and anything unknown is JSONL.
+
+    A byte order mark, Windows line ends and empty lines are accepted.
+
+    Args:
+        path: the file.
+        line_column: what a line of a `.txt` file is; by default such files are read as JSONL.
+
+    Raises:
+        InputError: the file cannot be read, or a row is damaged; names the line.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and line_column is not None:
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if line.strip():
+                yield Row(number, f"{path} line {number}", {line_column: line.strip()})
+        return
+    if suffix == ".parquet":
+        yield from _parquet(path)
+    elif suffix in (".csv", ".tsv"):
+        yield from _csv(path, "\t" if suffix == ".tsv" else None)
+    elif suffix == ".json":
+        yield from _json(path)
+    else:
+        yield from _lines(path, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """A text file without its byte order mark: UTF-8, or UTF-16 with a mark.
+
+    Raises:
+        InputError: the file cannot be read, or is no such text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(str(path), f"not readable ({error.strerror})", FORMATS) from None
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = f"byte {error.start} is not UTF-8"
+        raise InputError(f"{path} line {line}", found, "must be UTF-8") from None
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """One JSON object.
+
+    Raises:
+        InputError: the text is something else.
+    """
+    row = parse_json(text, where, "must be one object a line")
+    if not isinstance(row, dict):
+        raise InputError(where, type(row).__name__, "must be a JSON object")
+    return row
+
+
+def near_miss(name: str, known: Iterable[str]) -> str | None:
+    """The known name that an unknown one was probably meant to be, if there is one.
+
+    Case and the characters between words do not count. Two letters may be wrong, missing, too much
+    or exchanged with the next one. In names of up to five letters only one may be, not the first
+    one, and none may be wrong: "code" is no "mode".
+    """
+    plain = _plain(name)
+    for candidate in known:
+        other = _plain(candidate)
+        edits = _distance(plain, other)
+        if min(len(plain), len(other)) > 5:
+            if edits <= 2:
+                return candidate
+        elif edits == 0 or (edits == 1 and plain[0] == other[0] and _no_other(plain, other)):
+            return candidate
+    return None
+
+
+def _no_other(left: str, right: str) -> bool:
+    """Whether two names one edit apart have the same letters, one missing or exchanged."""
+    return len(left) != len(right) or sorted(left) == sorted(right)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _distance(left: str, right: str) -> int:
+    """Edits from one text to the other; neighbours that changed places are one edit."""
+    if abs(len(left) - len(right)) > 2:
+        return 3
+    before: list[int] = []
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        older, before, row = before, row, [i]
+        for j, b in enumerate(right, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == right[j - 2] and left[i - 2] == b:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def _lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{path} line {number}"
+            yield Row(number, where, parse_object(line, where))
+
+
+def _json(path: Path) -> Iterator[Row]:
+    """A list of objects, or JSONL under another name."""
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        yield from _lines(path, text)
+        return
+    for number, fields in enumerate(parse_json(text, str(path), "must be a list of objects"), 1):
+        where = f"{path} row {number}"
+        if not isinstance(fields, dict):
+            raise InputError(where, type(fields).__name__, "must be a JSON object")
+        yield Row(number, where, fields)
+
+
+def _csv(path: Path, delimiter: str | None) -> Iterator[Row]:
+    """A table with a header; commas or semicolons (or tabs) between the columns."""
+    text = read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    if delimiter is None:
+        header = text.lstrip("\r\n").split("\n", 1)[0]
+        delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    begins = 1
+    try:
+        for cells in reader:
+            number, begins = begins, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            where = f"{path} line {number}"
+            if names is None:
+                names = _header(cells, where)
+                continue
+            if len(cells) != len(names):
+                found = f"{len(cells)} columns"
+                raise InputError(where, found, f"the header has {len(names)}; quote texts")
+            pairs = zip(names, cells, strict=True)
+            yield Row(number, where, {k: v for k, v in pairs if v != ""}, is_text=True)
+    except csv.Error as error:
+        where = f"{path} line {reader.line_num}"
+        raise InputError(where, f"not CSV ({error})", "quote texts with line breaks") from None
+
+
+def _header(cells: list[str], where: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        found = f"column {twice[0]!r} twice" if twice and twice[0] else "a column without a name"
+        raise InputError(where, found, "the first line must name each column once")
+    return names
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        from pyarrow import parquet  # type: ignore[import-not-found]
+    except ImportError:
+        found = "Parquet needs the package pyarrow"
+        raise InputError(str(path), found, "pip install 'trimode[data]', or give JSONL") from None
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except Exception as error:  # noqa: BLE001 - any failure of the reader means the same
+        raise InputError(str(path), f"not readable ({error})", "a Parquet file") from None
+    for number, fields in enumerate(rows, 1):
+        # A column that a row lacks is null in Parquet.
+        given = {name: value for name, value in fields.items() if value is not None}
+        yield Row(number, f"{path} row {number}", given)
+
+
+def parse_json(text: str | bytes, where: str, allowed: str = "must be JSON") -> Any:
+    """A JSON value.
+
+    Raises:
+        InputError: the text is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(where, f"not JSON ({error})", allowed) from None
