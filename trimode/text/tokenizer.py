@@ -19,6 +19,8 @@ from trimode.text.sentencepiece import PieceType, SentencePieceVocabulary, sente
 from trimode.text.sentencepiece_file import read_sentencepiece
 from trimode.text.token_names import add_tokens, read_token_names
 
+_LONG = 10_000
+"""Characters from which tokenising takes so long that other threads should run beside it."""
 _FALLBACK_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 """How SentencePiece vocabularies spell a single byte."""
 
@@ -223,12 +225,25 @@ class Tokenizer:
             found = f"character {error.start} is a lone surrogate"
             raise InputError("prompt", found, "must be text that UTF-8 can hold") from None
         with _panics_named("prompt"):
-            ids = self.backend.encode(text, add_special_tokens=False).ids
+            if len(text) < _LONG:
+                ids = self.backend.encode(text, add_special_tokens=False).ids
+            else:  # other threads run meanwhile, which `encode` does not let them
+                ids = self.backend.encode_batch([text], add_special_tokens=False)[0].ids
         wanted = self.add_bos if add_bos is None else add_bos
         bos = self.bos_token_id
         if wanted and bos is not None and ids[:1] != [bos]:
             return [bos, *ids]
         return ids
+
+    def encode_letters(self, text: str) -> list[int]:
+        """Token ids of a text whose special tokens are only the letters that spell them."""
+        return self._letters_backend.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _letters_backend(self) -> tokenizers.Tokenizer:
+        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        copy.encode_special_tokens = True
+        return copy
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD, unknown ids are left out."""

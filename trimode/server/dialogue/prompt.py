@@ -1,7 +1,8 @@
 """The prompt of a conversation."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from trimode.server.dialogue.call_formats import HERMES
 from trimode.server.dialogue.dialect import Dialect
 from trimode.server.dialogue.reader import END_THINK, THINK, ThoughtState
 from trimode.server.dialogue.tools import Tool
+from trimode.text import Tokenizer
 
 Message = dict[str, Any]
 
@@ -56,6 +58,8 @@ def chat_prompt(
     """
     if model.chat_template is None:
         raise InputError("messages", "given", f"{model.name} has no chat template; use a prompt")
+    _check_size(model, messages)
+    messages, letters = _disarmed(messages, model.tokenizer)
     messages, beginning = _split_prefill(messages, prefill)
     template = model.chat_template.tool_source if tools else model.chat_template.source
     if "tool_calls" not in template:
@@ -69,7 +73,89 @@ def chat_prompt(
     )
     if beginning is not None:
         text = _continued(text, beginning)
-    return ChatPrompt(text, tokens_of(model, text), _thought_state(text, dialect, beginning))
+    check_length(model, text)
+    tokens = _tokens(model.tokenizer, text, letters)
+    for stand_in, spelled in letters.items():
+        text = text.replace(stand_in, spelled)
+    return ChatPrompt(text, tokens, _thought_state(text, dialect, beginning))
+
+
+def _check_size(model: LoadedModel, messages: list[Message]) -> None:
+    """Raise ContextLengthError if messages are too many or too long for any prompt of the model."""
+    context = model.config.max_position_embeddings
+    texts = _texts(messages, ("system", "developer", "user", "assistant", "tool"))
+    length = sum(map(len, texts))
+    allowed = f"the maximum context length is {context} tokens, the answer included"
+    if len(messages) > context:
+        raise ContextLengthError("prompt", f"{len(messages)} messages", allowed)
+    if length > context * _LONGEST_TOKEN:
+        raise ContextLengthError("prompt", f"{length} characters", allowed)
+
+
+_PRIVATE = 0xF0000
+"""The first of 65,534 characters that no standard will ever define."""
+
+
+def _disarmed(
+    messages: list[Message], tokenizer: Tokenizer
+) -> tuple[list[Message], dict[str, str]]:
+    """The messages with a character in place of each special token that a stranger wrote.
+
+    Users and tools may write the letters of `<|im_end|>`, but not end a turn with them.
+
+    Returns:
+        The messages, and what each of the characters stands for.
+    """
+    special = {tokenizer.token_text(i) for i in tokenizer.special_ids} - {""}
+    written = "\n".join(_texts(messages, _STRANGERS))
+    found = sorted((text for text in special if text in written), key=len, reverse=True)
+    free = (chr(_PRIVATE + i) for i in range(0xFFFE) if chr(_PRIVATE + i) not in written)
+    stand_ins = dict(zip(found, free, strict=False))
+    if not stand_ins:
+        return messages, {}
+
+    def disarm(text: Any) -> Any:
+        for spelled, stand_in in stand_ins.items():
+            text = text.replace(spelled, stand_in) if isinstance(text, str) else text
+        return text
+
+    def changed(message: Message) -> Message:
+        if message.get("role") not in _STRANGERS:
+            return message
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = ({**part, "text": disarm(part.get("text"))} for part in content)
+            return {**message, "content": list(parts)}
+        return {**message, "content": disarm(content)}
+
+    return [changed(message) for message in messages], {v: k for k, v in stand_ins.items()}
+
+
+_STRANGERS = ("user", "tool")
+"""Roles whose text is not trusted."""
+
+
+def _texts(messages: list[Message], roles: tuple[str, ...]) -> Iterator[str]:
+    """The texts of messages of some roles."""
+    for message in messages:
+        content = message.get("content") if message.get("role") in roles else None
+        for part in content if isinstance(content, list) else [{"text": content}]:
+            text = part.get("text") if isinstance(part, dict) else None
+            if isinstance(text, str):
+                yield text
+
+
+def _tokens(tokenizer: Tokenizer, text: str, letters: dict[str, str]) -> tuple[int, ...]:
+    """The tokens of a prompt, with what some characters stand for as letters."""
+    if not letters:
+        return tuple(tokenizer.encode(text, add_bos=False))
+    found: list[int] = []
+    for i, piece in enumerate(re.split(f"([{''.join(letters)}]+)", text)):
+        if i % 2:
+            found += tokenizer.encode_letters("".join(letters[c] for c in piece))
+        elif piece:
+            found += tokenizer.encode(piece, add_bos=False)
+    return tuple(found)
 
 
 def tokens_of(model: LoadedModel, text: str, *, add_bos: bool | None = False) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ is nearly that of a field that is known. A field that this server knows and cann
 by name if it asks for anything: an answer must not quietly differ from the request.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -36,6 +35,7 @@ from pydantic import (
 
 from trimode.config import DECODING_FIELDS, GenerationOptions
 from trimode.errors import InputError
+from trimode.rows import near_miss
 
 Number = StrictFloat | StrictInt
 
@@ -64,8 +64,6 @@ MOST_STOPS = 64
 """Stop strings of a request; OpenAI allows 4."""
 MOST_STOP_CHARACTERS = 4096
 """Characters of all its stop strings."""
-_ALIKE = 0.87
-"""Likeness (difflib) from which an unknown name is taken for a slip."""
 
 _WITHOUT_EFFECT = frozenset(
     (
@@ -186,11 +184,10 @@ class Body(BaseModel):
             if name in DECODING_FIELDS:
                 allowed = f"give it in decoding: {{'decoding': {{{name!r}: ...}}}}"
                 raise InputError(name, "given beside the object decoding", allowed)
-            near = difflib.get_close_matches(name, type(self).model_fields, 1, _ALIKE)
-            if near:
-                raise InputError(name, "unknown field", f"did you mean {near[0]}?")
-            if near := difflib.get_close_matches(name, DECODING_FIELDS, 1, _ALIKE):
-                raise InputError(name, "unknown field", f"did you mean decoding.{near[0]}?")
+            if (near := near_miss(name, type(self).model_fields)) is not None:
+                raise InputError(name, "unknown field", f"did you mean {near}?")
+            if (near := near_miss(name, DECODING_FIELDS)) is not None:
+                raise InputError(name, "unknown field", f"did you mean decoding.{near}?")
 
     def given_options(self) -> dict[str, Any]:
         """The fields of `GenerationOptions` that the body gives under the same names."""
