@@ -76,6 +76,13 @@ class Answer:
     def __post_init__(self) -> None:
         self.progress = defaultdict(lambda: ChoiceProgress(Detokenizer(self.model.tokenizer)))
 
+    def begin(self, requests: list[ActiveRequest]) -> None:
+        """Take note of what will answer: the text of an answer is what it adds to its prompt."""
+        for request in requests:
+            progress = self.progress[request.index]
+            prompt = request.sequence.prompt
+            progress.detokenizer = Detokenizer(self.model.tokenizer, prompt)
+
     def shell(self, *, stream: bool) -> dict[str, Any]:
         """The object, or a chunk of a stream, without its choices."""
         return {
@@ -272,6 +279,7 @@ async def respond(
             headers=http.headers,
             stream=bool(body.stream),
         )
+    answer.begin(requests)
     free = partial(service.cancel, requests)
     timeout = service.settings.request_timeout
     headers = warning_header(warnings)

@@ -28,6 +28,7 @@ from trimode.server.observe.telemetry import Operation
 from trimode.server.openai.answer import Answer, joined_logprobs, new_id, respond, token_rows
 from trimode.server.openai.fields import DECODING_NAMES, GenerationBody, Limit, WholeNumber
 from trimode.server.openai.usage import usage_object
+from trimode.server.runtime import ActiveRequest
 from trimode.server.service import Service
 from trimode.text import Detokenizer
 
@@ -173,6 +174,13 @@ class TextAnswer(Answer):
         super().__post_init__()
         self.written = defaultdict(lambda: Detokenizer(self.model.tokenizer))
 
+    def begin(self, requests: list[ActiveRequest]) -> None:
+        """Take note of what will answer."""
+        super().begin(requests)
+        for request in requests:
+            prompt = request.sequence.prompt
+            self.written[request.index] = Detokenizer(self.model.tokenizer, prompt)
+
     def chunk(
         self,
         index: int,
@@ -256,7 +264,6 @@ class TextAnswer(Answer):
                 )
                 self._write_specials(index, given, prompt)
                 scores = self.logprobs(index, prompt, scored)
-                self.written[index] = Detokenizer(self.model.tokenizer)
             text = given if isinstance(given, str) else _decoded(self.model, prompt)
             self.echoes[index] = Echo(text, scores)
             self.progress[index].characters = len(text)
