@@ -79,7 +79,7 @@ def test_the_mask_token_of_a_file_is_read(tmp_path):
     assert open_gguf(path).config.mask_token_id == 7
     bad = {"tokenizer.ggml.mask_token_id": "x"}
     path = write_gguf(tmp_path / "n.gguf", CONFIG, TENSORS, metadata=bad)
-    with pytest.raises(CheckpointError, match=r"mask_token_id: 'x'; must be a whole number"):
+    with pytest.raises(CheckpointError, match=r"mask_token_id: 'x'; must be a token id"):
         open_gguf(path)
 
 

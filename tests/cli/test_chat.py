@@ -81,7 +81,7 @@ def test_a_conversation_too_long_for_the_context_is_said_and_goes_on(talk, tmp_p
     path = tmp_path / "chat.json"
     outcome = talk("x" * 1200, "hello", f"/save {path}")
     assert outcome.code == 0
-    assert "context of 1024" in outcome.err
+    assert "maximum context length is 1024" in outcome.err
     assert saved(path)[0]["content"] == "hello"
 
 

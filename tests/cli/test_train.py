@@ -82,8 +82,11 @@ def test_a_recipe_file_of_ones_own(cli, base, data, tmp_path):
 
 
 def test_convert_makes_an_adapter_that_drafts_and_leaves_ar_alone(cli, base, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "say {i}"}}\n' for i in range(6)))
     outcome = cli(
         "convert", base, "-o", tmp_path / "run", "--conversations", 6, "--steps", 2,
+        "--prompts", prompts, "--sampled-share", 0,
         "--answer-tokens", 8, "--set", "adapter.rank=2", "--set", "data.sequence_length=128",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
