@@ -16,7 +16,7 @@ def saying_model(
     *texts: str,
     template: str = CHAT_TEMPLATE,
     tokenizer: Tokenizer | None = None,
-    context: int = 4096,
+    context: int = 1024,
 ) -> LoadedModel:
     """A model whose logits spell a text and then the end of the answer, in every mode.
 

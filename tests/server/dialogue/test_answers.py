@@ -42,22 +42,27 @@ def call(name, arguments):
 
 def both(text, *, template=CHAT_TEMPLATE, tokenizer=None, **fields):
     """The choice of an answer, asked whole; the stream must say the same."""
-    model = saying_model(text, template=template, tokenizer=tokenizer)
-    with serving(model) as (url, _):
-        client = client_of(url)
-        fields = {"max_tokens": 400, **fields}
-        whole = ask(client, **fields).choices[0]
-        with client.chat.completions.stream(
-            model="tiny", messages=HI, temperature=0, **fields
-        ) as events:
-            for event in events:
-                if event.type == "chunk":
-                    state = event.snapshot
-        streamed = state.choices[0]
+    with serving(saying_model(text, template=template, tokenizer=tokenizer)) as (url, _):
+        return agreed(client_of(url), **fields)
+
+
+def agreed(client, **fields):
+    """The choice of an answer and its calls, asked whole; the stream must say the same."""
+    fields = {"max_tokens": 400, **fields}
+    whole = ask(client, **fields).choices[0]
+    with client.chat.completions.stream(
+        model="tiny", messages=HI, temperature=0, **fields
+    ) as events:
+        for event in events:
+            if event.type == "chunk":
+                state = event.snapshot
+    streamed = state.choices[0]
     assert streamed.finish_reason == whole.finish_reason
     assert (streamed.message.content or "") == (whole.message.content or "")
-    calls = [[(c.function.name, c.function.arguments) for c in m.tool_calls or ()]
-             for m in (whole.message, streamed.message)]  # fmt: skip
+    calls = [
+        [(c.function.name, c.function.arguments) for c in m.tool_calls or ()]
+        for m in (whole.message, streamed.message)
+    ]
     assert calls[0] == calls[1]
     return whole, calls[0]
 
@@ -157,12 +162,14 @@ def test_a_call_that_is_cut_off_leaks_no_markup():
     two = call("w", '{"t": "x"}') + "\n" + call("v", '{"t": "yyyyyyyyyy"}')
     tools = [tool("w", TEXT), tool("v", TEXT)]
     first = len(call("w", '{"t": "x"}'))
-    for length in range(3, len(two), 7):
-        whole, calls = both(two, tools=tools, tool_choice="required", max_tokens=length)
-        assert whole.finish_reason == "length"
-        assert not whole.message.content
-        if length >= first:
-            assert calls[0] == ("w", '{"t": "x"}')
+    with serving(saying_model(two)) as (url, _):
+        client = client_of(url)
+        for length in range(3, len(two), 7):
+            whole, calls = agreed(client, tools=tools, tool_choice="required", max_tokens=length)
+            assert whole.finish_reason == "length"
+            assert not whole.message.content
+            if length >= first:
+                assert calls[0] == ("w", '{"t": "x"}')
 
 
 def test_keywords_that_cannot_be_enforced():
