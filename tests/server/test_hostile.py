@@ -1,13 +1,14 @@
 """What one request may not do to the others: limits that are checked before work begins."""
 
 import concurrent.futures
+import threading
 import time
 
 import httpx2 as httpx
 import openai
 import pytest
 
-from tests.server.asking import HI, ask, client_of, refused
+from tests.server.asking import HI, ask, client_of, refused, until
 from tests.server.conftest import serving
 from trimode import generate
 from trimode.testing import saying_model
@@ -130,3 +131,27 @@ def test_numbers_that_json_does_not_have_name_their_field(url):
         )
         assert found.status_code == 400
         assert found.json()["error"]["message"].startswith("temperature")
+
+
+def test_an_engine_that_is_stuck_is_not_ready(model, monkeypatch):
+    from trimode.engine import engine as module
+    from trimode.server.runtime import worker
+
+    monkeypatch.setattr(worker, "_STUCK_SECONDS", 0.2)
+    run, go_on = module.run, threading.Event()
+
+    def slow(runner, slices):
+        go_on.wait(20)
+        return run(runner, slices)
+
+    with serving(model) as (url, service), concurrent.futures.ThreadPoolExecutor() as pool:
+        assert httpx.get(f"{url}/ready").status_code == 200
+        monkeypatch.setattr(module, "run", slow)
+        answer = pool.submit(ask, client_of(url), max_tokens=3)
+        until(lambda: service.worker.stuck)
+        assert httpx.get(f"{url}/ready").status_code == 503
+        assert httpx.get(f"{url}/health").status_code == 200
+        go_on.set()
+        assert answer.result().usage.completion_tokens == 3
+        monkeypatch.setattr(worker, "_STUCK_SECONDS", 60)
+        assert httpx.get(f"{url}/ready").status_code == 200

@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import subprocess
+import time
 
 import openai
 import pytest
@@ -41,6 +42,24 @@ def test_it_serves_until_it_is_told_to_stop(checkpoint):
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) in (0, 143, -signal.SIGTERM)
         assert "Traceback" not in process.stderr.read()
+
+
+def test_a_second_signal_ends_it_at_once(checkpoint):
+    """Although a client reads nothing and its answer could go on for long."""
+    with start(checkpoint, "--shutdown-timeout", 60) as process:
+        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+        stream = client.completions.create(
+            model="default", prompt="a", stream=True, max_tokens=900,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        next(iter(stream))
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        assert time.monotonic() - began < 10
 
 
 def test_keys_come_from_files_and_the_environment(checkpoint, tmp_path, monkeypatch):

@@ -50,7 +50,11 @@ class HttpServer(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop."""
-        super().run(sockets or [self._socket])
+        try:
+            super().run(sockets or [self._socket])
+        finally:  # uvicorn repeats the signals that it has caught
+            if self.force_exit:  # and has left out the end of the application's life
+                self.service.stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal tells the server to stop, a second one to stop at once."""

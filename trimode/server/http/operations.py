@@ -7,6 +7,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, StrictStr
 
 from trimode.config import MODES
+from trimode.server.http.errors import ApiError
 from trimode.server.http.guards import admin_guards, refuse_if_stopping
 from trimode.server.service import Service
 from trimode.version import __version__
@@ -29,6 +30,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         refuse_if_stopping(service)
+        if service.worker.stuck:
+            raise ApiError(503, "the engine does not answer", code="stuck")
         return {"status": "ready"}
 
     @app.get("/version")

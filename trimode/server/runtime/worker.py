@@ -7,6 +7,7 @@ answer. Nothing else is shared.
 import asyncio
 import logging
 import math
+import os
 import queue
 import time
 from collections import Counter
@@ -39,6 +40,8 @@ _CHUNKS_A_SECOND = 100
 A chunk is sent on a core that the passes use too, and delays them by some 0.15 ms. With many
 clients a chunk therefore holds several tokens; with one client each token is sent at once.
 """
+_STUCK_SECONDS = 60.0
+"""A step that takes longer is taken for one that never ends."""
 _LONGEST_HOLD = 0.15
 """Most seconds for which text is held, however many clients there are."""
 
@@ -149,10 +152,17 @@ class EngineWorker:
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._running: Future[None] | None = None
         self._ticked_at = -math.inf
+        self._step_began: float | None = None
 
     def start(self) -> None:
         """Start the loop."""
         self._running = self._thread.submit(self._run)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a step takes far longer than any should."""
+        began = self._step_began
+        return began is not None and time.monotonic() - began > _STUCK_SECONDS
 
     @property
     def busy(self) -> bool:
@@ -164,10 +174,15 @@ class EngineWorker:
         self._commands.put(lambda: self._fail_all(error))
 
     def stop(self) -> None:
-        """Cancel what runs and end the loop."""
+        """Cancel what runs and end the loop. An engine that is stuck is left behind."""
         self._commands.put(None)
-        if self._running is not None:
-            self._running.result()
+        if self._running is None:
+            return
+        try:
+            self._running.result(_STUCK_SECONDS)
+        except TimeoutError:
+            logger.critical("the engine does not end")
+            os._exit(1)  # no thread can be ended from outside
 
     async def submit(
         self,
@@ -274,12 +289,15 @@ class EngineWorker:
             command()
 
     def _step(self) -> None:
+        self._step_began = time.monotonic()
         try:
             updates = self.engine.step()
         except Exception:
             logger.exception("a pass failed")
             self._fail_all(EngineFailedError("the model failed on this batch"))
             return
+        finally:
+            self._step_began = None
         last = {update.sequence: i for i, update in enumerate(updates)}
         finished: list[ActiveRequest] = []
         failed: list[ActiveRequest] = []
