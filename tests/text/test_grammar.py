@@ -4,17 +4,19 @@ import json
 import re
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.options import readable
 from trimode import generate
 from trimode.config import GenerationOptions
-from trimode.decoding import CostCurve
+from trimode.decoding import CostCurve, Sampler
 from trimode.engine import Engine, drain
-from trimode.errors import InputError
+from trimode.errors import GrammarError, InputError
 from trimode.testing import tiny_model
 from trimode.text import GrammarMatcher, json_grammar, regex_grammar
+from trimode.text.grammar_check import GrammarCheck
 
 SCHEMA = {
     "type": "object",
@@ -110,3 +112,59 @@ def test_diffusion_refuses_a_grammar_and_names_both(model):
 def test_a_grammar_that_is_none_is_refused(model, grammar):
     with pytest.raises(InputError, match=re.escape("grammar: ")):
         generate(model, [3], grammar=grammar)
+
+
+def test_a_matcher_that_failed_finds_back(model):
+    """What cannot be followed is an error; elsewhere the matcher says what a new one says."""
+    endless = json_grammar({"type": "array", "minItems": 1, "items": {"$ref": "#"}})
+    used, bracket = matcher(model, endless), model.tokenizer.encode("[")
+    for _ in range(2):
+        assert (used.allowed([]) == matcher(model, endless).allowed([])).all()
+        with pytest.raises(GrammarError):
+            used.allowed(bracket)
+
+
+def test_nothing_that_fits_is_an_error_and_not_freedom(model):
+    """For the verified answer; a draft may be anything."""
+
+    class Nothing:
+        def allowed(self, _):
+            return None
+
+    options = GenerationOptions()
+    sampler = Sampler(options, None, 0, constraint=Nothing())
+    logits = torch.zeros(8)
+    with pytest.raises(GrammarError):
+        sampler.pick(logits, 0, [1])
+    assert int(sampler.sample(logits[None], 0, [1])) == 0
+
+
+def test_special_tokens_are_text_only_if_they_are_shown(model):
+    tokenizer = model.tokenizer
+    think = tokenizer.token_id("<think>")
+    grammar = regex_grammar("<think>a|b")
+    config = model.config
+    fields = {"vocab_size": config.vocab_size, "stop_token_ids": config.eos_token_ids}
+    shown = GrammarMatcher(grammar, tokenizer, shown_special_ids=[think], **fields)
+    hidden = GrammarMatcher(grammar, tokenizer, **fields)
+    assert shown.allowed([])[think]
+    assert not hidden.allowed([])[think]
+    assert set(shown.allowed([think]).nonzero()[0]) == {tokenizer.encode("a")[0]}
+
+
+def test_strangers_grammars_are_tried_in_a_process_that_can_be_killed():
+    check = GrammarCheck(seconds=2, megabytes=128)
+    try:
+        assert check.check(json_grammar({"type": "object"})) == []
+        lenient = {"uniqueItems": True, "x-guidance": {"lenient": True}}
+        assert "uniqueItems" in check.check(json_grammar(lenient))[0]
+        for wrong, word in (
+            (json_grammar({"not": {}}), "not"),
+            (regex_grammar("("), "regex"),
+            (json_grammar({"type": "integer", "multipleOf": 99999989}), "seconds"),
+        ):
+            with pytest.raises(InputError, match=word):
+                check.check(wrong)
+        assert check.check(regex_grammar("a")) == [], "it goes on after one that was killed"
+    finally:
+        check.close()
