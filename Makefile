@@ -27,11 +27,12 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow
 
-# The playground in Chromium: Debian's package, installed if it is missing.
+# The playground in Chromium: Debian's package, installed if it is missing. axe checks its accessibility.
 browser: $(VENV)/.dev
 	which chromium || apt-get install --yes --quiet chromium
 	$(BIN)/pip install --quiet --group browser
-	$(TEST_ENV) $(BIN)/pytest tests/playground
+	npm install --silent --prefix $(VENV)/npm axe-core
+	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/playground
 
 # Other people's clients: LangChain, llm, npm's openai, curl, schemathesis.
 clients: $(VENV)/.dev
