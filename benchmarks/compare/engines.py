@@ -1,6 +1,6 @@
 """Ours against llama.cpp and transformers: the same prompts, machine and client, in one run.
 
-    python benchmarks/compare/engines.py --data ../shared/data [--concurrency 1 4 16] [--rounds 3]
+    python benchmarks/compare/engines.py --data data [--concurrency 1 4 16] [--rounds 3]
         [--prompts 6] [--max-tokens 128] [--only trimode-int8 llama-Q8_0]
     python benchmarks/compare/engines.py --model DIR [--adapter DIR] --prompt-file FILE.jsonl
 
