@@ -206,6 +206,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.tick_params(axis="y", labelsize=8)
         axis.set_title(f"{level} at once")
         axis.set_xlabel("tokens / s")
+        axis.margins(x=0.15)  # room for the labels at the ends of bars
     figure.tight_layout()
     figure.savefig(path.with_suffix(".png"), dpi=110)
     figure.savefig(path.with_suffix(".svg"))

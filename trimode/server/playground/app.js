@@ -53,7 +53,7 @@ function showValues() {
     control.disabled = !readsOf(mode).includes(option) || (name === 'threshold' && defaults.commit_rule === 'quota');
     control.max = Math.max(name === 'block' ? 32 : 1, value);
     control.value = value;
-    $(`${name}-value`).value = control.disabled ? `not used by ${mode}` : chosen[name] === null ? `${own} (default)` : value;
+    $(`${name}-value`).value = control.disabled ? 'not used' : chosen[name] === null ? `${own} (default)` : value;
   }
 }
 
