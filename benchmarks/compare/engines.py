@@ -1,6 +1,6 @@
 """Ours against llama.cpp and transformers: the same prompts, machine and client, in one run.
 
-    python benchmarks/compare/engines.py --data ../shared/data [--concurrency 1 4 16] [--rounds 3]
+    python benchmarks/compare/engines.py --data data [--concurrency 1 4 16] [--rounds 3]
         [--prompts 6] [--max-tokens 128] [--only trimode-int8 llama-Q8_0]
     python benchmarks/compare/engines.py --model DIR [--adapter DIR] --prompt-file FILE.jsonl
 
@@ -206,6 +206,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.tick_params(axis="y", labelsize=8)
         axis.set_title(f"{level} at once")
         axis.set_xlabel("tokens / s")
+        axis.margins(x=0.15)  # room for the labels at the ends of bars
     figure.tight_layout()
     figure.savefig(path.with_suffix(".png"), dpi=110)
     figure.savefig(path.with_suffix(".svg"))

@@ -4,6 +4,8 @@ import gzip
 import json
 from pathlib import Path
 
+from benchmarks.lib.data import data_file
+
 _TEXTS = {
     "instructions": "self_instruct/user_oriented_instructions.jsonl",
     "gsm8k": "gsm8k/test.jsonl",
@@ -14,13 +16,13 @@ _TEXTS = {
 
 
 def texts(folder: Path, name: str) -> list[str]:
-    """All prompts of a data set, in its own order.
+    """All prompts of a data set, in its own order; SystemExit names a missing file.
 
     Args:
         folder: that holds a folder for each data set.
         name: instructions, gsm8k, humaneval, ifeval or mbpp.
     """
-    path = folder / _TEXTS[name]
+    path = data_file(folder, _TEXTS[name])
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
     match name:

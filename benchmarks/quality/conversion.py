@@ -1,6 +1,6 @@
 """What a converted model gains: acceptance, tokens a pass, and diffusion's quality by threshold.
 
-    python benchmarks/quality/conversion.py --data ../shared/data --adapter DIR
+    python benchmarks/quality/conversion.py --data data --adapter DIR
         [--prompts 20] [--max-tokens 128] [--block-length 16] [--commit-rule threshold]
         [--name NAME] [--thresholds 0.5 0.9]
 

@@ -1,6 +1,6 @@
 """How far each dtype's distribution is from fp32's, on fp32's own greedy answers.
 
-    python benchmarks/quality/dtype_quality.py --data ../shared/data [--prompts 8] [--max-tokens 64]
+    python benchmarks/quality/dtype_quality.py --data data [--prompts 8] [--max-tokens 64]
 
 Perplexity ratio: the answers' AR perplexity in a dtype / in fp32. Agreement: share of the answers'
 tokens that the dtype's AR would choose after the same prefix.

@@ -1,6 +1,6 @@
 """How often `linear` and `quadratic` differ from `ar` on real prompts, and by what logit gap.
 
-    python benchmarks/quality/lossless.py --data ../shared/data [--prompts 200] [--temperature 0.8]
+    python benchmarks/quality/lossless.py --data data [--prompts 200] [--temperature 0.8]
         [--only "all modes mixed" "each alone"]
 
 Every prompt runs in `ar`, and in `linear` and `quadratic` at each block length, packed with others

@@ -1,7 +1,7 @@
 """Whether a change of the code changes answers to 50 real prompts in many settings.
 
-    python benchmarks/quality/same_answers.py --data ../shared/data --write before.json
-    python benchmarks/quality/same_answers.py --data ../shared/data --compare before.json
+    python benchmarks/quality/same_answers.py --data data --write before.json
+    python benchmarks/quality/same_answers.py --data data --compare before.json
         [--write after.json] [--only "ar" "linear 8"] [--dtype int8]
 
 Use it for refactorings, which must not change a bit. It keeps the token ids of each answer, its

@@ -1,6 +1,6 @@
 """What the server costs beside its engine alone, at many clients.
 
-    python benchmarks/server/overhead.py --data ../shared/data [--clients 16] [--rounds 6]
+    python benchmarks/server/overhead.py --data data [--clients 16] [--rounds 6]
         [--seconds 10]
 
 There is one engine, in one thread of one process. Clients in a closed loop keep the server busy.

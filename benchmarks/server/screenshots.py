@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 PROMPT = "Write three short sentences about the sea."
@@ -42,13 +43,15 @@ def main() -> None:
     wide = {"width": 1100, "height": 700}
 
     def save(page: Page, name: str) -> None:
-        page.screenshot(path=arguments.output / f"{name}.png")
+        path = arguments.output / f"{name}.png"
+        page.screenshot(path=path)
+        Image.open(path).quantize(128).save(path, optimize=True)  # a third of the size
 
     with sync_playwright() as driver:
         path = shutil.which("chromium")
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = opened(browser, arguments.url, viewport=wide)
-        page.click("text=diffusion")
+        page.locator("[value=diffusion] + span").click()
         ask(page, PROMPT)
         finished(page)
         page.locator("summary").click()
@@ -57,6 +60,14 @@ def main() -> None:
         page.locator(".pass").nth(middle).click()
         page.wait_for_timeout(700)
         save(page, "playground")
+
+        night = opened(browser, arguments.url, viewport=wide, color_scheme="dark")
+        night.locator("[value=linear] + span").click()
+        ask(night, "Count from 1 to 40.")
+        finished(night)
+        night.locator("summary").click()
+        night.wait_for_selector(".pass")
+        save(night, "dark")
 
         dark = opened(browser, arguments.url, viewport=wide, color_scheme="dark")
         dark.fill("#max-tokens", "64")
@@ -67,7 +78,7 @@ def main() -> None:
 
         phone = opened(browser, arguments.url, viewport={"width": 380, "height": 700})
         phone.click("#settings-toggle")
-        phone.click("text=linear")
+        phone.locator("[value=linear] + span").click()
         phone.click("#settings-toggle")
         ask(phone, PROMPT)
         finished(phone)

@@ -1,6 +1,6 @@
 """The server under load, ours in every mode and llama.cpp's; the page's first load.
 
-    python benchmarks/server/serve.py --data ../shared/data [--clients 1 4 16 64] [--requests 96]
+    python benchmarks/server/serve.py --data data [--clients 1 4 16 64] [--requests 96]
         [--max-tokens 64] [--rounds 1] [--only trimode-int8 llama-Q8_0]
 
 Each client sends a request, reads the stream to its end and sends the next. A load has at least

@@ -1,6 +1,6 @@
 """A server under rude clients for a while: no wrong text, no stuck slot, no leak.
 
-    python benchmarks/server/soak.py --data ../shared/data --minutes 20 [--clients 16]
+    python benchmarks/server/soak.py --data data --minutes 20 [--clients 16]
 
 Clients ask in mixed modes and compare each answer with the answer that the same request got alone
 before. In int8 these are equal. Between such requests clients hang up in the middle, send garbage,

@@ -1,6 +1,6 @@
 """Recipes at equal compute: what each has learnt after the same seconds or noisy tokens.
 
-    python benchmarks/training/compare_recipes.py --data-file run.jsonl --data ../shared/data
+    python benchmarks/training/compare_recipes.py --data-file run.jsonl --data data
         --output compared [--seconds 600 | --noisy-tokens N] [--set adapter.rank=32]
         [--set step.objective.distance_decay=1 step.noise.draft_share=1] [--max-steps N]
 

@@ -1,6 +1,6 @@
 """User turns for self-generation, from data that none of our benchmarks scores.
 
-    python reproduce/smollm2/prompts.py --data ../shared/data --output prompts.jsonl
+    python reproduce/smollm2/prompts.py --data data --output prompts.jsonl
 
 GSM8K train, MBPP outside the scored task ids (as a request and as a function to complete),
 self_instruct seed tasks and FLAN chain-of-thought questions, shuffled with a fixed seed.
@@ -12,6 +12,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.lib.data import SOURCES, data_file
+
 SCORED_MBPP = range(11, 511)
 SHARES = {"gsm8k": 1400, "flan": 300}
 """How many prompts to draw; the other sets are taken whole."""
@@ -22,12 +24,12 @@ def rows(path: Path) -> list[dict]:
 
 
 def gsm8k(data: Path) -> Iterator[str]:
-    for row in rows(data / "gsm8k" / "train.jsonl"):
+    for row in rows(data_file(data, "gsm8k/train.jsonl")):
         yield row["question"]
 
 
 def mbpp(data: Path) -> Iterator[str]:
-    for row in rows(data / "mbpp" / "mbpp.jsonl"):
+    for row in rows(data_file(data, "mbpp/mbpp.jsonl")):
         if row["task_id"] in SCORED_MBPP:
             continue
         yield row["text"]
@@ -39,13 +41,13 @@ def mbpp(data: Path) -> Iterator[str]:
 
 
 def seeds(data: Path) -> Iterator[str]:
-    for row in rows(data / "self_instruct" / "seed_tasks.jsonl"):
+    for row in rows(data_file(data, "self_instruct/seed_tasks.jsonl")):
         yield "\n".join(filter(None, (row["instruction"], row["instances"][0]["input"])))
 
 
 def flan(data: Path) -> Iterator[str]:
-    for path in sorted((data / "flan_cot").glob("*.tsv")):
-        for line in path.read_text().splitlines():
+    for name in sorted(file.name for file in SOURCES["flan_cot"].files):
+        for line in data_file(data, f"flan_cot/{name}").read_text().splitlines():
             yield line.split("\t")[0].replace("\\n", "\n")
 
 

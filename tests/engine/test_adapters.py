@@ -6,7 +6,7 @@ import torch
 from tests.reference import families, nld
 from tests.reference.options import readable
 from tests.reference.tiny import MASK, random_adapter, tiny
-from trimode.config import GenerationOptions
+from trimode.config import ROLLING_REVISION_THRESHOLD, ROLLING_THRESHOLD, GenerationOptions
 from trimode.engine import drain
 from trimode.model import CachedAttention, KVCache, Segment
 
@@ -86,7 +86,7 @@ def test_diffusion_denoises_with_the_adapter_only_where_its_scope_says_so(family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusion_with_an_adapter_that_denoises_rolls_its_block(family):
     asked = request(model := adapted(family, scope="denoise"), on=True)
-    expected = nld.rolling(asked, threshold=0.15, revision=0.05)
+    expected = nld.rolling(asked, threshold=ROLLING_THRESHOLD, revision=ROLLING_REVISION_THRESHOLD)
     assert min(asked.margins) > 1e-4
     got = model.generate(PROMPT, mode="diffusion", max_tokens=20, block_length=6)
     assert result(got) == expected

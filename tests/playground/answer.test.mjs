@@ -130,6 +130,25 @@ test('history of a position, failures and answers broken off', () => {
   assert.equal(answer.finish, 'stopped');
 });
 
+const delta = (delta, frame) => ({ choices: [{ index: 0, delta, finish_reason: null }], ...(frame && { trimode: frame }) });
+
+test('thoughts and calls are parts of their own, and each replays', () => {
+  const answer = answerOf(delta({ role: 'assistant', content: '' }),
+    delta({ reasoning_content: 'hm', reasoning: 'hm' }, { type: 'commit', start: 5, length: 1, nfe: 1, texts: ['hm'] }),
+    delta({ reasoning_content: '.' }, { type: 'commit', start: 6, length: 3, nfe: 2, texts: ['.', '</think>', 'So'] }),
+    delta({ content: 'So' }),
+    delta({ tool_calls: [{ index: 0, id: 'c', function: { name: 'f', arguments: '' } }] }, { type: 'commit', start: 9, length: 1, nfe: 3, texts: ['x'] }),
+    delta({ tool_calls: [{ index: 0, function: { arguments: '{}' } }] }),
+    delta({ tool_calls: [{ index: 1, id: 'd', function: { name: 'g', arguments: '{"a": 1}' } }] }));
+  assert.deepEqual([answer.thought, answer.text, answer.calls], ['hm.', 'So', '→ f {}\n→ g {"a": 1}']);
+  assert.equal(answer.steps.length, 3, 'what comes without a frame belongs to the commit before');
+  const at = (n) => { const { thought, text, calls, part } = stateAt({ ...answer, finish: null }, n); return [thought, text, calls, part]; };
+  assert.deepEqual(at(1), ['hm', '', '', 'thought']);
+  assert.deepEqual(at(2), ['hm.', 'So', '', 'text']);
+  assert.deepEqual(at(3), ['hm.', 'So', '→ f {}\n→ g {"a": 1}', 'calls']);
+  assert.deepEqual(passesOf(answer).map((pass) => pass.nfe), [1, 2, 3]);
+});
+
 test('a trace names its bad line', () => {
   assert.equal(readTrace('{"choices": []}\n\n{"choices": []}\n').length, 2);
   for (const bad of ['{', '1', 'null', '{"a": 1}']) assert.throws(() => readTrace(`{"choices": []}\n${bad}`), /line 2/);
@@ -137,11 +156,13 @@ test('a trace names its bad line', () => {
 
 test('commands to copy ask for what the page asked for, without its drafts', () => {
   const settings = { mode: 'diffusion', model: 'm', threshold: 0.4, block: 8, temperature: 0, seed: 3, maxTokens: 9, system: 'Be brief.' };
-  const body = bodyOf(settings, [{ role: 'user', content: "it's" }]);
+  const body = bodyOf(settings, [{ role: 'user', content: "it's" }], ['block_length', 'threshold']);
   assert.deepEqual(body.decoding, { mode: 'diffusion', block_length: 8, show_drafts: true, threshold: 0.4 });
   assert.equal(body.messages[0].content, 'Be brief.');
-  assert.deepEqual(bodyOf(settings, [], 'ar').decoding, { mode: 'ar', show_drafts: true });
-  assert.equal(bodyOf(settings, [], 'linear').decoding.threshold, 0.4);
+  assert.deepEqual(bodyOf(settings, [], [], 'ar').decoding, { mode: 'ar', show_drafts: true });
+  assert.equal(bodyOf({ ...settings, threshold: 0 }, [], ['threshold']).decoding.threshold, 0);
+  const untouched = { ...settings, threshold: null, block: null };
+  assert.deepEqual(bodyOf(untouched, [], ['block_length', 'threshold']).decoding, { mode: 'diffusion', show_drafts: true });
   const curl = asCurl('http://x', body, '');
   assert.ok(curl.includes("it'\\''s") && !curl.includes('show_drafts') && !curl.includes('stream'));
   assert.ok(asPython('http://x', body, 'k').includes('extra_body={"decoding": {"mode":"diffusion","block_length":8,"threshold":0.4}}'));

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +15,13 @@ from tests.cli.conftest import TRIMODE, write_printable_checkpoint
 from tests.server.conftest import serving
 from trimode.config import GenerationOptions
 from trimode.engine import Engine
-from trimode.testing import tiny_model
+from trimode.testing import CHAT_TEMPLATE, saying_model, tiny_model
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make browser")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NODE_MODULES = Path(os.environ.get("TRIMODE_NODE_MODULES", "/nowhere"))
+AXE = next(NODE_MODULES.glob("axe-core/axe.min.js"), None)
+THINKING = CHAT_TEMPLATE + "{# </think> #}"
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: make browser"),
@@ -341,9 +346,24 @@ def test_it_fits_a_phone(page):
     assert not page.locator("#settings").is_visible()
     page.click("#settings-toggle")
     assert page.locator("#settings").is_visible()
-    tops = [button.bounding_box()["y"] for button in page.locator(".buttons button:visible").all()]
-    assert max(tops) - min(tops) < 2, "one row of buttons"
     assert page.locator("#open-trace").is_visible()
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_fingers_find_the_buttons_and_names_are_whole(page, width):
+    page.set_viewport_size({"width": width, "height": 700})
+    page.wait_for_timeout(100)
+    boxes = [node.bounding_box() for node in page.locator("button:visible:not(.help)").all()]
+    assert min(box["height"] for box in boxes) >= 44
+    rows = Counter(
+        node.bounding_box()["y"] for node in page.locator(".buttons button:visible").all()
+    )
+    assert set(rows.values()) == {3}, "no button is alone on a line"
+    cut = "node => node.scrollWidth > node.clientWidth || node.scrollHeight > node.clientHeight + 1"
+    for node in page.locator("#model, .buttons button:visible").all():
+        assert not node.evaluate(cut), node.inner_text()
+    assert page.locator("#model").inner_text().startswith("tiny · ")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_reduced_motion_shows_commits_only(browser, url):
@@ -444,8 +464,246 @@ def test_the_threshold_is_sent_where_it_counts(page):
     page.keyboard.press("Home")
     body = sent_by(page, lambda: ask(page))
     assert body["decoding"] == {
-        "mode": "diffusion", "block_length": 2, "show_drafts": True, "threshold": 0.05
+        "mode": "diffusion", "block_length": 1, "show_drafts": True, "threshold": 0.95
     }  # fmt: skip
+    page.locator("#threshold").focus()
+    page.keyboard.press("Home")
+    assert shown(page, "#threshold-value") == "0"
+    body = sent_by(page, lambda: ask(page))
+    assert body["decoding"]["threshold"] == 0
+
+
+def test_defaults_are_shown_and_left_to_the_server(page):
+    props = page.request.get(f"{page.url}props").json()
+    for mode, facts in props["modes"].items():
+        choose(page, mode)
+        for control, option in (("threshold", "threshold"), ("block", "block_length")):
+            told = shown(page, f"#{control}-value")
+            if option in facts["reads"]:
+                assert told == f"{facts['defaults'][option] or 0:g} (default)"
+            else:
+                assert told == "not used"
+        body = sent_by(page, lambda: ask(page))
+        assert body["decoding"] == {"mode": mode, "show_drafts": True}
+    choose(page, "diffusion")
+    page.locator("#threshold").focus()
+    page.keyboard.press("Home")
+    page.click("#defaults")
+    assert page.locator("[name=mode]:checked").get_attribute("value") == props["default_mode"]
+    choose(page, "diffusion")
+    assert shown(page, "#threshold-value") == "0.9 (default)"
+
+
+def test_modes_are_those_of_the_server_and_explain_themselves(page):
+    modes = page.request.get(f"{page.url}props").json()["modes"]
+    assert page.locator("[name=mode]").evaluate_all("all => all.map((n) => n.value)") == [*modes]
+    for mode, facts in modes.items():
+        choose(page, mode)
+        assert facts["summary"] in shown(page, "#mode-note")
+        label = page.locator(f"label:has([value={mode}])")
+        assert facts["summary"] in label.get_attribute("title")
+
+
+def test_a_mode_that_the_model_cannot_run_cannot_be_chosen(browser):
+    defaults = GenerationOptions(max_tokens=8)
+    with serving(tiny_model(mask_token_id=None), defaults=defaults) as (url, _):
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#model:not(:empty)")
+        usable = page.locator("[name=mode]:enabled").evaluate_all("all => all.map((n) => n.value)")
+        assert usable == ["ar", "auto"]
+        assert "mask token" in page.locator("label:has([value=linear])").get_attribute("title")
+        page.fill("#max-tokens", "8")
+        page.fill("#prompt", "hi")
+        page.click("#race")
+        finished(page)
+        lanes = page.locator(".lane").evaluate_all("all => all.map((n) => n.dataset.mode)")
+        assert lanes == ["ar", "auto"]
+        page.close()
+
+
+TERMS = ["mode", "threshold", "block length", "TPF", "NFE", "acceptance"]
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_terms_are_explained_on_hover_by_keyboard_and_by_a_tap(page, width):
+    page.set_viewport_size({"width": width, "height": 700})
+    if width < 700:
+        page.click("#settings-toggle")
+    for term in TERMS:
+        button = page.locator(f"#settings [data-term='{term}']")
+        meaning = button.get_attribute("title")
+        assert len(meaning) > 20
+        button.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#term:popover-open").inner_text() == meaning
+        box = page.locator("#term").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+        page.keyboard.press("Escape")
+        assert not page.locator("#term").is_visible()
+    if width < 700:
+        page.click("#settings-toggle")
+    ask(page)
+    figure = page.locator(".figures [data-term=acceptance]")
+    figure.click()
+    assert page.locator("#term").inner_text() == figure.get_attribute("title")
+
+
+def test_samples_are_offered_until_something_is_asked(page):
+    samples = page.locator("[data-prompt]")
+    assert samples.count() >= 3
+    assert "shine" in samples.first.inner_text()
+    samples.first.click()
+    assert page.input_value("#prompt") == samples.first.get_attribute("data-prompt")
+    page.keyboard.press("Enter")
+    finished(page)
+    assert samples.count() == 0
+    page.click("#clear")
+    assert samples.count() >= 3
+
+
+def test_a_race_says_that_the_conversation_comes_before_it(page):
+    page.fill("#prompt", "hi")
+    page.click("#race")
+    finished(page)
+    assert shown(page, ".race h2") == "Race"
+    ask(page)
+    page.fill("#prompt", "more")
+    body = sent_by(page, lambda: page.click("#race"))
+    finished(page)
+    assert len(body["messages"]) == 3
+    assert "after the conversation above" in shown(page, ".race h2")
+
+
+def test_in_a_race_a_mode_that_refuses_does_not_stop_the_others(page):
+    page.evaluate("document.getElementById('block').max = 200")
+    page.locator("#block").evaluate(
+        "node => { node.value = 200; node.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
+    page.fill("#max-tokens", "6")
+    page.fill("#prompt", "hi")
+    page.click("#race")
+    finished(page)
+    badge = page.locator(".lane[data-mode=quadratic] .badge").inner_text()
+    assert "block_length" in badge
+    assert "identical" in page.locator(".lane[data-mode=auto] .badge").inner_text()
+
+
+@pytest.mark.parametrize("button", ["#send", "#race"])
+def test_a_refused_message_is_not_lost(page, button):
+    page.fill("#max-tokens", "0")
+    page.fill("#prompt", "a long message")
+    page.click(button)
+    finished(page)
+    assert page.input_value("#prompt") == "a long message"
+    assert page.locator(".answer").count() == 0
+    assert page.locator("#hello").is_visible()
+
+
+def test_a_server_with_a_key_on_a_phone(browser):
+    defaults = GenerationOptions(mode="linear", max_tokens=8)
+    with serving(tiny_model(), defaults=defaults, api_keys=("sesame",)) as (url, _):
+        context = browser.new_context(viewport={"width": 390, "height": 640})
+        page = context.new_page()
+        page.goto(url)
+        page.locator("#error", has_text="needs an API key").wait_for()
+        page.fill("#prompt", "hi")
+        page.click("#send")
+        finished(page)
+        assert page.input_value("#prompt") == "hi"
+        assert page.locator(".answer").count() == 0
+        box = page.locator("#key").bounding_box()
+        assert box["y"] > 0
+        assert box["y"] + box["height"] < 640
+        page.fill("#key", "wrong")
+        page.keyboard.press("Enter")
+        page.locator("#error", has_text="does not accept").wait_for()
+        page.fill("#key", "sesame")
+        page.click("#key-form button")
+        page.wait_for_selector("#model:not(:empty)")
+        assert not page.locator("#key-form").is_visible()
+        assert page.input_value("#prompt") == "hi"
+        page.click("#send")
+        finished(page)
+        assert page.locator(".answer").count() == 1
+        assert not page.locator("#error").is_visible()
+        context.close()
+
+
+def test_the_model_is_named_once_without_a_mode(page):
+    assert shown(page, "header").count("tiny") == 1
+    assert "tiny:" not in shown(page, "body")
+
+
+def test_thoughts_are_shown_apart_from_the_answer(browser):
+    model = saying_model("<think>2 and 2</think>It is 4.", template=THINKING)
+    with serving(model, defaults=GenerationOptions(mode="ar", max_tokens=200)) as (url, _):
+        page = browser.new_page()
+        page.goto(url)
+        page.wait_for_selector("#model:not(:empty)")
+        ask(page)
+        assert "2 and 2" in page.locator(".thought").inner_text()
+        assert shown(page) == "It is 4."
+        body = sent_by(page, lambda: ask(page, "more"))
+        assert body["messages"][1] == {"role": "assistant", "content": "It is 4."}
+        page.close()
+
+
+def test_calls_of_a_trace_are_shown(page, tmp_path):
+    def call(**function):
+        delta = {"tool_calls": [{"index": 0, "function": function}]}
+        return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+
+    chunks = [frame("Sure."), call(name="weather", arguments=""), call(arguments='{"city": "Rom"}')]
+    opened(page, tmp_path / "run.jsonl", [*chunks, frame(finish="tool_calls")])
+    assert shown(page) == "Sure."
+    assert shown(page, ".calls") == '→ weather {"city": "Rom"}'
+
+
+@pytest.mark.skipif(AXE is None, reason="needs axe-core: make browser")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_axe_finds_nothing(page, scheme, width):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 700})
+    page.reload()
+    page.wait_for_selector("#model:not(:empty)")
+    page.evaluate("document.getElementById('max-tokens').value = 12")  # out of sight on a phone
+
+    def violations():
+        page.wait_for_timeout(700)  # what is new fades in
+        page.evaluate(AXE.read_text())
+        found = page.evaluate("axe.run()")["violations"]
+        return [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
+
+    assert violations() == []
+    if width < 700:
+        page.click("#settings-toggle")
+        assert violations() == []
+        page.click("#settings-toggle")
+    ask(page)
+    page.locator("summary").click()
+    page.wait_for_selector(".pass")
+    page.locator(".pass").nth(1).click()
+    assert violations() == []
+    page.fill("#prompt", "hi")
+    page.click("#race")
+    finished(page)
+    assert violations() == []
+
+
+def test_no_figure_of_a_race_is_cut(page):
+    page.fill("#prompt", "hi")
+    page.click("#race")
+    finished(page)
+    page.locator(".lane[data-mode=auto] .figures").evaluate(
+        "node => { node.lastChild.lastChild.textContent = 'linear 29, quadratic 12, lookup 3'; }"
+    )
+    cut = page.locator(".lane .figures span:visible").evaluate_all(
+        "all => all.filter((n) => n.scrollWidth > n.clientWidth + 1).map((n) => n.textContent)"
+    )
+    assert cut == []
 
 
 def test_both_themes(page):

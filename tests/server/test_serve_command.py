@@ -9,8 +9,14 @@ import time
 
 import openai
 import pytest
+from typer.main import get_command
 
 from tests.cli.conftest import TRIMODE
+from tests.server.asking import get
+from trimode.cli.main import app
+from trimode.cli.serve import RequestDefaults
+from trimode.config import GenerationOptions
+from trimode.server import ServerSettings
 from trimode.testing import write_tiny_checkpoint
 
 
@@ -29,9 +35,15 @@ def start(*arguments):
             process.kill()  # a failed test must not leave a server behind
 
 
+def address_of(process):
+    """Where it listens. A busy machine's costs are warned of before it says so."""
+    ready = next(line for line in process.stderr if " at http" in line)
+    return ready.split(" at ")[1].split(",")[0]
+
+
 def test_it_serves_until_it_is_told_to_stop(checkpoint):
     with start(checkpoint, "--served-model-name", "small", "--mode", "linear") as process:
-        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        address = address_of(process)
         client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
         messages = [{"role": "user", "content": "Hi"}]
         answer = client.chat.completions.create(
@@ -47,7 +59,7 @@ def test_it_serves_until_it_is_told_to_stop(checkpoint):
 def test_a_second_signal_ends_it_at_once(checkpoint):
     """Although a client reads nothing and its answer could go on for long."""
     with start(checkpoint, "--shutdown-timeout", 60) as process:
-        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        address = address_of(process)
         client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
         stream = client.completions.create(
             model="default", prompt="a", stream=True, max_tokens=900,
@@ -62,11 +74,25 @@ def test_a_second_signal_ends_it_at_once(checkpoint):
         assert time.monotonic() - began < 10
 
 
+def test_the_command_has_the_defaults_of_the_library():
+    assert RequestDefaults().for_mode("auto") == ServerSettings().defaults
+    assert ServerSettings().defaults.temperature == GenerationOptions().temperature == 0
+    options = {parameter.name: parameter for parameter in get_command(app).commands["serve"].params}
+    assert options["temperature"].default == 0
+
+
+def test_other_defaults_are_given_by_options(checkpoint):
+    with start(checkpoint, "--temperature", "1", "--max-tokens", "7") as process:
+        address = address_of(process)
+        found = json.loads(get(f"{address.removesuffix('/v1')}/props"))
+    assert (found["temperature"], found["max_tokens"]) == (1.0, 7)
+
+
 def test_keys_come_from_files_and_the_environment(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "keys").write_text("from-file\n\n  second \n")
     monkeypatch.setenv("TRIMODE_API_KEY", "from-env")
     with start(checkpoint, "--api-key-file", tmp_path / "keys") as process:
-        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        address = address_of(process)
         for key in ("from-file", "second", "from-env"):
             openai.OpenAI(base_url=address, api_key=key).models.list()
         with pytest.raises(openai.AuthenticationError):
@@ -75,7 +101,7 @@ def test_keys_come_from_files_and_the_environment(checkpoint, tmp_path, monkeypa
 
 def test_it_listens_on_loopback_only_and_logs_no_prompt(checkpoint):
     with start(checkpoint) as process:
-        address = process.stderr.readline().split(" at ")[1].split(",")[0]
+        address = address_of(process)
         port = int(address.split(":")[2].split("/")[0])
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), 5)

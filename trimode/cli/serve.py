@@ -13,6 +13,7 @@ import typer
 
 from trimode.cli import options as opt
 from trimode.cli.grouped import grouped
+from trimode.config import SERVED_MAX_TOKENS
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,10 +88,12 @@ class RecordOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDefaults(opt.DecodingOptions):
-    """Decoding options of requests that do not give them; OpenAI has the same temperature."""
+    """Decoding options of requests that do not give them.
 
-    max_tokens: opt.MaxTokens = 1024
-    temperature: opt.Temperature = 1.0
+    The temperature is that of every command, 0. OpenAI's 1 makes small models write nonsense.
+    """
+
+    max_tokens: opt.MaxTokens = SERVED_MAX_TOKENS
 
 
 @grouped
@@ -107,7 +110,8 @@ def serve(
 ) -> None:
     """Serve a model to OpenAI clients.
 
-    Decoding options are defaults for requests that do not give them.
+    Decoding options are defaults for requests that do not give them. OpenAI's own default is
+    --temperature 1.
     """
     if record.log not in _LOGS:
         raise InputError("log", repr(record.log), f"allowed: {', '.join(_LOGS)}")

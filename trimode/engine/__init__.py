@@ -14,7 +14,7 @@ from trimode.engine.generate import (
     generate_batch,
     stream,
 )
-from trimode.engine.request import check_mode, check_prompt
+from trimode.engine.request import check_mode, check_prompt, resolve, settings_in_force
 from trimode.engine.result import GenerationResult
 from trimode.engine.sequence import FinishReason, Sequence
 
@@ -33,5 +33,7 @@ __all__ = [
     "encode_prompt",
     "generate",
     "generate_batch",
+    "resolve",
+    "settings_in_force",
     "stream",
 ]

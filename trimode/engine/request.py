@@ -4,7 +4,7 @@ No code after this point sees an option that may be missing.
 """
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trimode.checkpoints import LoadedModel
 from trimode.config import (
@@ -93,6 +93,27 @@ def resolve(
         policy=policy,
         prediction=options.prediction,
     )
+
+
+def settings_in_force(options: GenerationOptions, context: DecodingContext) -> dict[str, Any]:
+    """What a request is decoded with, defaults resolved; of a mode's own options, those it reads.
+
+    Args:
+        options: of the request.
+        context: what `resolve` made of them.
+    """
+    names = ("max_tokens", "temperature", "top_p", "seed")
+    found: dict[str, Any] = {name: getattr(options, name) for name in names}
+    has_rule = not context.one_pass
+    has_bar = has_rule and context.commit_rule != "quota"
+    resolved = {
+        "block_length": context.block_length,
+        "commit_rule": context.commit_rule if has_rule else None,
+        "threshold": context.threshold if has_bar else None,
+        "rolling_block": context.rolling_block,
+    }
+    reads = MODE_SPECS[options.mode].reads
+    return found | {name: value for name, value in resolved.items() if name in reads}
 
 
 class _Form:

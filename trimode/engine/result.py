@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from trimode.config import Mode
-from trimode.decoding import MODE_SPECS, Stats, TokenLogprob
+from trimode.decoding import Stats, TokenLogprob
+from trimode.engine.request import settings_in_force
 from trimode.engine.sequence import FinishReason, Sequence
 
 
@@ -40,7 +41,7 @@ class GenerationResult:
             finish_reason=sequence.finish_reason,
             logprobs=tuple(sequence.logprobs),
             stats=sequence.stats,
-            settings=_settings(sequence),
+            settings=settings_in_force(sequence.options, sequence.context),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -81,24 +82,6 @@ RESULT_FIELDS = frozenset(
     )
 )
 """Every field that `GenerationResult.to_json` may have, and the `id` of a line of a batch."""
-
-
-def _settings(sequence: Sequence) -> dict[str, Any]:
-    """What a request was decoded with."""
-    options, context = sequence.options, sequence.context
-    found: dict[str, Any] = {
-        name: getattr(options, name) for name in ("max_tokens", "temperature", "top_p", "seed")
-    }
-    has_rule = not context.one_pass
-    has_bar = has_rule and context.commit_rule != "quota"
-    resolved = {
-        "block_length": context.block_length,
-        "commit_rule": context.commit_rule if has_rule else None,
-        "threshold": context.threshold if has_bar else None,
-        "rolling_block": context.rolling_block,
-    }
-    reads = MODE_SPECS[options.mode].reads
-    return found | {name: value for name, value in resolved.items() if name in reads}
 
 
 def _rounded(value: float | None) -> float | None:

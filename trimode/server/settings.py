@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from trimode.config import GenerationOptions, check_range
+from trimode.config import SERVED_MAX_TOKENS, GenerationOptions, check_range
 from trimode.errors import InputError
 from trimode.server.observe.telemetry import check_endpoint
-
-DEFAULT_MAX_TOKENS = 1024
-"""Most tokens of an answer if the request gives no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +14,9 @@ class ServerSettings:
     name: str | None = None
     """The model name that clients use. None: the model's own."""
     defaults: GenerationOptions = field(
-        default_factory=lambda: GenerationOptions(
-            mode="auto", temperature=1.0, max_tokens=DEFAULT_MAX_TOKENS
-        )
+        default_factory=lambda: GenerationOptions(mode="auto", max_tokens=SERVED_MAX_TOKENS)
     )
-    """Options that a request does not give. Temperature 1 is OpenAI's default."""
+    """Options that a request does not give."""
     max_sequences: int = 16
     """Requests decoded at once."""
     max_waiting: int = 64

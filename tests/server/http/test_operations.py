@@ -10,11 +10,53 @@ from tests.server.asking import (
     get,
 )
 from tests.server.conftest import serving
+from trimode import generate
+from trimode.config import MODES, GenerationOptions
+from trimode.decoding import MODE_SPECS
+from trimode.testing import tiny_model
 
 
-def test_facts(url):
-    assert json.loads(get(f"{url}/props"))["modes"][0] == "ar"
+def test_the_schema_is_served(url):
     assert "/v1/chat/completions" in json.loads(get(f"{url}/openapi.json"))["paths"]
+
+
+def props(url):
+    return json.loads(get(f"{url}/props"))
+
+
+def test_props_say_what_each_mode_reads_and_what_applies(url, model):
+    found = props(url)
+    assert list(found["modes"]) == list(MODES)
+    assert (found["model"], found["temperature"], found["max_tokens"]) == ("tiny", 1.0, 24)
+    for mode, facts in found["modes"].items():
+        spec = MODE_SPECS[mode]
+        assert facts["summary"] == spec.summary
+        assert facts["lossless"] == spec.lossless
+        assert facts["reads"] == sorted(spec.reads)
+        assert facts["unavailable"] is None
+        applied = generate(model, "a", mode=mode, max_tokens=1).settings
+        known = {name: value for name, value in applied.items() if name in spec.reads}
+        assert facts["defaults"] == known
+
+
+def test_props_follow_the_defaults_of_the_server(model):
+    defaults = GenerationOptions(
+        mode="diffusion", commit_rule="margin", threshold=0.25, block_length=5
+    )
+    with serving(model, defaults=defaults) as (url, _):
+        modes = props(url)["modes"]
+    expected = {"block_length": 5, "commit_rule": "margin", "threshold": 0.25}
+    for mode in ("diffusion", "linear"):
+        assert modes[mode]["defaults"].items() >= expected.items()
+    assert modes["quadratic"]["defaults"] == {"block_length": 5}
+    assert modes["ar"]["defaults"] == {}
+
+
+def test_props_name_the_modes_that_a_model_cannot_run():
+    with serving(tiny_model(mask_token_id=None)) as (url, _):
+        modes = props(url)["modes"]
+    assert [mode for mode, facts in modes.items() if facts["unavailable"] is None] == ["ar", "auto"]
+    assert "mask token" in modes["linear"]["unavailable"]
 
 
 def test_the_mode_can_be_changed_while_it_runs(model):

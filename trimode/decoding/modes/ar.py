@@ -22,6 +22,7 @@ def autoregressive(prompt: Sequence[int], context: DecodingContext) -> Decoder:
 
 
 SPEC = ModeSpec(
+    summary="one token",
     decode=autoregressive,
     scratch_rows=lambda _: 1,
     reads=frozenset(("show_drafts",)),

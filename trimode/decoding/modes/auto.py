@@ -156,6 +156,7 @@ def _scratch_rows(context: DecodingContext) -> int:
 
 
 SPEC = ModeSpec(
+    summary="at each step, whatever makes most tokens a second on this machine",
     decode=automatic,
     scratch_rows=_scratch_rows,
     reads=frozenset(("block_length", "draft_tree", "prediction", "show_drafts")),

@@ -66,6 +66,7 @@ def _scratch_rows(context: DecodingContext) -> int:
 
 
 SPEC = ModeSpec(
+    summary="fills a block of masks over a few passes",
     decode=diffusion,
     scratch_rows=_scratch_rows,
     reads=DENOISING_OPTIONS | {"rolling_block"},

@@ -146,6 +146,7 @@ def _masks(tokens: Sequence[int], context: DecodingContext) -> int:
 
 
 SPEC = ModeSpec(
+    summary="drafts a block, then a second pass verifies it",
     decode=linear_speculation,
     scratch_rows=lambda context: max(2, context.block_length),
     reads=DENOISING_OPTIONS | {"draft_tree"},

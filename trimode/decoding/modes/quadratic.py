@@ -70,6 +70,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
 
 
 SPEC = ModeSpec(
+    summary="verifies a draft and makes the next one in the same pass",
     decode=quadratic_speculation,
     scratch_rows=lambda context: context.block_length * (context.block_length + 1),
     reads=frozenset(("block_length", "draft_tree", "show_drafts")),

@@ -24,6 +24,8 @@ DENOISING_OPTIONS = frozenset(
 class ModeSpec:
     """A mode's decoder and what has to be known before it runs."""
 
+    summary: str
+    """What a pass does, for people who choose a mode."""
     decode: Callable[[Sequence[int], DecodingContext], Decoder]
     """(prompt, context) -> generator of spans."""
     scratch_rows: Callable[[DecodingContext], int]

@@ -6,7 +6,10 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, StrictStr
 
-from trimode.config import MODES
+from trimode.config import MODES, Mode
+from trimode.decoding import MODE_SPECS, inherited
+from trimode.engine import resolve, settings_in_force
+from trimode.errors import InputError
 from trimode.server.http.errors import ApiError
 from trimode.server.http.guards import admin_guards, refuse_if_stopping
 from trimode.server.service import Service
@@ -53,15 +56,34 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/props")
     async def props() -> dict[str, Any]:
-        config, defaults = service.model.config, service.defaults
+        defaults = service.defaults
         return {
             "model": service.name,
-            "modes": list(MODES),
+            "modes": {mode: _mode_facts(service, mode) for mode in MODES},
             "default_mode": defaults.mode,
-            "block_length": defaults.block_length or config.block_length,
-            "threshold": defaults.threshold,
+            "temperature": defaults.temperature,
             "max_tokens": defaults.max_tokens,
-            "max_model_len": config.max_position_embeddings,
+            "max_model_len": service.model.config.max_position_embeddings,
             "dtype": service.model.runner.format.name,
             "build": __version__,
         }
+
+
+def _mode_facts(service: Service, mode: Mode) -> dict[str, Any]:
+    """What a client that offers a mode needs to know of it.
+
+    `reads` are the decoding options that a request may give, `defaults` what applies to those that
+    it leaves out, and `unavailable` why the mode cannot run on this model, or null.
+    """
+    spec, options = MODE_SPECS[mode], inherited(service.defaults, mode)
+    facts = {"summary": spec.summary, "lossless": spec.lossless, "reads": sorted(spec.reads)}
+    try:
+        context = resolve(service.model, (0,), options)  # any prompt: none of this depends on it
+    except InputError as error:
+        return {**facts, "defaults": {}, "unavailable": str(error)}
+    applied = settings_in_force(options, context)
+    return {
+        **facts,
+        "defaults": {name: value for name, value in applied.items() if name in spec.reads},
+        "unavailable": None,
+    }

@@ -6,8 +6,11 @@
  * pass are one entry of `passesOf(answer)`.
  */
 
+/** What an answer is made of, in this order; `calls` are calls of tools, a line each. */
+export const PARTS = ['thought', 'text', 'calls'];
+
 export function newAnswer(mode = null) {
-  return { steps: [], text: '', finish: null, metrics: null, usage: null, error: null, mode };
+  return { steps: [], thought: '', text: '', calls: '', finish: null, metrics: null, usage: null, error: null, mode };
 }
 
 /** Take one chunk; `ms` since the request was sent. Returns whether something visible changed. */
@@ -24,7 +27,8 @@ export function take(answer, chunk, ms) {
   }
   const choice = (chunk.choices ?? [])[0];
   const frame = chunk.trimode;
-  const content = choice?.delta?.content ?? '';
+  const delta = choice?.delta ?? {};
+  const said = { thought: delta.reasoning_content ?? '', text: delta.content ?? '', calls: callsOf(answer, delta) };
   if (frame?.type === 'draft') {
     answer.mode = frame.mode;
     const { nfe, start, tokens } = frame;
@@ -32,18 +36,31 @@ export function take(answer, chunk, ms) {
     return true;
   }
   let changed = false;
-  if (content || frame?.type === 'commit') {
-    answer.text += content;
+  if (PARTS.some((part) => said[part]) || frame?.type === 'commit') {
+    for (const part of PARTS) answer[part] += said[part];
+    changed = true;
+  }
+  const before = answer.steps.at(-1);
+  if (changed && !frame && before?.kind === 'commit' && before.nfe !== null) { // more of the same commit
+    for (const part of PARTS) before[part] += said[part];
+  } else if (changed) {
     const { nfe = null, start = null, length = null, texts = null, accepted = null, drafted = null,
       cycle = null, plan = null } = frame ?? {};
-    answer.steps.push({ kind: 'commit', ms, text: content, nfe, start, length, texts, accepted, drafted, cycle, plan });
-    changed = true;
+    answer.steps.push({ kind: 'commit', ms, ...said, nfe, start, length, texts, accepted, drafted, cycle, plan });
   }
   if (choice?.finish_reason) {
     answer.finish = choice.finish_reason;
     changed = true;
   }
   return changed;
+}
+
+/** What a delta adds to the lines of calls. */
+function callsOf(answer, delta) {
+  return (delta.tool_calls ?? []).reduce((added, { function: { name, arguments: more } }) => {
+    const line = name ? `${answer.calls || added ? '\n' : ''}→ ${name} ` : '';
+    return added + line + (more ?? '');
+  }, '');
 }
 
 /** An answer that was broken off is over too: nothing of it stays open. */
@@ -69,9 +86,9 @@ export function passesOf(answer) {
   return passes;
 }
 
-/** Committed text, its newest pieces with what became of them, open block, rejected tokens. */
+/** Committed parts, the newest pieces of `part` with what became of them, open block, rejected tokens. */
 export function stateAt(answer, count = answer.steps.length) {
-  const state = { text: '', last: [], commits: 0, open: null, rejected: [], done: false };
+  const state = { thought: '', text: '', calls: '', part: 'text', last: [], commits: 0, open: null, rejected: [], done: false };
   let judged = null; // the pass that rejected
   for (const step of answer.steps.slice(0, count)) {
     if (step.kind === 'draft') {
@@ -79,8 +96,9 @@ export function stateAt(answer, count = answer.steps.length) {
       if (step.nfe !== judged) state.rejected = [];
       continue;
     }
-    Object.assign(state, outcome(step, state.open, answer.mode));
-    state.text += step.text;
+    state.part = PARTS.findLast((part) => step[part]) ?? state.part;
+    Object.assign(state, outcome(step, step[state.part], state.open, answer.mode));
+    for (const part of PARTS) state[part] += step[part];
     state.commits += 1;
     judged = step.nfe;
   }
@@ -91,9 +109,9 @@ export function stateAt(answer, count = answer.steps.length) {
   return state;
 }
 
-/** What a commit makes of the block that was open. */
-function outcome(step, open, mode) {
-  const texts = step.texts?.join('') === step.text ? step.texts : [step.text];
+/** What a commit makes of the block that was open; `said` is what it adds to its last part. */
+function outcome(step, said, open, mode) {
+  const texts = step.texts?.join('') === said ? step.texts : [said];
   const guessed = (i) => open?.tokens[step.start + i - open.start];
   const filled = (token) => token && token[2] !== 'mask';
   const wrong = (step.texts ?? []).findIndex((text, i) => filled(guessed(i)) && guessed(i)[0] !== text);

@@ -1,16 +1,16 @@
 /** The page: settings, conversation, race, traces. */
 
-import { close, newAnswer, take } from './answer.js';
-import { asCurl, asPython, bodyOf, WITH_THRESHOLD } from './request.js';
+import { close, newAnswer, PARTS, take } from './answer.js';
+import { asCurl, asPython, bodyOf, OPTIONS } from './request.js';
 import { chunksOf, readTrace } from './sse.js';
 import { AnswerView, element } from './view.js';
 
 const $ = (id) => document.getElementById(id);
-const RACED = ['ar', 'linear', 'quadratic', 'diffusion', 'auto'];
 const hello = $('hello');
 const messages = [];
 let running = null;
-let modelName = '';
+let props = { model: '', modes: {} }; // what the server says of itself
+const chosen = { threshold: null, block: null }; // null: the mode's default
 
 // ---- settings
 
@@ -19,21 +19,60 @@ const fields = { threshold: 'threshold', block: 'block', temperature: 'temperatu
 function settings() {
   const read = Object.fromEntries(Object.entries(fields).map(([name, id]) =>
     [name, name === 'system' ? $(id).value : Number($(id).value)]));
-  return { ...read, model: modelName, mode: document.querySelector('[name=mode]:checked').value };
+  return { ...read, ...chosen, model: props.model, mode: document.querySelector('[name=mode]:checked')?.value ?? 'auto' };
+}
+
+const readsOf = (mode) => props.modes[mode]?.reads ?? [];
+
+function listModes() {
+  const labels = Object.entries(props.modes).map(([name, { unavailable }]) => element('label', { title: unavailable ?? says(name) },
+    element('input', { type: 'radio', name: 'mode', value: name, disabled: Boolean(unavailable) }), element('span', {}, name)));
+  $('modes').replaceChildren($('modes').firstElementChild, ...labels);
+}
+
+/** A mode in a sentence. */
+function says(name) {
+  const { summary, lossless } = props.modes[name];
+  const text = name === 'ar' ? 'The reference.' : lossless ? 'The text is ar’s.' : 'The text is its own.';
+  return `A pass: ${summary}. ${text}`;
 }
 
 function setMode(mode) {
-  const radio = document.querySelector(`[name=mode][value="${CSS.escape(mode)}"]`) ?? document.querySelector('[name=mode]');
-  radio.checked = true;
+  const usable = document.querySelectorAll('[name=mode]:enabled');
+  ([...usable].find((radio) => radio.value === mode) ?? usable[0]).checked = true;
 }
 
 function showValues() {
-  $('threshold-value').value = Number($('threshold').value) ? $('threshold').value : 'default';
-  $('block-value').value = $('block').value;
-  $('threshold').disabled = !WITH_THRESHOLD.includes(settings().mode);
+  const { mode } = settings();
+  const { defaults = {} } = props.modes[mode] ?? {};
+  $('mode-note').textContent = props.modes[mode] ? says(mode) : '';
+  for (const [name, option] of Object.entries(OPTIONS)) {
+    const control = $(name);
+    const own = defaults[option] ?? 0;
+    const value = chosen[name] ?? own;
+    control.disabled = !readsOf(mode).includes(option) || (name === 'threshold' && defaults.commit_rule === 'quota');
+    control.max = Math.max(name === 'block' ? 32 : 1, value);
+    control.value = value;
+    $(`${name}-value`).value = control.disabled ? 'not used' : chosen[name] === null ? `${own} (default)` : value;
+  }
 }
 
-$('settings').addEventListener('input', showValues);
+$('settings').addEventListener('input', ({ target }) => {
+  if (target.id in chosen) chosen[target.id] = Number(target.value);
+  showValues();
+});
+$('defaults').addEventListener('click', () => {
+  $('settings').reset();
+  useDefaults();
+});
+
+function useDefaults() {
+  chosen.threshold = chosen.block = null;
+  $('temperature').value = props.temperature;
+  setMode(props.default_mode);
+  showValues();
+}
+
 $('settings').addEventListener('submit', (event) => event.preventDefault());
 
 function showSettings(shown) {
@@ -55,8 +94,8 @@ const headers = () => ({ 'Content-Type': 'application/json', ...($('key').value 
 async function checked(response) {
   if (response.ok) return response;
   if (response.status === 401) {
-    $('key-row').hidden = false;
-    showSettings(true); // on a phone they are out of sight
+    $('key-form').hidden = false;
+    throw new Error($('key').value ? 'The server does not accept this API key.' : 'The server needs an API key.');
   }
   const body = await response.json().catch(() => null);
   throw new Error(body?.error?.message ?? `${response.status} ${response.statusText}`);
@@ -97,7 +136,7 @@ async function exclusively(work) {
     running = null;
     $('send').hidden = $('race').disabled = false;
     $('stop').hidden = true;
-    $('prompt').focus();
+    $($('key-form').hidden ? 'prompt' : 'key').focus();
   }
 }
 
@@ -120,25 +159,39 @@ function follow(view) {
 
 function takePrompt() {
   const text = $('prompt').value.trim();
+  const turn = element('div', { class: 'turn' }, element('div', { class: 'user' }, text));
   if (text) {
     $('prompt').value = '';
-    add(element('div', { class: 'turn' }, element('div', { class: 'user' }, text)));
+    add(turn);
   }
-  return text;
+  return { text, turn };
+}
+
+/** Nothing came: the message goes back to where it was typed. */
+function giveBack(text, ...nodes) {
+  if (!nodes.every((node) => node.isConnected)) return; // cleared meanwhile
+  for (const node of nodes) node.remove();
+  $('prompt').value ||= text;
+  if (!$('chat').children.length) $('chat').append(hello);
 }
 
 function send() {
   if (running) return;
-  const text = takePrompt();
+  const { text, turn: asked } = takePrompt();
   if (!text) return;
   const turn = { role: 'user', content: text };
   messages.push(turn);
-  const view = new AnswerView(newAnswer(settings().mode));
+  const asSet = settings();
+  const view = new AnswerView(newAnswer(asSet.mode));
+  const card = element('div', { class: 'turn' }, view.root);
   follow(view);
-  add(element('div', { class: 'turn' }, view.root));
+  add(card);
   exclusively(async (signal) => {
     try {
-      await stream(bodyOf(settings(), messages), view, signal);
+      await stream(bodyOf(asSet, messages, readsOf(asSet.mode)), view, signal);
+    } catch (error) {
+      if (!view.answer.steps.length) giveBack(text, asked, card);
+      throw error;
     } finally {
       const { text: content } = view.answer;
       const at = messages.indexOf(turn);
@@ -151,30 +204,41 @@ function send() {
 /** The same prompt and seed in every mode, one after the other: together they would share the machine. */
 function race() {
   if (running) return;
-  const text = takePrompt();
+  const { text, turn } = takePrompt();
   if (!text) return;
   const asSet = settings(); // once: they may be changed while it runs
   const asked = [...messages, { role: 'user', content: text }];
-  const lanes = RACED.map((mode) => {
+  const raced = Object.keys(props.modes).filter((mode) => !props.modes[mode].unavailable);
+  const lanes = (raced.length ? raced : [asSet.mode]).map((mode) => {
     const view = new AnswerView(newAnswer(mode));
     const badge = element('span', {});
     const root = element('div', { class: 'lane', 'data-mode': mode }, element('h3', {}, mode, badge), view.root);
     return { mode, view, badge, root };
   });
-  add(element('div', { class: 'turn race' }, ...lanes.map((lane) => lane.root)));
+  const before = messages.length ? ' after the conversation above, which goes on without it' : '';
+  const heading = element('h2', {}, `Race${before}`);
+  const race = element('div', { class: 'turn race' }, heading, ...lanes.map((lane) => lane.root));
+  add(race);
   exclusively(async (signal) => {
     const reference = lanes[0].view.answer;
     for (const lane of lanes) {
       lane.root.classList.add('running');
       try {
-        await stream(bodyOf(asSet, asked, lane.mode), lane.view, signal);
+        await stream(bodyOf(asSet, asked, readsOf(lane.mode), lane.mode), lane.view, signal);
+      } catch (error) {
+        const first = lane === lanes[0];
+        if (first && !reference.steps.length) giveBack(text, turn, race);
+        if (first || error.name === 'AbortError') throw error;
+        lane.badge.className = 'badge differs';
+        lane.badge.textContent = error.message;
+        continue; // what one mode refuses, another may do
       } finally {
         lane.root.classList.remove('running');
       }
       if (lane === lanes[0]) continue;
-      const same = lane.view.answer.text === reference.text;
+      const same = PARTS.every((part) => lane.view.answer[part] === reference[part]);
       lane.badge.className = `badge ${same ? 'same' : 'differs'}`;
-      lane.badge.textContent = same ? '✓ identical to ar' : '≠ differs from ar';
+      lane.badge.textContent = `${same ? '✓ identical to' : '≠ differs from'} ${lanes[0].mode}`;
     }
     $('spoken').textContent = lanes.slice(1).map((lane) => `${lane.mode}: ${lane.badge.textContent}`).join(', ');
   });
@@ -228,31 +292,36 @@ async function copy(button, text) {
   setTimeout(() => { button.textContent = label; }, 1200);
 }
 
-const draft = () => bodyOf(settings(), [...messages, { role: 'user', content: $('prompt').value || 'Hello' }]);
+const draft = () => bodyOf(settings(), [...messages, { role: 'user', content: $('prompt').value || 'Hello' }], readsOf(settings().mode));
 const origin = () => location.origin;
 $('copy-curl').addEventListener('click', (event) => copy(event.target, asCurl(origin(), draft(), $('key').value)));
 $('copy-python').addEventListener('click', (event) => copy(event.target, asPython(origin(), draft(), $('key').value)));
 $('copy-link').addEventListener('click', (event) => {
-  const { model, ...kept } = settings();
+  const { model, ...all } = settings();
+  const kept = Object.fromEntries(Object.entries(all).filter(([, value]) => value !== null));
   copy(event.target, `${origin()}${location.pathname}?${new URLSearchParams({ ...kept, prompt: $('prompt').value })}`);
 });
 
 async function start() {
   const asked = new URLSearchParams(location.search);
   try {
-    const props = await (await checked(await fetch('props', { headers: headers() }))).json();
-    modelName = props.model;
+    props = await (await checked(await fetch('props', { headers: headers() }))).json();
+    $('key-form').hidden = true;
+    listModes();
+    useDefaults();
     $('model').textContent = `${props.model} · ${props.dtype ?? ''}`;
-    $('block').max = Math.max(32, props.block_length);
-    $('block').value = props.block_length;
-    setMode(props.default_mode);
+    $('settings').classList.remove('waits');
     fail(null);
   } catch (error) {
     fail(error);
+    return;
   }
-  for (const [name, id] of Object.entries(fields)) if (asked.has(name)) $(id).value = asked.get(name);
+  for (const [name, id] of Object.entries(fields)) {
+    if (asked.has(name)) $(id).value = asked.get(name);
+    if (asked.has(name) && name in chosen) chosen[name] = Number(asked.get(name));
+  }
   if (asked.has('mode')) setMode(asked.get('mode'));
-  if (asked.has('prompt')) $('prompt').value = asked.get('prompt');
+  $('prompt').value ||= asked.get('prompt') ?? '';
   showValues();
   if (asked.has('trace')) {
     const url = new URL(asked.get('trace'), location.href);
@@ -262,4 +331,11 @@ async function start() {
 }
 
 $('key').addEventListener('change', () => start().catch(fail));
+$('key-form').addEventListener('submit', (event) => { event.preventDefault(); start().catch(fail); });
+hello.addEventListener('click', ({ target }) => {
+  const { prompt } = target.closest('[data-prompt]')?.dataset ?? {};
+  if (!prompt) return;
+  $('prompt').value = prompt;
+  $('prompt').focus();
+});
 start().catch(fail);

@@ -1,12 +1,17 @@
 /** Request bodies, and the same as commands to copy. Pure. */
 
-/** Modes whose drafts are filled in passes that a threshold ends. */
-export const WITH_THRESHOLD = ['diffusion', 'linear'];
+/** Controls of the page that are decoding options. */
+export const OPTIONS = { block: 'block_length', threshold: 'threshold' };
 
-export function bodyOf(settings, messages, mode = settings.mode) {
+/**
+ * @param {object} settings what the page's controls say; an option that is null is the server's default
+ * @param {string[]} reads options that the mode reads, as `/props` lists them
+ */
+export function bodyOf(settings, messages, reads, mode = settings.mode) {
   const decoding = { mode, show_drafts: true };
-  if (mode !== 'ar') decoding.block_length = settings.block;
-  if (settings.threshold > 0 && WITH_THRESHOLD.includes(mode)) decoding.threshold = settings.threshold;
+  for (const [control, option] of Object.entries(OPTIONS)) {
+    if (settings[control] !== null && reads.includes(option)) decoding[option] = settings[control];
+  }
   const system = settings.system.trim() ? [{ role: 'system', content: settings.system }] : [];
   return {
     model: settings.model,

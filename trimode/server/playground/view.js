@@ -1,6 +1,7 @@
 /** From answers to elements. One paint a frame, and nothing on the page moves up again. */
 
-import { figures, historyOf, passesOf, stateAt } from './answer.js';
+import { figures, historyOf, PARTS, passesOf, stateAt } from './answer.js';
+import { TERMS } from './terms.js';
 
 const still = matchMedia('(prefers-reduced-motion: reduce)');
 const TICK = 120; // milliseconds a pass is shown for, at speed 1
@@ -35,19 +36,24 @@ const number = (value, digits) => (value === null ? '–' : value.toFixed(digits
 function paintFigures(target, answer) {
   const f = figures(answer);
   const rows = [
-    ['mode', f.mode ?? '–', 'how it was decoded'], ['tokens', f.tokens, 'committed'],
-    ['tok/s', number(f.rate, 1), 'tokens a second, from the first on'],
-    ['TPF', number(f.tpf, 2), 'tokens per forward pass'], ['NFE', f.nfe ?? '–', 'forward passes'],
-    ['TTFT', f.ttft === null ? '–' : `${Math.round(f.ttft)} ms`, 'time to first token'],
-    ['acceptance', number(f.acceptance, 2), 'tokens a draft-verify cycle, the verifier’s own included'],
+    ['mode', f.mode ?? '–'], ['tokens', f.tokens], ['tok/s', number(f.rate, 1)],
+    ['TPF', number(f.tpf, 2)], ['NFE', f.nfe ?? '–'],
+    ['TTFT', f.ttft === null ? '–' : `${Math.round(f.ttft)} ms`], ['acceptance', number(f.acceptance, 2)],
   ];
-  if (f.mode === 'diffusion') rows.push(['revised', f.revisions ?? '–', 'filled tokens that were changed', 'more']);
+  if (f.mode === 'diffusion') rows.push(['revised', f.revisions ?? '–', 'more']);
   if (f.mode === 'auto') {
     const chosen = Object.entries(f.plans ?? {}).map(([k, n]) => `${k} ${n}`).join(', ');
-    rows.push(['passes', chosen || '–', `what auto chose: ${chosen}`, 'more']);
+    rows.push(['passes', chosen || '–', 'more']);
   }
-  target.replaceChildren(...rows.map(([name, value, title, place = null]) =>
-    element('span', { title, class: place }, `${name} `, element('b', {}, `${value}`))));
+  rows.forEach(([name, value, place = null], i) => { // in place: a figure can be tapped while it changes
+    if (target.children[i]?.dataset.term !== name) {
+      target.children[i]?.remove();
+      const made = element('span', { title: TERMS[name], class: place, 'data-term': name }, `${name} `, element('b'));
+      target.insertBefore(made, target.children[i] ?? null);
+    }
+    const shown = target.children[i].lastChild;
+    if (shown.textContent !== `${value}`) shown.textContent = value;
+  });
 }
 
 /** A row of the timeline. */
@@ -88,9 +94,11 @@ export class AnswerView {
     this.old = element('span');
     this.fresh = element('span', { class: 'fresh' });
     this.open = element('span', { class: 'open' });
-    this.text = element('div', { class: 'text', onclick: (event) => this.#tell(event.target),
-      onkeydown: (event) => this.#walk(event) },
-    this.old, this.fresh, this.open);
+    this.text = element('div', { class: 'text' });
+    this.parts = { thought: element('div', { class: 'thought', hidden: true, tabindex: 0, role: 'group', 'aria-label': 'Thought' }),
+      text: this.text, calls: element('div', { class: 'calls', hidden: true }) };
+    this.body = element('div', { onclick: (event) => this.#tell(event.target), onkeydown: (event) => this.#walk(event) },
+      ...PARTS.map((part) => this.parts[part]));
     this.scrub = element('input', { type: 'range', min: 0, max: 0, value: 0, 'aria-label': 'Pass',
       oninput: () => { this.#pause(); this.#goTo(Number(this.scrub.value)); } });
     this.place = element('output', {}, '');
@@ -103,7 +111,7 @@ export class AnswerView {
       element('summary', {}, 'Timeline'),
       element('div', { class: 'player' }, this.play, this.speed, this.scrub, this.place),
       this.rows, this.history);
-    this.root = element('div', { class: 'answer' }, this.figures, this.text, this.details);
+    this.root = element('div', { class: 'answer' }, this.figures, this.body, this.details);
     paintFigures(this.figures, answer);
     new ResizeObserver(() => this.#reserve()).observe(this.root);
   }
@@ -141,11 +149,18 @@ export class AnswerView {
     this.#count = count;
     const steps = count ? this.#passes[count - 1].end : 0;
     const state = stateAt(this.answer, steps);
-    const painted = `${state.commits} ${state.done}`;
+    const painted = `${state.commits} ${state.done} ${PARTS.map((part) => state[part].length)}`;
     if (this.#painted !== painted) {
       this.#painted = painted;
+      for (const part of PARTS) {
+        const box = this.parts[part];
+        if (part !== state.part) box.replaceChildren(state[part]);
+        else if (!box.contains(this.old)) box.replaceChildren(this.old, this.fresh, this.open);
+        box.hidden = part !== 'text' && part !== state.part && !state[part];
+      }
       const length = state.last.reduce((sum, [text]) => sum + text.length, 0);
-      this.old.textContent = state.text.slice(0, state.text.length - length);
+      const whole = state[state.part];
+      this.old.textContent = whole.slice(0, whole.length - length);
       this.fresh.replaceChildren(...state.last.map(pieceSpan));
     }
     const drafts = still.matches && !chosen ? [] : state.open?.tokens ?? [];
