@@ -67,9 +67,9 @@ _NOT_HERE = ("pull", "push", "create", "copy", "delete", "embed", "embeddings", 
 """What manages models, or needs another kind of model."""
 
 
-def error_object(status: int, message: str) -> dict[str, Any]:
+def error_object(status: int, message: str, code: str | None = None) -> dict[str, Any]:
     """Ollama's error object."""
-    del status
+    del status, code
     return {"error": message}
 
 
