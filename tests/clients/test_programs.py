@@ -48,8 +48,9 @@ def test_opencode(long_url, run, tmp_path):
         "share": "disabled",
         "provider": {"trimode": provider},
     }
-    (tmp_path / "opencode.json").write_text(json.dumps(config))
-    assert "It is done." in run([opencode, "run", "Hello."])
+    path = tmp_path / "opencode.json"
+    path.write_text(json.dumps(config))
+    assert "It is done." in run([opencode, "run", "Hello."], OPENCODE_CONFIG=str(path))
 
 
 def test_continue(urls, run, tmp_path):

@@ -70,6 +70,7 @@ _ALIKE = 0.87
 _WITHOUT_EFFECT = frozenset(
     (
         "metadata",
+        "models",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -82,7 +83,8 @@ _WITHOUT_EFFECT = frozenset(
         "service_tier",
     )
 )
-"""Fields of OpenAI and others that say who asks or what to cache: no answer depends on them."""
+"""Fields of OpenAI and others that say who asks, what to cache or which models to ask if this one
+fails: no answer depends on them."""
 
 
 class _DecodingBase(BaseModel):
