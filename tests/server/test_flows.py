@@ -1,6 +1,7 @@
 """Programs that are not run here, as they ask: requests in the order in which they send them."""
 
 import json
+import urllib.error
 import urllib.request
 
 import pytest
@@ -77,12 +78,9 @@ def test_open_webui_by_openais_protocol(thinker):
     """It lists the models and chats with one of that list; titles come from a second request."""
     names = [card["id"] for card in send(f"{thinker}/v1/models")[1]["data"]]
     for name in names:
-        if not name.endswith(("ar", "tiny")):
-            continue
-        ask = {"model": name, "messages": HI, "stream": True}
-        chunks = events(
-            f"{thinker}/v1/chat/completions", {**ask, "stream_options": {"include_usage": True}}
-        )
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        ask = {"model": name, "messages": HI, **options}
+        chunks = events(f"{thinker}/v1/chat/completions", ask)
         assert joined(chunks, "content") == "Yes"
         assert chunks[-1]["usage"]["completion_tokens"]
     title = {"model": names[0], "messages": HI, "stream": False, "max_completion_tokens": 50}
@@ -134,3 +132,37 @@ def test_a_tool_in_the_form_of_responses_is_named_in_chat(caller):
     status, answer = send(f"{caller}/v1/chat/completions", {"messages": HI, "tools": [flat]})
     assert (status, answer["error"]["param"]) == (400, "tools[0].function")
     assert "missing" in answer["error"]["message"]
+
+
+def test_ollamas_command_line_asks_for_a_head_first(caller):
+    with urllib.request.urlopen(urllib.request.Request(caller, method="HEAD")) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/show", "/api/chat", "/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("body", [b"x", b"", b"[]", b'"x"', b"5", b"null"])
+def test_a_body_that_is_no_object_is_a_400(caller, path, body):
+    request = urllib.request.Request(caller + path, body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    assert caught.value.code == 400
+
+
+def test_a_body_without_the_header_of_json_says_so(caller):
+    data = json.dumps({"model": "tiny", "messages": HI}).encode()  # as curl sends it
+    request = urllib.request.Request(f"{caller}/v1/chat/completions", data)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    message = json.load(caught.value)["error"]["message"]
+    assert "Content-Type: application/json" in message
+    assert "hi" not in message.split(), "it does not repeat the body"
+
+
+def test_edits_of_the_context_are_said_not_to_happen(caller):
+    edits = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    body = {"model": "tiny", "max_tokens": 9, "messages": HI, "context_management": edits}
+    request = urllib.request.Request(
+        f"{caller}/v1/messages", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        assert "context_management" in answer.headers["X-Trimode-Warning"]

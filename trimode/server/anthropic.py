@@ -81,7 +81,6 @@ class MessagesBody(Body):
 
     not_honoured: ClassVar[Mapping[str, HarmlessValues]] = {
         "container": (),
-        "context_management": ({}, []),
         "mcp_servers": ([],),
     }
     without_effect: ClassVar[frozenset[str]] = Body.without_effect | {
@@ -102,6 +101,7 @@ class MessagesBody(Body):
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = None
     thread: dict[str, Any] | None = None
     """Asks that the server remember the conversation, or continues one."""
 
@@ -153,6 +153,13 @@ class MessagesBody(Body):
             "stop": stop_strings(self.stop_sequences, "stop_sequences"),
             "max_thinking_tokens": budget,
         }
+
+
+def _warnings(body: MessagesBody) -> list[str]:
+    """What of a request is left undone without changing what the answer says."""
+    if not body.context_management:
+        return []
+    return ["context_management: nothing is cleared from a conversation here"]
 
 
 def _read_tools(tools: list[Any] | None) -> tuple[tuple[Tool, ...], list[str]]:
@@ -293,7 +300,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         answer = MessageState(answer_id, body.model or service.name, turn)
         settings, free = service.settings, partial(service.cancel, [turn.request])
         timeout = settings.request_timeout
-        headers = warning_header([*warnings, *turn.form.warnings])
+        headers = warning_header([*_warnings(body), *warnings, *turn.form.warnings])
         if body.stream:
             events = answer.events(timeout, settings.ping_interval)
             return EventStream(events, turn.request.channel, free, headers=headers)

@@ -147,6 +147,8 @@ def _validation_message(first: Mapping[str, Any]) -> tuple[str, str | None]:
     if first["type"] == "json_invalid":
         return f"body: not JSON; {first['ctx']['error']}", None
     field = _field(first["loc"])
+    if field is None and isinstance(first.get("input"), bytes):
+        return "body: not sent as JSON; give the header Content-Type: application/json", None
     if field is None and first["type"] == "value_error":  # our own words; they name the field
         return str(first["ctx"]["error"]), None
     given = "" if first["type"] == "missing" else f" {_short(first['input'])};"
