@@ -77,6 +77,7 @@ def test_thoughts_are_not_left_in_the_text(thinker, caller):
 def test_open_webui_by_openais_protocol(thinker):
     """It lists the models and chats with one of that list; titles come from a second request."""
     names = [card["id"] for card in send(f"{thinker}/v1/models")[1]["data"]]
+    assert send(f"{thinker}/v1/models/") == send(f"{thinker}/v1/models"), "as some spell it"
     for name in names:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         ask = {"model": name, "messages": HI, **options}
