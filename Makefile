@@ -35,11 +35,19 @@ browser: $(VENV)/.dev
 	npm install --silent --prefix $(VENV)/npm axe-core
 	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/playground
 
-# Other people's clients: LangChain, llm, npm's openai, curl, schemathesis.
+# Other people's clients, each at the version that pyproject.toml or package.json names. About 2 GB.
+CLIENTS := $(VENV)/clients
+CLIENT_GROUPS := openai-3 openai-2 crewai aider
 clients: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group clients
-	npm install --silent --prefix $(VENV)/npm openai
-	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/clients
+	for group in $(CLIENT_GROUPS); do \
+		$(PYTHON) -m venv --without-pip $(CLIENTS)/$$group && \
+		$(BIN)/pip --python $(CLIENTS)/$$group install --quiet --group clients-$$group || exit 1; \
+	done
+	mkdir -p $(CLIENTS)/npm
+	cp tests/clients/package.json $(CLIENTS)/npm
+	npm install --silent --prefix $(CLIENTS)/npm
+	$(TEST_ENV) TRIMODE_TEST_CLIENTS=$(abspath $(CLIENTS)) $(BIN)/pytest tests/clients
 
 # Checks that each engine which `make peers` compares starts and answers.
 peers-test: $(VENV)/.dev

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients import catalogue
 from trimode.config import DECODING_FIELDS, MODES
 from trimode.decoding import MODE_SPECS, RULES, modes_reading
 
@@ -51,6 +52,11 @@ def test_docs_metrics_says_how_passes_of_each_mode_count():
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     for mode in MODES:
         assert f"- `{mode}`" in text, f"docs/metrics.md says nothing of the mode {mode}"
+
+
+def test_docs_protocols_has_the_clients_that_are_run():
+    text = (ROOT / "docs" / "protocols.md").read_text(encoding="utf-8")
+    assert "\n".join(catalogue.table()) in text, "write tests/clients/catalogue.py's table()"
 
 
 def folders():

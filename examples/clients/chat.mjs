@@ -1,4 +1,6 @@
-// The official npm client: node chat.mjs http://127.0.0.1:8000/v1 MODEL PROMPT
+// The official npm client, in this folder:
+//   npm install openai
+//   node chat.mjs http://127.0.0.1:8000/v1 MODEL PROMPT
 import OpenAI from 'openai';
 
 const [baseURL, model, prompt] = process.argv.slice(2);

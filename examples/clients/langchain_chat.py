@@ -1,4 +1,8 @@
-"""LangChain's ChatOpenAI: python langchain_chat.py http://127.0.0.1:8000/v1 MODEL PROMPT."""
+"""LangChain's ChatOpenAI.
+
+pip install langchain-openai
+python langchain_chat.py http://127.0.0.1:8000/v1 MODEL PROMPT
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Other people's clients against a real server; run by `make clients`."""
+"""The examples in `examples/clients` and the docs, as printed; and requests made of the schema."""
 
 import json
 import os
@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import write_printable_checkpoint
+from tests.clients.conftest import INSTALLED
 from tests.server.conftest import serving
 from trimode import generate, load
 
 pytestmark = pytest.mark.clients
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "clients"
-NODE_MODULES = os.environ.get("TRIMODE_NODE_MODULES", "")
+NODE_MODULES = Path(INSTALLED) / "npm" / "node_modules"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_langchain(url, expected):
     assert run([sys.executable, script, f"{url}/v1", "tiny", "hi"]) == expected
 
 
-@pytest.mark.skipif(not NODE_MODULES, reason="needs npm's openai: make clients")
+@pytest.mark.skipif(not INSTALLED, reason="needs npm's openai: make clients")
 def test_npm(url, expected, tmp_path):
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     script = shutil.copy(EXAMPLES / "chat.mjs", tmp_path)
@@ -77,9 +78,10 @@ def test_llm(url, expected, tmp_path):
     source = (EXAMPLES / "llm-models.yaml").read_text()
     source = source.replace("http://127.0.0.1:8000", url).replace("smollm2-135m-instruct", "tiny")
     (tmp_path / "extra-openai-models.yaml").write_text(source)
-    command = [sys.executable, "-m", "llm", "-m", "trimode", "--key", "none", "hi"]
+    llm, user = [sys.executable, "-m", "llm"], {"LLM_USER_PATH": str(tmp_path)}
+    run([*llm, "keys", "set", "trimode", "--value", "none"], **user)
     options = ["-o", "temperature", "0", "-o", "max_tokens", "24", "--no-log"]
-    found = run([*command, *options], LLM_USER_PATH=str(tmp_path))
+    found = run([*llm, "-m", "trimode", "hi", *options], **user)
     assert found.rstrip("\n") == expected.rstrip("\n")
 
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import time
+import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
@@ -78,6 +79,17 @@ def body(**fields):
 def get(url, **headers):
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
         return answer.read().decode()
+
+
+def send(url, body=None, **headers):
+    """The status and the JSON object of an answer, an error too; without a body it is a GET."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **headers}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers)) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
 
 
 def until(condition, seconds=20):

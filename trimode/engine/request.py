@@ -272,7 +272,7 @@ def check_prompt(config: ModelConfig, prompt: tuple[int, ...], *, room: int = 1)
     if not prompt:
         raise InputError("prompt", "empty", "must have at least one token")
     if len(prompt) > limit - room:
-        allowed = f"the maximum context length is {limit} tokens, the answer included"
+        allowed = f"this model's maximum context length is {limit} tokens, the answer included"
         raise ContextLengthError("prompt", f"{len(prompt)} tokens", allowed)
     wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
     if wrong is not None:

@@ -26,7 +26,7 @@ from trimode.server.http.delivery import (
     too_late,
     warning_header,
 )
-from trimode.server.http.errors import fields_named
+from trimode.server.http.errors import CONTEXT_LENGTH_CODE, ApiError, fields_named
 from trimode.server.http.guards import generation_guards
 from trimode.server.openai.answer import new_id
 from trimode.server.openai.fields import (
@@ -61,10 +61,19 @@ _KINDS = {
 }
 
 
-def error_object(status: int, message: str) -> dict[str, Any]:
+_NO_THREADS = "thread_unsupported_request"
+"""The code at which Anthropic's clients send the whole conversation instead."""
+
+
+def error_object(status: int, message: str, code: str | None = None) -> dict[str, Any]:
     """Anthropic's error object."""
     kind = _KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    if code == CONTEXT_LENGTH_CODE:
+        message = f"prompt is too long: {message}"  # the words that clients look for
+    error: dict[str, Any] = {"type": kind, "message": message}
+    if code is not None:
+        error["details"] = {"error_code": code}
+    return {"type": "error", "error": error}
 
 
 class MessagesBody(Body):
@@ -72,7 +81,6 @@ class MessagesBody(Body):
 
     not_honoured: ClassVar[Mapping[str, HarmlessValues]] = {
         "container": (),
-        "context_management": ({}, []),
         "mcp_servers": ([],),
     }
     without_effect: ClassVar[frozenset[str]] = Body.without_effect | {
@@ -93,9 +101,19 @@ class MessagesBody(Body):
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = None
+    thread: dict[str, Any] | None = None
+    """Asks that the server remember the conversation, or continues one."""
 
     def refuse_unsupported(self) -> None:
-        """Raise InputError if a known field asks for what this endpoint does not do."""
+        """Raise InputError if a known field asks for what this endpoint does not do.
+
+        Raises:
+            ApiError: the request asks the server to remember the conversation.
+        """
+        if self.thread is not None:
+            message = "thread: nothing is stored here; send the whole conversation as messages"
+            raise ApiError(400, message, param="thread", code=_NO_THREADS)
         if self.decoding.given().get("show_drafts"):
             raise InputError("decoding.show_drafts", "true", "only with /v1/chat/completions")
         super().refuse_unsupported()
@@ -135,6 +153,13 @@ class MessagesBody(Body):
             "stop": stop_strings(self.stop_sequences, "stop_sequences"),
             "max_thinking_tokens": budget,
         }
+
+
+def _warnings(body: MessagesBody) -> list[str]:
+    """What of a request is left undone without changing what the answer says."""
+    if not body.context_management:
+        return []
+    return ["context_management: nothing is cleared from a conversation here"]
 
 
 def _read_tools(tools: list[Any] | None) -> tuple[tuple[Tool, ...], list[str]]:
@@ -275,7 +300,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         answer = MessageState(answer_id, body.model or service.name, turn)
         settings, free = service.settings, partial(service.cancel, [turn.request])
         timeout = settings.request_timeout
-        headers = warning_header([*warnings, *turn.form.warnings])
+        headers = warning_header([*_warnings(body), *warnings, *turn.form.warnings])
         if body.stream:
             events = answer.events(timeout, settings.ping_interval)
             return EventStream(events, turn.request.channel, free, headers=headers)

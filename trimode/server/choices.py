@@ -19,8 +19,9 @@ from trimode.server.service import Service
 ModeReason = Literal["request", "model_suffix", "server_default", "prediction"]
 """What chose the mode: the field `decoding.mode`, the model's name, nothing, or a prediction."""
 
-_ANY_MODEL = ("", "default")
-"""Names of clients that do not know which model is served."""
+_ANY_MODEL = ("", "default", "dummy", "tgi")
+"""Names of clients that do not know which model is served; the last two are those of Hugging Face's
+client, which sends `dummy`, and of the documentation of its server."""
 
 
 class UnknownModelError(InputError):

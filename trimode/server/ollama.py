@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import StrictBool, StrictStr
+from pydantic import BaseModel, StrictBool, StrictStr
 from pydantic_core import to_json
 
 from trimode.config import MODES
@@ -67,9 +67,9 @@ _NOT_HERE = ("pull", "push", "create", "copy", "delete", "embed", "embeddings", 
 """What manages models, or needs another kind of model."""
 
 
-def error_object(status: int, message: str) -> dict[str, Any]:
+def error_object(status: int, message: str, code: str | None = None) -> dict[str, Any]:
     """Ollama's error object."""
-    del status
+    del status, code
     return {"error": message}
 
 
@@ -161,6 +161,14 @@ class GenerateBody(OllamaBody):
     raw: StrictBool | None = False
 
 
+class ShowBody(BaseModel):
+    """Body of /api/show."""
+
+    model: StrictStr | None = None
+    name: StrictStr | None = None
+    """The older name of `model`."""
+
+
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
     guards = generation_guards(service)
@@ -182,11 +190,13 @@ def add_routes(app: FastAPI, service: Service) -> None:
         }
         return {"models": [{**card, **more} for card in _cards(service)[:1]]}
 
+    @app.head("/", include_in_schema=False)
+    async def alive() -> None:
+        """What Ollama's command line asks first."""
+
     @app.post("/api/show")
-    async def show(http: Request) -> dict[str, Any]:
-        body = await http.json()
-        name = body.get("model") or body.get("name") if isinstance(body, dict) else None
-        mode_suffix(service, name)
+    async def show(body: ShowBody) -> dict[str, Any]:
+        mode_suffix(service, body.model or body.name)
         return _shown(service)
 
     @app.post("/api/chat", dependencies=guards)

@@ -303,6 +303,20 @@ def test_constraints_of_other_servers_are_honoured(fields, text):
         assert plain.choices[0].text != "no, something else {}"
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_keywords_that_are_null_are_not_given(strict):
+    """Writers of JSON that know no absent fields; a value that may be null stays."""
+    fields = {"title": None, "pattern": None, "minLength": None, "enum": None, "format": None}
+    nulls = {"additionalProperties": None, "description": None, "$defs": None, "anyOf": None}
+    values = {"t": {"type": "string", **fields}, "u": {"const": None, "items": None}}
+    schema = {"type": "object", "properties": values, "required": ["t", "u"], **nulls}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": strict}}
+    said = '{"t": "x", "u": null}'
+    assert both(said, response_format=form)[0].message.content == said
+    _, calls = both(call("w", said), tools=[tool("w", schema, strict=strict)])
+    assert calls == [("w", said)]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

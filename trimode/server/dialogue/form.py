@@ -16,6 +16,7 @@ from trimode.server.dialogue.schemas import (
     arguments_schema,
     documented,
     without_impossible_patterns,
+    without_nulls,
 )
 from trimode.server.dialogue.tools import Tool, ToolChoice
 from trimode.text.grammar_check import GrammarCheck
@@ -209,6 +210,7 @@ class _Writer:
             InputError: it is not valid, or it is strict and cannot be enforced whole.
         """
         dropped: list[str] = []
+        schema = without_nulls(schema)
         if not strict:
             schema, dropped = without_impossible_patterns(schema)
         document = documented(schema, lenient=not strict)

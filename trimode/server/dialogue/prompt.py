@@ -176,7 +176,7 @@ def check_length(model: LoadedModel, text: str) -> None:
     """Raise InputError if a text has more characters than any prompt of the model."""
     context = model.config.max_position_embeddings
     if len(text) > context * _LONGEST_TOKEN:
-        allowed = f"the maximum context length is {context} tokens, the answer included"
+        allowed = f"this model's maximum context length is {context} tokens, the answer included"
         raise ContextLengthError("prompt", f"{len(text)} characters", allowed)
 
 

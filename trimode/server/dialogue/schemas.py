@@ -52,7 +52,7 @@ def arguments_schema(parameters: Schema | None, field: str) -> Schema:
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise InputError(f"{field}.type", repr(kind), "arguments are an object")
-    clean = _mapped(parameters, _without_null)
+    clean = without_nulls(parameters)
     if not _mentions(clean, ("allOf", "if")):
         clean = _mapped(clean, _closed)
     if "$ref" in clean or any(name in clean for name in ("anyOf", "oneOf", "allOf")):
@@ -60,8 +60,17 @@ def arguments_schema(parameters: Schema | None, field: str) -> Schema:
     return _closed({**clean, "type": "object"})
 
 
-def _without_null(place: Schema) -> Schema:
-    return {name: v for name, v in place.items() if name != "additionalProperties" or v is not None}
+_MAY_BE_NULL = ("const", "default", "example")
+"""Keywords whose value is any JSON value."""
+
+
+def without_nulls(schema: Schema) -> Schema:
+    """The schema without keywords that are null, which some writers mean by leaving them out."""
+
+    def keep(place: Schema) -> Schema:
+        return {name: v for name, v in place.items() if v is not None or name in _MAY_BE_NULL}
+
+    return _mapped(schema, keep)
 
 
 def _closed(place: Schema) -> Schema:

@@ -41,8 +41,11 @@ def read_tool(tool: Any, field: str) -> Tool:
     """
     kind = tool.get("type", "function") if isinstance(tool, dict) else None
     function = tool.get("function") if isinstance(tool, dict) else None
-    if kind != "function" or not isinstance(function, dict):
+    if kind != "function":
         raise InputError(f"{field}.type", repr(kind), "allowed: function")
+    if not isinstance(function, dict):
+        found = "missing" if function is None else repr(function)[:80]
+        raise InputError(f"{field}.function", found, "must be an object with name and parameters")
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise InputError(f"{field}.function.name", repr(name), "must be a text")

@@ -4,14 +4,14 @@ from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimode.server.http.errors import error_object
+from trimode.server.http.errors import ErrorForms, error_body
 
 
 class BodyLimit:
     """Refuses larger bodies with 413, by their length header or while they come in."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, forms: ErrorForms) -> None:
+        self.app, self.limit, self.forms = app, limit, forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -36,4 +36,5 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"body: above {self.limit} bytes"
-        await JSONResponse(error_object(413, message), 413)(scope, receive, send)
+        body = error_body(self.forms, scope["path"], 413, message)
+        await JSONResponse(body, 413)(scope, receive, send)

@@ -23,6 +23,10 @@ _SHOWN = 80
 """Most characters of a wrong value that an error repeats."""
 
 
+CONTEXT_LENGTH_CODE = "context_length_exceeded"
+"""The code of a prompt that is too long."""
+
+
 class ApiError(Exception):
     """A request is answered with an error."""
 
@@ -58,9 +62,9 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
         raise type(error)(names[error.field], error.found, error.allowed) from None
 
 
-ErrorForms = Mapping[str, Callable[[int, str], dict[str, Any]]]
-"""What makes a protocol's error object from a status and a message, by the beginning of its paths;
-OpenAI's is made for all others."""
+ErrorForms = Mapping[str, Callable[[int, str, str | None], dict[str, Any]]]
+"""What makes a protocol's error object from a status, a message and a code, by the beginning of its
+paths; OpenAI's is made for all others."""
 
 
 def error_body(
@@ -73,7 +77,9 @@ def error_body(
 ) -> dict[str, Any]:
     """The error object of the protocol that a path belongs to."""
     form = next((form for start, form in forms.items() if path.startswith(start)), None)
-    return error_object(status, message, param, code) if form is None else form(status, message)
+    if form is None:
+        return error_object(status, message, param, code)
+    return form(status, message, code)
 
 
 def install(app: FastAPI, forms: ErrorForms) -> None:
@@ -88,7 +94,7 @@ def install(app: FastAPI, forms: ErrorForms) -> None:
     async def bad_input(http: Request, error: InputError) -> JSONResponse:
         status, code = 400, None
         if isinstance(error, ContextLengthError):
-            code = "context_length_exceeded"
+            code = CONTEXT_LENGTH_CODE
         if isinstance(error, UnknownModelError):
             status, code = 404, "model_not_found"
         return _answer(http, status, str(error), error.field, code)
@@ -141,6 +147,8 @@ def _validation_message(first: Mapping[str, Any]) -> tuple[str, str | None]:
     if first["type"] == "json_invalid":
         return f"body: not JSON; {first['ctx']['error']}", None
     field = _field(first["loc"])
+    if field is None and isinstance(first.get("input"), bytes):
+        return "body: not sent as JSON; give the header Content-Type: application/json", None
     if field is None and first["type"] == "value_error":  # our own words; they name the field
         return str(first["ctx"]["error"]), None
     given = "" if first["type"] == "missing" else f" {_short(first['input'])};"

@@ -43,18 +43,17 @@ class KeyCheck:
         return asks or path in ("/health", "/ready", "/") or path.startswith("/playground/")
 
     def _fits(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        given = _key(dict(headers))
         # Digests are compared in constant time, so that the time tells nothing about the keys.
-        matches = [hmac.compare_digest(_digest(given or b""), one) for one in self._known]
-        return given is not None and any(matches)
+        given = [_digest(key) for key in _keys(dict(headers))]
+        matches = [hmac.compare_digest(key, one) for key in given for one in self._known]
+        return any(matches)
 
 
-def _key(headers: dict[bytes, bytes]) -> bytes | None:
-    """The key of a request. Anthropic's clients send it as `x-api-key`."""
-    if b"x-api-key" in headers:
-        return headers[b"x-api-key"].strip()
+def _keys(headers: dict[bytes, bytes]) -> list[bytes]:
+    """The keys of a request. Anthropic's clients send one as `x-api-key`, or send both."""
     scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-    return given.strip() if scheme.lower() == b"bearer" else None
+    found = [given.strip()] if scheme.lower() == b"bearer" else []
+    return [*found, headers[b"x-api-key"].strip()] if b"x-api-key" in headers else found
 
 
 def generation_guards(service: Service) -> list[Any]:

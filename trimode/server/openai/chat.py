@@ -59,6 +59,8 @@ class ChatBody(GenerationBody):
     enable_thinking: StrictBool | None = None
     """The same as in `chat_template_kwargs`."""
     reasoning_effort: StrictStr | None = None
+    reasoning_format: StrictStr | None = None
+    """llama.cpp's: where thoughts go. `none` leaves them in the text, which is not done here."""
     max_thinking_tokens: WholeNumber | None = Field(None, ge=0)
     add_generation_prompt: StrictBool = True
     continue_final_message: StrictBool | None = None
@@ -99,6 +101,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
         if body.top_logprobs is not None and not body.logprobs:
             raise InputError("top_logprobs", str(body.top_logprobs), "needs logprobs: true")
         body.refuse_unsupported()
+        if body.reasoning_format == "none" and service.dialect.thinks:
+            allowed = "thoughts are always in reasoning_content; leave it out, or give 'auto'"
+            raise InputError("reasoning_format", "'none'", allowed)
         conversation = body.conversation()
         with fields_named(_NAMES):
             prompt, form = await service.prepare(conversation)

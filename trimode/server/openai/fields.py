@@ -68,6 +68,7 @@ MOST_STOP_CHARACTERS = 4096
 _WITHOUT_EFFECT = frozenset(
     (
         "metadata",
+        "models",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -80,7 +81,8 @@ _WITHOUT_EFFECT = frozenset(
         "service_tier",
     )
 )
-"""Fields of OpenAI and others that say who asks or what to cache: no answer depends on them."""
+"""Fields of OpenAI and others that say who asks, what to cache or which models to ask if this one
+fails: no answer depends on them."""
 
 
 class _DecodingBase(BaseModel):

@@ -33,6 +33,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             },
         }
 
+    @app.get("/v1/models/", include_in_schema=False)
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         names = [service.name, *(f"{service.name}:{mode}" for mode in MODES)]
