@@ -168,3 +168,9 @@ def test_modes_are_chosen_by_the_name_and_by_decoding(url):
     asked = post(url, decoding={"mode": "linear"}).json()
     assert named["metrics"]["decoding"]["mode"] == asked["metrics"]["decoding"]["mode"] == "linear"
     assert named["content"] == asked["content"]
+
+
+def test_a_model_that_does_not_think_says_so(url):
+    found = post(url, thinking={"type": "enabled", "budget_tokens": 1024})
+    assert found.status_code == 200
+    assert "does not think" in found.headers["x-trimode-warning"]

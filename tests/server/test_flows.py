@@ -104,7 +104,7 @@ def test_copilots_flow(caller):
     shown = send(f"{caller}/api/show", {"model": name})[1]
     assert "tools" in shown["capabilities"]
     family = shown["model_info"]["general.architecture"]
-    assert shown["model_info"][f"{family}.context_length"] == 4096
+    assert shown["model_info"][f"{family}.context_length"] == 1024
     ask = {"model": name, "messages": HI, "tools": [TOOL], "stream": True, "temperature": 0.1,
            "top_p": 1, "n": 1, "max_tokens": 200}  # fmt: skip
     chunks = events(f"{caller}/v1/chat/completions", ask)

@@ -134,3 +134,10 @@ def test_errors_have_ollamas_form(url, path, fields, status, word):
     assert found.status_code == status
     assert set(found.json()) == {"error"}
     assert word in found.json()["error"]
+
+
+def test_a_page_of_another_origin_cannot_post_without_asking(url):
+    """A browser sends such a body without a question; it is refused as not being JSON."""
+    headers = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+    body = json.dumps({"model": "tiny", "messages": HI})
+    assert httpx.post(f"{url}/api/chat", content=body, headers=headers).status_code == 400

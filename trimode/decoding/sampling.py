@@ -25,6 +25,8 @@ from trimode.errors import GrammarError, NotFiniteError
 _GREEDY_BELOW = 1e-5
 _FLATTEST = torch.finfo(torch.float32).max
 """Largest divisor of scores. Infinity would make NaN of the mask's -inf, and argmax picks NaN."""
+_MOST = 1e30
+"""Largest logit after a penalty: divided by the smallest temperature it is still a number."""
 _MOST_UNIFORM = 1 - 2.0**-24
 """The largest fp32 number below 1: keeps noise finite."""
 
@@ -247,7 +249,9 @@ def penalise_repetition(logits: Tensor, history: Sequence[int], penalty: float) 
     seen = torch.tensor(sorted(set(history)), device=logits.device)
     values = logits[:, seen]
     result = logits.clone()
-    result[:, seen] = torch.where(values > 0, values / penalty, values * penalty)
+    changed = torch.where(values > 0, values / penalty, values * penalty)
+    # A tiny penalty would make infinity of a logit; what a grammar forbids is that already.
+    result[:, seen] = torch.where(values.isinf(), values, changed.clamp(-_MOST, _MOST))
     return result
 
 

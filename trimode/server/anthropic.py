@@ -287,12 +287,16 @@ def add_routes(app: FastAPI, service: Service) -> None:
         body.refuse_unsupported()
         tools, warnings = _read_tools(body.tools)
         answer_id = new_id("msg_")
+        given = body.given_options()
+        if given["max_thinking_tokens"] is not None and not service.dialect.thinks:
+            given["max_thinking_tokens"] = None
+            warnings.append("thinking: this model does not think")
         with fields_named(_NAMES):
             turn = await begin_turn(
                 service,
                 body.conversation(tools),
                 body.model,
-                body.given_options(),
+                given,
                 answer_id=answer_id,
                 headers=http.headers,
                 stream=bool(body.stream),

@@ -57,7 +57,7 @@ def _checked(message: Any, where: str) -> Message:
     if role not in _ROLES:
         raise InputError(f"{where}.role", repr(role), f"allowed: {', '.join(_ROLES)}")
     content = _content(message.get("content"), f"{where}.content")
-    if content is None and not message.get("tool_calls"):
+    if content is None and role not in ("assistant", "tool"):
         raise InputError(f"{where}.content", "missing", _CONTENT)
     plain = plain_data({k: v for k, v in message.items() if k != "content"}, where)
     plain["content"] = content or ""
@@ -102,14 +102,19 @@ def _content(content: Any, where: str) -> str | None:
     return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
 
 
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Kinds of parts that are text, and the field that holds it."""
+
+
 def _part(part: Any, where: str) -> str:
     if not isinstance(part, Mapping):
         raise InputError(where, type(part).__name__, "must be an object")
-    if part.get("type") != "text":
-        raise InputError(f"{where}.type", repr(part.get("type")), "allowed: text")
-    text = part.get("text")
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _TEXTS:
+        raise InputError(f"{where}.type", repr(kind), "allowed: text")
+    text = part.get(_TEXTS[kind])
     if not isinstance(text, str):
-        raise InputError(f"{where}.text", type(text).__name__, "must be a string")
+        raise InputError(f"{where}.{_TEXTS[kind]}", type(text).__name__, "must be a string")
     return text
 
 

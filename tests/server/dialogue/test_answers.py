@@ -258,6 +258,8 @@ def test_thinking_can_be_turned_off():
         for fields in (
             {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}},
             {"extra_body": {"enable_thinking": False}},
+            {"extra_body": {"think": False}},
+            {"extra_body": {"reasoning": {"effort": "none"}}},
             {"reasoning_effort": "none"},
         ):
             assert ask(client, max_tokens=9, **fields).usage.prompt_tokens > plain
@@ -360,6 +362,7 @@ def test_limits_and_stops_of_other_servers():
 
         c = ord("c") - 33  # GPT-2's alphabet begins with "!"
         assert said(stop_token_ids=[c]) == "ab"
+        assert said(n_predict=2, max_tokens=None) == "ab"
         assert said(top_k=-1) == said(max_tokens=-1) == said(max_tokens=20.0) == "abcdef"
         assert said(stop="") == said(stop=[""]) == said(stop=[]) == "abcdef"
         assert said(stop=["", "d"]) == "abc"

@@ -49,6 +49,8 @@ class ChatBody(GenerationBody):
     max_tokens: Limit = Field(None, ge=1)
     max_completion_tokens: Limit = Field(None, ge=1)
     """The newer name of `max_tokens`; it wins."""
+    n_predict: Limit = Field(None, ge=1)
+    """llama.cpp's name of it."""
     logprobs: StrictBool | None = False
     top_logprobs: WholeNumber | None = Field(None, ge=0, le=20)
     tools: list[Any] | None = None
@@ -58,7 +60,11 @@ class ChatBody(GenerationBody):
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: StrictBool | None = None
     """The same as in `chat_template_kwargs`."""
+    think: StrictBool | None = None
+    """Ollama's name of it."""
     reasoning_effort: StrictStr | None = None
+    reasoning: dict[str, Any] | None = None
+    """OpenRouter's and responses' form of it: `effort`."""
     reasoning_format: StrictStr | None = None
     """llama.cpp's: where thoughts go. `none` leaves them in the text, which is not done here."""
     max_thinking_tokens: WholeNumber | None = Field(None, ge=0)
@@ -68,8 +74,8 @@ class ChatBody(GenerationBody):
     @property
     def most_tokens(self) -> int | None:
         """The limit on tokens, under whichever name it was given."""
-        newer = self.max_completion_tokens
-        return self.max_tokens if newer is None else newer
+        names = (self.max_completion_tokens, self.max_tokens, self.n_predict)
+        return next((limit for limit in names if limit is not None), None)
 
     def conversation(self) -> Conversation:
         """What the request says.
@@ -85,7 +91,9 @@ class ChatBody(GenerationBody):
             choice=choose(tools, self.tool_choice, parallel=parallel),
             constraint=constraint,
             variables=template_variables(
-                self.chat_template_kwargs, self.enable_thinking, self.reasoning_effort
+                self.chat_template_kwargs,
+                self.think if self.enable_thinking is None else self.enable_thinking,
+                self.reasoning_effort or (self.reasoning or {}).get("effort"),
             ),
             prefill=self.continue_final_message,
             generation_prompt=self.add_generation_prompt,
