@@ -104,9 +104,9 @@ def _chosen(tools: tuple[Tool, ...], choice: dict[str, Any], *, parallel: bool) 
         if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
             allowed = "needs mode (auto or required) and a list of tools"
             raise InputError("tool_choice.allowed_tools", repr(inner)[:80], allowed)
-        names = {_named(tool) for tool in listed}
+        names = [_named(tool) for tool in listed]
         return ToolChoice(_with_names(tools, names), mode == "required", parallel)
-    return ToolChoice(_with_names(tools, {_named(choice)}), forced=True, parallel=False)
+    return ToolChoice(_with_names(tools, [_named(choice)]), forced=True, parallel=False)
 
 
 def _named(choice: Any) -> Any:
@@ -115,10 +115,10 @@ def _named(choice: Any) -> Any:
     return function.get("name") if isinstance(function, dict) else None
 
 
-def _with_names(tools: tuple[Tool, ...], names: set[Any]) -> tuple[Tool, ...]:
+def _with_names(tools: tuple[Tool, ...], names: list[Any]) -> tuple[Tool, ...]:
     known = {tool.name for tool in tools}
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             allowed = f"must name one of the tools: {', '.join(sorted(known)) or 'there are none'}"
             raise InputError("tool_choice", repr(name), allowed)
     return tuple(tool for tool in tools if tool.name in names)

@@ -32,6 +32,7 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError, to_json
 
 from trimode.config import DECODING_FIELDS, GenerationOptions
 from trimode.errors import InputError
@@ -151,8 +152,11 @@ class Body(BaseModel):
                 raise ValueError(f"{name}: not a number that JSON has")
         try:
             json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+            to_json(body)
         except UnicodeEncodeError:
             raise ValueError("a text holds half of a surrogate pair") from None
+        except PydanticSerializationError:
+            raise ValueError("body: nested too deeply") from None
         return body
 
     @property
