@@ -95,22 +95,23 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def near_miss(name: str, known: Iterable[str]) -> str | None:
-    """The known name that an unknown one was probably meant to be, if there is one.
+    """The known name that an unknown one was probably meant to be, the nearest, if there is one.
 
     Case and the characters between words do not count. Two letters may be wrong, missing, too much
     or exchanged with the next one. In names of up to five letters only one may be, not the first
     one, and none may be wrong: "code" is no "mode".
     """
     plain = _plain(name)
+    near: list[tuple[int, str]] = []
     for candidate in known:
         other = _plain(candidate)
         edits = _distance(plain, other)
         if min(len(plain), len(other)) > 5:
             if edits <= 2:
-                return candidate
+                near.append((edits, candidate))
         elif edits == 0 or (edits == 1 and plain[0] == other[0] and _no_other(plain, other)):
-            return candidate
-    return None
+            near.append((edits, candidate))
+    return min(near, key=lambda found: found[0])[1] if near else None
 
 
 def _no_other(left: str, right: str) -> bool:
