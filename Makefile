@@ -35,7 +35,7 @@ browser: $(VENV)/.dev
 	npm install --silent --prefix $(VENV)/npm axe-core
 	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/playground
 
-# Other people's clients, each at the version that pyproject.toml or package.json names. About 2 GB.
+# Other people's clients, each at the version that pyproject.toml or package.json names. About 3.3 GB.
 CLIENTS := $(VENV)/clients
 CLIENT_GROUPS := openai-3 openai-2 crewai aider
 clients: $(VENV)/.dev
