@@ -1,5 +1,7 @@
 """Errors a user can cause. Each says which field, what was found and what is allowed."""
 
+from typing import Self
+
 
 class TrimodeError(Exception):
     """A failure while working (a download, a full disk): exit code 1."""
@@ -39,6 +41,12 @@ class InputError(TrimodeError, ValueError):
 
 class ContextLengthError(InputError):
     """A prompt is longer than the model's context."""
+
+    @classmethod
+    def of(cls, found: str, limit: int) -> Self:
+        """The error of a prompt, in the words that clients look for."""
+        allowed = f"this model's maximum context length is {limit} tokens, the answer included"
+        return cls("prompt", found, allowed)
 
 
 class CheckpointError(InputError):

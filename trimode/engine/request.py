@@ -272,8 +272,7 @@ def check_prompt(config: ModelConfig, prompt: tuple[int, ...], *, room: int = 1)
     if not prompt:
         raise InputError("prompt", "empty", "must have at least one token")
     if len(prompt) > limit - room:
-        allowed = f"this model's maximum context length is {limit} tokens, the answer included"
-        raise ContextLengthError("prompt", f"{len(prompt)} tokens", allowed)
+        raise ContextLengthError.of(f"{len(prompt)} tokens", limit)
     wrong = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
     if wrong is not None:
         raise InputError("prompt", f"token id {wrong}", f"ids are 0..{config.vocab_size - 1}")

@@ -85,11 +85,10 @@ def _check_size(model: LoadedModel, messages: list[Message]) -> None:
     context = model.config.max_position_embeddings
     texts = _texts(messages, ("system", "developer", "user", "assistant", "tool"))
     length = sum(map(len, texts))
-    allowed = f"the maximum context length is {context} tokens, the answer included"
     if len(messages) > context:
-        raise ContextLengthError("prompt", f"{len(messages)} messages", allowed)
+        raise ContextLengthError.of(f"{len(messages)} messages", context)
     if length > context * _LONGEST_TOKEN:
-        raise ContextLengthError("prompt", f"{length} characters", allowed)
+        raise ContextLengthError.of(f"{length} characters", context)
 
 
 _PRIVATE = 0xF0000
@@ -176,8 +175,7 @@ def check_length(model: LoadedModel, text: str) -> None:
     """Raise InputError if a text has more characters than any prompt of the model."""
     context = model.config.max_position_embeddings
     if len(text) > context * _LONGEST_TOKEN:
-        allowed = f"this model's maximum context length is {context} tokens, the answer included"
-        raise ContextLengthError("prompt", f"{len(text)} characters", allowed)
+        raise ContextLengthError.of(f"{len(text)} characters", context)
 
 
 def _split_prefill(
