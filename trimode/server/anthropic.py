@@ -3,7 +3,6 @@
 The form is that of Anthropic's API reference, version 2023-06-01.
 """
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -355,14 +354,11 @@ class MessageState:
             content.append({"type": "thinking", "thinking": reader.thought, "signature": ""})
         if reader.content or not reader.calls:
             content.append({"type": "text", "text": reader.content})
-        for call in reader.calls:
-            try:
-                arguments = json.loads(call.arguments)
-            except (ValueError, RecursionError):  # cut off by max_tokens
-                continue
-            content.append(
-                {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
-            )
+        content += [
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
+            for call in reader.calls
+            if (arguments := call.parsed) is not None
+        ]
         found = self.object(content, ended)
         sequence = self.turn.request.sequence
         return {**found, "metrics": decoding_metrics([sequence], self.turn.mode_reason)}

@@ -3,7 +3,6 @@
 The form is that of Ollama's docs/api.md.
 """
 
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
@@ -369,14 +368,11 @@ async def _respond(service: Service, http: Request, body: OllamaBody, lines: Cha
 
 def _calls(ended: Ended) -> list[dict[str, Any]]:
     """The complete calls of an answer."""
-    found = []
-    for call in ended.reader.calls:
-        try:
-            arguments = json.loads(call.arguments)
-        except (ValueError, RecursionError):  # cut off by num_predict
-            continue
-        found.append({"id": call.id, "function": {"name": call.name, "arguments": arguments}})
-    return found
+    return [
+        {"id": call.id, "function": {"name": call.name, "arguments": arguments}}
+        for call in ended.reader.calls
+        if (arguments := call.parsed) is not None
+    ]
 
 
 def _loaded(service: Service, body: OllamaBody, said: dict[str, Any]) -> dict[str, Any]:

@@ -164,12 +164,6 @@ _tokenizers: dict[tuple[Any, ...], Any] = {}
 """Built once for each tokenizer: it takes a second and serves every request."""
 
 
-def is_compiled(grammar: str) -> bool:
-    """Whether the grammar has been compiled lately, for any model."""
-    with _lock:
-        return any(key[-1] == grammar for key in _matchers)
-
-
 def _compiled(
     grammar: str,
     tokenizer: Tokenizer,

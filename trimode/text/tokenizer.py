@@ -140,11 +140,7 @@ class Tokenizer:
         if len(tokens) != len(token_types):
             found = f"{len(token_types)} types for {len(tokens)} tokens"
             raise CheckpointError("tokenizer.ggml.token_type", found, "one type a token")
-        for name, token in (("bos", bos_token_id), ("eos", eos_token_id)):
-            if token is not None and not 0 <= token < len(tokens):
-                raise CheckpointError(
-                    f"tokenizer.ggml.{name}_token_id", str(token), f"0 to {len(tokens) - 1}"
-                )
+        _check_ids("tokenizer.ggml.", len(tokens), bos=bos_token_id, eos=eos_token_id)
         with _damage_named("tokenizer.ggml", "a byte-level BPE vocabulary"):
             backend = byte_bpe(tokens, merges, pre)
         typed = list(zip(tokens, token_types, strict=True))
@@ -179,10 +175,7 @@ class Tokenizer:
         Raises:
             CheckpointError: the vocabulary contradicts itself.
         """
-        for name, token in (("bos", bos_token_id), ("eos", eos_token_id)):
-            if token is not None and not 0 <= token < len(vocabulary.pieces):
-                allowed = f"0 to {len(vocabulary.pieces) - 1}"
-                raise CheckpointError(f"{name}_token_id", str(token), allowed)
+        _check_ids("", len(vocabulary.pieces), bos=bos_token_id, eos=eos_token_id)
         with _damage_named("tokenizer", "a SentencePiece vocabulary"):
             backend = sentencepiece(vocabulary)
         if add_bos and bos_token_id is not None:
@@ -333,6 +326,13 @@ class Tokenizer:
     def _text_inside(self, token_id: int) -> str:
         before = self.decode(self._anchor)
         return self.decode([*self._anchor, token_id])[len(before) :]
+
+
+def _check_ids(prefix: str, size: int, **ids: int | None) -> None:
+    """Raise CheckpointError if a token is outside a vocabulary of `size`; names its field."""
+    for name, token in ids.items():
+        if token is not None and not 0 <= token < size:
+            raise CheckpointError(f"{prefix}{name}_token_id", str(token), f"0 to {size - 1}")
 
 
 def _begin_with(backend: tokenizers.Tokenizer, token_id: int) -> None:

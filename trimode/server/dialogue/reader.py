@@ -6,7 +6,7 @@ Whole answers and streams go through the same reader, so they say the same.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trimode.server.dialogue.call_formats import CallFormat
 
@@ -57,6 +57,14 @@ class ReadCall:
     id: str
     name: str
     arguments: str = ""
+
+    @property
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments as an object; None if the call was cut off."""
+        try:
+            return json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return None
 
 
 class ObjectEnd:
