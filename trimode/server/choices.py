@@ -173,6 +173,32 @@ async def begin_turn(
         QueueFullError: too many requests wait.
     """
     prompt, form = await service.prepare(conversation)
+    return await start_turn(
+        service,
+        prompt,
+        form,
+        model_name,
+        given,
+        answer_id=answer_id,
+        headers=headers,
+        stream=stream,
+        operation=operation,
+    )
+
+
+async def start_turn(
+    service: Service,
+    prompt: ChatPrompt,
+    form: AnswerForm,
+    model_name: str | None,
+    given: Mapping[str, Any],
+    *,
+    answer_id: str,
+    headers: Mapping[str, str],
+    stream: bool,
+    operation: Operation,
+) -> Turn:
+    """Have the answer to a prompt decoded; the arguments are those of `begin_turn`."""
     resolved = resolve_options(service, model_name, given, form=form)
     try:
         (request,) = await service.submit(

@@ -16,10 +16,10 @@ from pydantic_core import to_json
 
 from trimode.config import MODES
 from trimode.errors import InputError
-from trimode.server.choices import Turn, begin_turn, mode_suffix, resolve_options
+from trimode.server.choices import Turn, begin_turn, mode_suffix, start_turn
 from trimode.server.dialogue.constraints import Constraint, of_response_format
 from trimode.server.dialogue.follow import Ended, follow, whole
-from trimode.server.dialogue.form import answer_form
+from trimode.server.dialogue.form import text_form
 from trimode.server.dialogue.infill import infill
 from trimode.server.dialogue.prepare import EFFORTS, Conversation
 from trimode.server.dialogue.prompt import ChatPrompt, tokens_of
@@ -257,16 +257,16 @@ async def _generation(service: Service, body: GenerateBody, http: Request) -> Tu
         tokens = await service.aside(lambda: infill(model, text, body.suffix or ""))
     else:
         tokens = await service.aside(lambda: tokens_of(model, text, add_bos=None))
-    check = service.grammar_check
-    form = await service.aside(
-        lambda: answer_form(ToolChoice(), body.constraint, None, "none", check)
+    form = await service.aside(lambda: text_form(body.constraint, service.grammar_check))
+    return await start_turn(
+        service,
+        ChatPrompt(text, tokens, "none"),
+        form,
+        body.model,
+        body.given_options(),
+        operation="text_completion",
+        **given,
     )
-    resolved = resolve_options(service, body.model, body.given_options(), form=form)
-    choices = resolved.over(tokens, model)
-    (request,) = await service.submit(
-        choices, operation="text_completion", model_name=body.model or service.name, **given
-    )
-    return Turn(request, ChatPrompt(text, tokens, "none"), form, resolved.mode_reason)
 
 
 def _message(message: dict[str, Any], index: int) -> dict[str, Any]:

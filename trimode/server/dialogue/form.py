@@ -94,6 +94,15 @@ def answer_form(
     )
 
 
+def text_form(constraint: Constraint | None, check: GrammarCheck) -> AnswerForm:
+    """The form of a text that continues a prompt: it neither calls nor thinks. May block.
+
+    Raises:
+        InputError: a schema or grammar is refused; names the field.
+    """
+    return answer_form(ToolChoice(), constraint, None, "none", check)
+
+
 class _Writer:
     """Writes the grammar of one form, in Lark."""
 

@@ -17,10 +17,9 @@ from trimode.engine.score import score
 from trimode.errors import InputError
 from trimode.server.choices import resolve_options
 from trimode.server.dialogue.constraints import CONSTRAINT_FIELDS, of_body
-from trimode.server.dialogue.form import AnswerForm, answer_form
+from trimode.server.dialogue.form import AnswerForm, text_form
 from trimode.server.dialogue.infill import infill
 from trimode.server.dialogue.prompt import tokens_of
-from trimode.server.dialogue.tools import ToolChoice
 from trimode.server.http.delivery import DONE, EventStream, event, too_late
 from trimode.server.http.errors import ApiError, fields_named
 from trimode.server.http.guards import generation_guards
@@ -85,7 +84,7 @@ class CompletionBody(GenerationBody):
     def form(self, service: Service) -> AnswerForm:
         """The form that the answers must have. May block."""
         constraint = of_body({name: getattr(self, name) for name in CONSTRAINT_FIELDS})
-        return answer_form(ToolChoice(), constraint, None, "none", service.grammar_check)
+        return text_form(constraint, service.grammar_check)
 
     def encoded(self, service: Service) -> list[tuple[int, ...]]:
         """The tokens of the prompts. May block.
