@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,8 @@ from trimode.checkpoints.names import check_tensors, from_gguf, rows_of, split_f
 from trimode.checkpoints.special_tokens import end_token_ids, template_tokens
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
+from trimode.model import QuantisedMatrix, ReadTensor
+from trimode.model.quantised import BLOCK_KINDS
 from trimode.text import ChatTemplate, Tokenizer, chat_template
 from trimode.text.byte_bpe import pre_adds_bos
 from trimode.text.sentencepiece import SentencePieceVocabulary
@@ -30,8 +31,9 @@ class GgufModel:
 
     name: str
     config: ModelConfig
-    read: Callable[[str], Tensor]
-    """Canonical tensor name -> fp32 tensor, exactly as llama.cpp dequantises it."""
+    read: ReadTensor
+    """Canonical tensor name -> the matrix as it is stored, if its type is in `BLOCK_KINDS`; else an
+    fp32 tensor, exactly as llama.cpp dequantises it."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
 
@@ -76,12 +78,17 @@ def open_gguf(path: Path) -> GgufModel:
         str(path),
     )
 
-    def read(name: str) -> Tensor:
+    def read(name: str) -> Tensor | QuantisedMatrix:
         home, rows = homes[name]
         tensor = stored[home]
         data = tensor.data.reshape(-1, tensor.data.shape[-1]) if rows is not None else tensor.data
-        values = gguf.dequantize(data if rows is None else data[rows], tensor.tensor_type)
-        shape = rows_of(shapes[home], rows)
+        data = data if rows is None else data[rows]
+        shape, kind = rows_of(shapes[home], rows), tensor.tensor_type
+        if kind.name in BLOCK_KINDS and len(shape) == 2:
+            weight = QuantisedMatrix(kind.name, torch.from_numpy(data).view(torch.uint8))
+            order = _row_order(name, config)
+            return weight if order is None else weight.rows(order)
+        values = gguf.dequantize(data, kind)
         weight = torch.from_numpy(np.array(values, dtype=np.float32).reshape(shape))
         return _as_published(name, weight, config)
 
@@ -125,7 +132,7 @@ def _reader(path: Path) -> Any:
 
     check_header(path)
     try:
-        return gguf.GGUFReader(path)
+        return gguf.GGUFReader(path, "c")  # writable, as PyTorch wants it, and not shared
     except Exception as error:  # noqa: BLE001 - the reader raises whatever a bad offset leads to
         found = f"not readable ({type(error).__name__}: {error}); truncated or damaged"
         raise CheckpointError(str(path), found, "fetch it again") from None
@@ -350,25 +357,28 @@ def _yarn(metadata: _Metadata, prefix: str) -> dict[str, Any]:
 
 def _as_published(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     """A tensor as `config.json`'s family has it: GGUF files change the form of some."""
-    family = FAMILIES[config.family]
-    if family.norm == "offset_rms" and name.endswith("norm.weight"):
+    if FAMILIES[config.family].norm == "offset_rms" and name.endswith("norm.weight"):
         return weight - 1.0  # the files hold the scale itself
-    return _unpermute(name, weight, config) if family.interleaved_gguf_rope else weight
+    order = _row_order(name, config)
+    return weight if order is None else weight[order]
 
 
-def _unpermute(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
-    """Undo the query and key row order that files of some families use for interleaved RoPE.
+def _row_order(name: str, config: ModelConfig) -> Tensor | None:
+    """The rows of a file's tensor in their original order, int64 `[out]`; None if they are in it.
 
-    In such a file, row 2j + s of a head is row s * head_dim / 2 + j of the original.
+    Files of some families reorder query and key rows for interleaved RoPE: row 2j + s of a head is
+    row s * head_dim / 2 + j of the original.
     """
+    if not FAMILIES[config.family].interleaved_gguf_rope:
+        return None
     if ".q_proj." in name:
         heads = config.num_heads
     elif ".k_proj." in name:
         heads = config.num_kv_heads
     else:
-        return weight
-    grouped = weight.unflatten(0, (heads, config.head_dim // 2, 2))
-    return grouped.transpose(1, 2).reshape(weight.shape).contiguous()
+        return None
+    rows = torch.arange(heads * config.head_dim)
+    return rows.view(heads, config.head_dim // 2, 2).transpose(1, 2).flatten()
 
 
 _NAMED_TOKENS = {

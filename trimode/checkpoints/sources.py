@@ -23,7 +23,7 @@ from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.save import save_checkpoint
 from trimode.config import DEFAULT_MODEL
 from trimode.errors import FetchError, InputError, TrimodeError
-from trimode.model import expected_tensors
+from trimode.model import as_floats, expected_tensors
 
 _RECORD = "source.json"
 """Where a cached model came from: origin, version, hash."""
@@ -280,7 +280,7 @@ def _convert(
     if mask_token is not None:
         config = replace(config, mask_token_id=model.tokenizer.token_id(mask_token))
     names = track(expected_tensors(config), "tensors", console=console, transient=True)
-    tensors = ((name, model.read(name)) for name in names)
+    tensors = ((name, as_floats(model.read(name))) for name in names)
     version = requirement.partition("==")[2]
     fields = {"origin": f"pypi:{requirement}", "version": version, "sha256": digest}
     record = gguf.with_name(_RECORD)

@@ -14,6 +14,7 @@ from trimode.model.attention import CachedAttention, Segment
 from trimode.model.build import DTYPES, build_runner, choose_format, cpu_multiplies_bf16, describe
 from trimode.model.kv_cache import KVCache
 from trimode.model.parameters import LAYER_NORMS, expected_tensors
+from trimode.model.quantised import QuantisedMatrix, as_floats
 from trimode.model.runners import Runner
 from trimode.model.transformer import Block, Transformer
 
@@ -28,11 +29,13 @@ __all__ = [
     "KVCache",
     "LowRankDelta",
     "Projection",
+    "QuantisedMatrix",
     "ReadTensor",
     "Runner",
     "Segment",
     "StoredScope",
     "Transformer",
+    "as_floats",
     "build_runner",
     "choose_format",
     "cpu_multiplies_bf16",

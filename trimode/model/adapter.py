@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from trimode.config import DraftForm, ModelConfig
 from trimode.errors import CheckpointError
 from trimode.model.parameters import expected_tensors
+from trimode.model.quantised import QuantisedMatrix, as_floats
 
 AdapterScope = Literal["draft", "denoise"]
 """`draft`: on in speculation's drafts only (NLD). `denoise`: on in every denoising pass."""
 StoredScope = Literal[AdapterScope, "merged"]
 """`merged`: an ordinary LoRA, on in all rows. It is added to the weights when they are read."""
 
-ReadTensor = Callable[[str], Tensor]
-"""Canonical name -> tensor."""
+ReadTensor = Callable[[str], Tensor | QuantisedMatrix]
+"""Canonical name -> tensor, or a matrix as its file stores it."""
 
 AdapterRows = Tensor | slice | None
 """Rows of the pass that the adapter is on for: indices `[m]`, all of them, or none."""
@@ -66,14 +67,14 @@ def merged(config: ModelConfig, read: ReadTensor, adapter: AdapterWeights) -> Re
     """
     check_adapter(config, adapter)
 
-    def read_merged(name: str) -> Tensor:
+    def read_merged(name: str) -> Tensor | QuantisedMatrix:
         weight = read(name)
         stem, _, kind = name.rpartition(".")
         part = adapter.targets.get(stem) if kind == "weight" else None
         if part is None:
             return weight
         down, up = (tensor.float() for tensor in part)
-        return weight.float() + (up @ down) * adapter.scale
+        return as_floats(weight).float() + (up @ down) * adapter.scale
 
     return read_merged
 

@@ -11,6 +11,7 @@ from trimode.errors import CheckpointError
 from trimode.model.adapter import AdapterWeights, Projection, ReadTensor
 from trimode.model.formats import WeightFormat
 from trimode.model.norm import LayerNorm, Norm, OffsetRMSNorm, RMSNorm
+from trimode.model.quantised import as_floats
 
 
 class Builder:
@@ -65,7 +66,7 @@ class Builder:
         Raises:
             CheckpointError: a number is not finite.
         """
-        tensor = self._read(name)
+        tensor = as_floats(self._read(name))
         if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
             raise CheckpointError(name, "NaN or infinite", "must be finite numbers")
         return tensor

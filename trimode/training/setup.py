@@ -17,7 +17,13 @@ from trimode.checkpoints import (
     read_adapter,
 )
 from trimode.errors import InputError
-from trimode.model import AdapterWeights, ReadTensor, cpu_multiplies_bf16
+from trimode.model import (
+    AdapterWeights,
+    QuantisedMatrix,
+    ReadTensor,
+    as_floats,
+    cpu_multiplies_bf16,
+)
 from trimode.training.adapter import first_adapter, mask_row
 from trimode.training.config import TrainConfig
 from trimode.training.data import Batch, Examples, PackedRows, read_documents
@@ -124,7 +130,7 @@ def first_adapter_of(config: TrainConfig, checkpoint: Checkpoint) -> AdapterWeig
     """
     mask = checkpoint.config.mask_token_id
     assert mask is not None  # see `open_for_training`
-    embedding = mask_row(checkpoint.read("embed_tokens.weight"), mask)
+    embedding = mask_row(as_floats(checkpoint.read("embed_tokens.weight")), mask)
     adapter = first_adapter(checkpoint.config, config.adapter, embedding, config.seed)
     if adapter.mask_token_id not in (None, mask):
         found = (
@@ -162,11 +168,11 @@ def _with_usable_mask_row(checkpoint: Checkpoint) -> ReadTensor:
     mask = checkpoint.config.mask_token_id
     assert mask is not None  # see `open_for_training`
 
-    def read(name: str) -> torch.Tensor:
-        weight = checkpoint.read(name)
-        if name == "embed_tokens.weight":
-            weight = weight.clone()
-            weight[mask] = mask_row(weight, mask).to(weight.dtype)
+    def read(name: str) -> torch.Tensor | QuantisedMatrix:
+        if name != "embed_tokens.weight":
+            return checkpoint.read(name)
+        weight = as_floats(checkpoint.read(name)).clone()
+        weight[mask] = mask_row(weight, mask).to(weight.dtype)
         return weight
 
     return read

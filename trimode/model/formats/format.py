@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.model.adapter import LowRankDelta
+from trimode.model.quantised import QuantisedMatrix, as_floats
 
 Parts = Sequence[tuple[Tensor, Tensor] | None]
 """(A `[rank, in]`, B `[out, rank]`) of each fused linear; None if the adapter leaves it alone."""
@@ -64,9 +65,9 @@ class WeightFormat(ABC):
     def describe(self) -> str:
         """The format in words."""
 
-    def matrix(self, stored: Tensor, *, copy: bool = False) -> Tensor:
+    def matrix(self, stored: Tensor | QuantisedMatrix, *, copy: bool = False) -> Tensor:
         """A stored matrix as `linear` and `embedding_and_head` take it."""
-        return stored.to(device=self.device, dtype=self.dtype, copy=copy)
+        return as_floats(stored).to(device=self.device, dtype=self.dtype, copy=copy)
 
     def delta(self, parts: Parts, sizes: Sequence[int], scale: float) -> nn.Module | None:
         """An adapter's share of fused linears of `sizes` outputs; None if it has none."""

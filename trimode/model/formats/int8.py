@@ -18,6 +18,7 @@ from trimode.model.native.structs import (
     TILE_OUTPUTS,
     WEIGHT_LEVELS,
 )
+from trimode.model.quantised import QuantisedMatrix, as_floats
 
 _QUANTISED_AT_ONCE = 2**16
 """Weights that are turned from floats into int8 at a time."""
@@ -171,13 +172,13 @@ class Int8Format(WeightFormat):
         """See `WeightFormat`."""
         return Int8Linear(weights, bias)
 
-    def matrix(self, stored: Tensor, *, copy: bool = False) -> Tensor:
+    def matrix(self, stored: Tensor | QuantisedMatrix, *, copy: bool = False) -> Tensor:
         """The matrix as it is stored: floats of any dtype are quantised alike.
 
         An embedding that is not quantised is read by rows, in its stored dtype. That of a bf16
         checkpoint would take twice the memory in fp32, for the same numbers.
         """
-        return stored.to(device=self.device, copy=copy)
+        return as_floats(stored).to(device=self.device, copy=copy)
 
     def delta(self, parts: Parts, sizes: Sequence[int], scale: float) -> IntegerDelta | None:
         """See `WeightFormat`."""
