@@ -11,7 +11,15 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = Path("trimode/model/native/pass.cpp")
-OPTIMISED = ("-O3", "-std=c++17", "-mavx2", "-mfma", "-mtune=native", "-ffp-contract=off")
+OPTIMISED = (
+    "-O3",
+    "-std=c++17",
+    "-mavx2",
+    "-mfma",
+    "-mf16c",
+    "-mtune=native",
+    "-ffp-contract=off",
+)
 """No contraction: a float expression must be rounded the same way everywhere in the code."""
 
 

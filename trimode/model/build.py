@@ -9,6 +9,7 @@ from trimode.errors import InputError
 from trimode.model.adapter import AdapterWeights, ReadTensor
 from trimode.model.formats import (
     FbgemmFormat,
+    Int4Format,
     Int8Format,
     OneDnnFormat,
     PlainFormat,
@@ -16,12 +17,12 @@ from trimode.model.formats import (
 )
 from trimode.model.native import library
 from trimode.model.runners import RUNNERS, NativeRunner, Runner
-from trimode.model.runners.native import kernels, refused_fields
+from trimode.model.runners.native import kernels, refused_fields, runs_natively
 from trimode.model.transformer import Transformer
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("auto", "fp32", "bf16", "int8")
+DTYPES = ("auto", "fp32", "bf16", "int8", "int4")
 
 
 def build_runner(
@@ -38,7 +39,7 @@ def build_runner(
     Args:
         config: the model.
         read: called once for each canonical tensor name.
-        dtype: `int8`, `fp32`, `bf16` or `auto`.
+        dtype: one of `DTYPES`.
         device: a torch device.
         adapter: to load with it.
         plain: keep the weights as ordinary parameters, for training; they are packed otherwise.
@@ -72,14 +73,16 @@ def choose_format(dtype: str, device: str, config: ModelConfig | None = None) ->
         raise InputError("dtype", repr(dtype), f"allowed: {', '.join(DTYPES)}")
     on_cpu = torch.device(device).type == "cpu"
     if dtype == "auto":
-        dtype = ("int8" if _runs_int8(config) else "fp32") if on_cpu else "bf16"
+        dtype = ("int8" if _runs_natively(config) else "fp32") if on_cpu else "bf16"
         if dtype == "fp32" and config is not None and library() is not None:
             unknown = ", ".join(refused_fields(config)[:3])
             logger.warning("runs in fp32: the int8 pass does not know this model's %s", unknown)
-    if dtype == "int8":
+    if dtype in ("int8", "int4"):
         if not on_cpu:
-            raise InputError("dtype", f"int8 on {device}", "runs on the CPU only; use bf16")
-        return Int8Format(device)
+            raise InputError("dtype", f"{dtype} on {device}", "runs on the CPU only; use bf16")
+        if dtype == "int8":
+            return Int8Format(device)
+        return Int4Format(device, packs=_runs_natively(config))
     if dtype == "fp32":
         packs = on_cpu and torch.backends.mkldnn.is_available()
         return (OneDnnFormat if packs else PlainFormat)(torch.float32, device)
@@ -94,16 +97,14 @@ def choose_runner(transformer: Transformer, weight_format: WeightFormat) -> Runn
     """The first runner that can run the model."""
     config = transformer.config
     kind = next(kind for kind in RUNNERS if kind.supports(config, weight_format))
-    if weight_format.name == "int8" and kind is not NativeRunner and library() is not None:
-        unknown = ", ".join(refused_fields(config))
-        logger.warning("int8 runs slowly: the C++ pass does not know this model's %s", unknown)
+    if weight_format.independent_rows and kind is not NativeRunner and library() is not None:
+        unknown, name = ", ".join(refused_fields(config)), weight_format.name
+        logger.warning("%s runs slowly: the C++ pass does not know this model's %s", name, unknown)
     return kind(transformer, weight_format)
 
 
-def _runs_int8(config: ModelConfig | None) -> bool:
-    if config is None:
-        return library() is not None
-    return NativeRunner.supports(config, Int8Format())
+def _runs_natively(config: ModelConfig | None) -> bool:
+    return library() is not None if config is None else runs_natively(config)
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -120,7 +121,7 @@ def _has_fbgemm() -> bool:
 def describe(dtype: str, device: str) -> str:
     """How linears run for a dtype on a device, in words."""
     weight_format = choose_format(dtype, device)
-    if weight_format.name != "int8":
+    if not weight_format.independent_rows:
         return weight_format.describe()
     how = kernels() if library() else "PyTorch operators (the C++ pass is not built)"
     return f"{weight_format.describe()}, {how}"

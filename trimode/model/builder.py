@@ -11,7 +11,7 @@ from trimode.errors import CheckpointError
 from trimode.model.adapter import AdapterWeights, Projection, ReadTensor
 from trimode.model.formats import WeightFormat
 from trimode.model.norm import LayerNorm, Norm, OffsetRMSNorm, RMSNorm
-from trimode.model.quantised import as_floats
+from trimode.model.quantised import QuantisedMatrix, as_floats
 
 
 class Builder:
@@ -56,9 +56,10 @@ class Builder:
         return nn.Parameter(mask.to(self.format.device, self.format.dtype), requires_grad=False)
 
     def _tensor(self, name: str, *, copy: bool = False) -> Tensor:
-        return self._finite(name).to(device=self.format.device, dtype=self.format.dtype, copy=copy)
+        tensor = as_floats(self._finite(name))
+        return tensor.to(device=self.format.device, dtype=self.format.dtype, copy=copy)
 
-    def _finite(self, name: str) -> Tensor:
+    def _finite(self, name: str) -> Tensor | QuantisedMatrix:
         """A tensor whose numbers all reach the logits: norms, biases, embedding and head.
 
         One pass over them costs little; the many linears are not looked at.
@@ -66,8 +67,8 @@ class Builder:
         Raises:
             CheckpointError: a number is not finite.
         """
-        tensor = as_floats(self._read(name))
-        if not tensor.sum(dtype=torch.float32).isfinite() and not tensor.isfinite().all():
+        tensor = self._read(name)
+        if not _is_finite(tensor):
             raise CheckpointError(name, "NaN or infinite", "must be finite numbers")
         return tensor
 
@@ -77,3 +78,9 @@ class Builder:
             return None
         down, up = (t.to(device=self.format.device, dtype=self.format.dtype) for t in part)
         return down, up
+
+
+def _is_finite(tensor: Tensor | QuantisedMatrix) -> bool:
+    if isinstance(tensor, QuantisedMatrix):
+        return tensor.is_finite()
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())

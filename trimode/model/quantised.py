@@ -8,11 +8,14 @@ Source of the layouts: ggml's `ggml-common.h` and `gguf-py`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from trimode.model.native import library
 
 
 class Groups(NamedTuple):
@@ -38,6 +41,8 @@ class BlockKind(NamedTuple):
     group: int
     """Weights that share a scale."""
     offset: int
+    halves: tuple[int, ...]
+    """Bytes at which a block's fp16 numbers begin."""
     decode: Callable[[Tensor], Groups]
     """Blocks uint8 `[n, size]` -> their groups, each block a row."""
 
@@ -50,6 +55,8 @@ class QuantisedMatrix:
     """A key of `BLOCK_KINDS`."""
     blocks: Tensor
     """uint8 `[out, bytes of a row]`."""
+    columns: int | None = None
+    """Weights of a row, if they do not fill its last block."""
 
     def __len__(self) -> int:
         """Rows of the matrix."""
@@ -59,11 +66,12 @@ class QuantisedMatrix:
     def shape(self) -> tuple[int, int]:
         """`(out, in)`, as of the matrix of floats."""
         kind = BLOCK_KINDS[self.kind]
-        return len(self.blocks), self.blocks.shape[1] // kind.size * kind.weights
+        full = self.blocks.shape[1] // kind.size * kind.weights
+        return len(self.blocks), self.columns or full
 
     def rows(self, index: Tensor | slice) -> "QuantisedMatrix":
         """Some rows, in the given order."""
-        return QuantisedMatrix(self.kind, self.blocks[index])
+        return replace(self, blocks=self.blocks[index])
 
     def groups(self) -> Groups:
         """The whole numbers, scales and minima."""
@@ -76,15 +84,45 @@ class QuantisedMatrix:
             None if minimum is None else minimum.view(rows, -1),
         )
 
-    def floats(self) -> Tensor:
-        """The matrix in fp32 `[out, in]`, bit for bit as llama.cpp dequantises it."""
+    def floats(self, index: Tensor | None = None) -> Tensor:
+        """The matrix in fp32 `[out, in]`, bit for bit as llama.cpp dequantises it.
+
+        Args:
+            index: rows to return, int64 `[n]`; all of them by default.
+        """
+        native = library()
+        if native is None:
+            chosen = self if index is None else self.rows(index)
+            return chosen._decoded()[:, : self.shape[1]]
+        rows = len(self) if index is None else len(index)
+        found = torch.empty(rows, self.shape[1])
+        index = None if index is None else index.contiguous()
+        native.trimode_unpack(
+            KIND_NUMBERS[self.kind],
+            self.blocks.data_ptr(),
+            self.blocks.stride(0),
+            None if index is None else index.data_ptr(),
+            rows,
+            self.shape[1],
+            found.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return found
+
+    def _decoded(self) -> Tensor:
         kind = BLOCK_KINDS[self.kind]
         values, scale, minimum = self.groups()
         grouped = values.view(len(self), -1, kind.group).float() - kind.offset
         grouped *= scale[..., None]
         if minimum is not None:
             grouped += minimum[..., None]
-        return grouped.view(self.shape)
+        return grouped.flatten(1)
+
+    def is_finite(self) -> bool:
+        """Whether all its weights are finite numbers."""
+        kind = BLOCK_KINDS[self.kind]
+        blocks = self.blocks.reshape(-1, kind.size)
+        return all(bool(_half(blocks, at).isfinite().all()) for at in kind.halves)
 
 
 def as_floats(weight: Tensor | QuantisedMatrix) -> Tensor:
@@ -164,13 +202,67 @@ def _q6_k(blocks: Tensor) -> Groups:
 
 
 BLOCK_KINDS = {
-    "Q4_0": BlockKind(32, 18, 4, 32, 8, _q4_0),
-    "Q4_1": BlockKind(32, 20, 4, 32, 0, _q4_1),
-    "Q5_0": BlockKind(32, 22, 5, 32, 16, _q5_0),
-    "Q5_1": BlockKind(32, 24, 5, 32, 0, _q5_1),
-    "Q8_0": BlockKind(32, 34, 8, 32, 128, _q8_0),
-    "Q4_K": BlockKind(256, 144, 4, 32, 0, _q4_k),
-    "Q5_K": BlockKind(256, 176, 5, 32, 0, _q5_k),
-    "Q6_K": BlockKind(256, 210, 6, 16, 32, _q6_k),
+    "Q4_0": BlockKind(32, 18, 4, 32, 8, (0,), _q4_0),
+    "Q4_1": BlockKind(32, 20, 4, 32, 0, (0, 2), _q4_1),
+    "Q5_0": BlockKind(32, 22, 5, 32, 16, (0,), _q5_0),
+    "Q5_1": BlockKind(32, 24, 5, 32, 0, (0, 2), _q5_1),
+    "Q8_0": BlockKind(32, 34, 8, 32, 128, (0,), _q8_0),
+    "Q4_K": BlockKind(256, 144, 4, 32, 0, (0, 2), _q4_k),
+    "Q5_K": BlockKind(256, 176, 5, 32, 0, (0, 2), _q5_k),
+    "Q6_K": BlockKind(256, 210, 6, 16, 32, (208,), _q6_k),
 }
 """By ggml's names: the types that are computed with as they are stored."""
+KIND_NUMBERS = {kind: number for number, kind in enumerate(BLOCK_KINDS)}
+"""The kinds' numbers in the C++ library."""
+
+_AT_ONCE = 2**16
+"""Weights that are quantised at a time: the floats stay in the CPU's cache."""
+
+
+def quantise(weight: Tensor, kind: str) -> QuantisedMatrix:
+    """A matrix `[out, in]` of any float dtype in blocks of a kind: `Q4_1` or `Q8_0`.
+
+    Rows whose length is not a multiple of 32 get zeros at their end.
+    """
+    encode = {"Q4_1": _to_q4_1, "Q8_0": _to_q8_0}[kind]
+    columns = weight.shape[1]
+    groups, size = -(-columns // 32), BLOCK_KINDS[kind].size
+    blocks = torch.empty(len(weight), groups * size, dtype=torch.uint8)
+    rows = max(1, _AT_ONCE // columns)
+    for target, source in zip(blocks.split(rows), weight.split(rows), strict=True):
+        filled = F.pad(source.float(), (0, -columns % 32))
+        target.copy_(encode(filled.view(-1, 32)).view(len(source), -1))
+    return QuantisedMatrix(kind, blocks, columns if columns % 32 else None)
+
+
+def _to_q8_0(groups: Tensor) -> Tensor:
+    """Groups `[n, 32]` -> blocks uint8 `[n, 34]`, to the nearest."""
+    scale = (groups.abs().amax(1) / 127).half()
+    values = (groups * _inverse(scale)[:, None]).round().clamp_(-127, 127)
+    return torch.cat((_bytes(scale), values.to(torch.int8).view(torch.uint8)), dim=1)
+
+
+def _to_q4_1(groups: Tensor) -> Tensor:
+    """Groups `[n, 32]` -> blocks uint8 `[n, 20]`, to the nearest."""
+    low, high = groups.amin(1), groups.amax(1)
+    scale, minimum = ((high - low) / 15).half(), low.half()
+    values = _four_bits(groups, scale, minimum)
+    packed = values[:, :16] | values[:, 16:] << 4
+    return torch.cat((_bytes(scale), _bytes(minimum), packed), dim=1)
+
+
+def _four_bits(groups: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
+    """Values 0..15 nearest to groups `[n, 32]`, uint8."""
+    steps = (groups - minimum.float()[:, None]) * _inverse(scale)[:, None]
+    return steps.round_().clamp_(0, 15).to(torch.uint8)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """1 / scale in fp32; 0 where it is 0."""
+    wide = scale.float()
+    return torch.where(wide != 0, 1 / wide, 0.0)
+
+
+def _bytes(halves: Tensor) -> Tensor:
+    """fp16 `[n]` -> uint8 `[n, 2]`."""
+    return halves.view(torch.uint8).view(-1, 2)

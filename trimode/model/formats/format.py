@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from itertools import accumulate
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from trimode.model.quantised import QuantisedMatrix, as_floats
 Parts = Sequence[tuple[Tensor, Tensor] | None]
 """(A `[rank, in]`, B `[out, rank]`) of each fused linear; None if the adapter leaves it alone."""
 
-Stored = Callable[[], Tensor]
+Stored = Callable[[], Tensor | QuantisedMatrix]
 """Reads a matrix as it is stored. It is called when the matrix is needed, so that no two of them
 are held at once."""
 
@@ -40,6 +41,74 @@ class Embedding(nn.Module):
         return rows if self.dtype is None else rows.to(self.dtype)
 
 
+class HeadEmbedding(nn.Module):
+    """Token embeddings, read from a quantised head that serves as both."""
+
+    def __init__(self, head: Any) -> None:
+        """`head`: its `rows(index)` are the embeddings in fp32."""
+        super().__init__()
+        self.head = head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeddings fp32 `[T, D]` of tokens `[T]`."""
+        return self.head.rows(tokens)
+
+    def matrix(self) -> Tensor:
+        """All embeddings `[V, D]`, a copy in fp32."""
+        return self.head.rows(torch.arange(self.head.out_features))
+
+
+class SplitDelta(nn.Module):
+    """A low-rank delta of quantised linears; each fused part has its own `up`."""
+
+    def __init__(
+        self,
+        down: nn.Module,
+        ups: Sequence[nn.Module],
+        places: Sequence[tuple[slice, slice]],
+        out_features: int,
+    ) -> None:
+        super().__init__()
+        self.down, self.ups = down, nn.ModuleList(ups)
+        self.places = list(places)
+        """Output rows and ranks of each part."""
+        self.out_features = out_features
+
+    @classmethod
+    def of(
+        cls,
+        parts: Parts,
+        sizes: Sequence[int],
+        scale: float,
+        multiple: int,
+        linear: Callable[[Sequence[Tensor], None], nn.Module],
+    ) -> Self | None:
+        """See `LowRankDelta.fused`. Each part's rank is filled up to a multiple of `multiple`.
+
+        Ranks of zeros change nothing. With them the C++ pass runs every adapter, so AR's bits do
+        not depend on which one is loaded.
+        """
+        downs, ups, places = [], [], []
+        for part, size, end in zip(parts, sizes, accumulate(sizes), strict=True):
+            if part is None:
+                continue
+            fill, start = -len(part[0]) % multiple, sum(map(len, downs))
+            downs.append(F.pad(part[0], (0, 0, 0, fill)))
+            ups.append(F.pad(part[1] * scale, (0, fill)))
+            places.append((slice(end - size, end), slice(start, start + len(downs[-1]))))
+        if not downs:
+            return None
+        return cls(linear(downs, None), [linear([up], None) for up in ups], places, sum(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, out]`."""
+        low = self.down(x)
+        y = x.new_zeros(len(x), self.out_features)
+        for (rows, ranks), up in zip(self.places, self.ups, strict=True):
+            y[:, rows] = up(low[:, ranks])
+        return y
+
+
 class WeightFormat(ABC):
     """How the matrices of a model are stored and multiplied, on one device.
 
@@ -47,6 +116,8 @@ class WeightFormat(ABC):
     """
 
     name: ClassVar[str]
+    independent_rows: ClassVar[bool] = False
+    """Whether it promises that a row's result does not depend on the other rows of a pass."""
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         """`dtype`: of activations, norms and biases."""

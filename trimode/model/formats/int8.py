@@ -4,13 +4,19 @@ Sums of integers are exact, so a row's result never depends on its neighbours.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimode.model.formats.format import Embedding, Parts, Stored, WeightFormat
+from trimode.model.formats.format import (
+    Embedding,
+    HeadEmbedding,
+    Parts,
+    SplitDelta,
+    Stored,
+    WeightFormat,
+)
 from trimode.model.native.structs import (
     ACTIVATION_LEVELS,
     FEATURE_MULTIPLE,
@@ -107,58 +113,11 @@ def _multiply(values: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.aten._int_mm(values.to(torch.int8), weight)
 
 
-class IntegerDelta(nn.Module):
-    """A low-rank delta with int8 weights; each fused part has its own `up`."""
-
-    def __init__(self, parts: Parts, sizes: Sequence[int], scale: float) -> None:
-        """See `LowRankDelta.fused`; at least one part must not be None."""
-        super().__init__()
-        self.places: list[tuple[slice, slice]] = []
-        """Output rows and ranks of each part."""
-        downs, ups = [], []
-        for part, size, end in zip(parts, sizes, accumulate(sizes), strict=True):
-            if part is None:
-                continue
-            # Ranks of zeros change nothing. With them the C++ pass runs every adapter, so AR's bits
-            # do not depend on which one is loaded.
-            fill = -len(part[0]) % FEATURE_MULTIPLE
-            start = sum(map(len, downs))
-            downs.append(F.pad(part[0], (0, 0, 0, fill)))
-            ups.append(F.pad(part[1] * scale, (0, fill)))
-            self.places.append((slice(end - size, end), slice(start, start + len(downs[-1]))))
-        self.down = Int8Linear(downs, None)
-        self.ups = nn.ModuleList(Int8Linear(up, None) for up in ups)
-        self.out_features = sum(sizes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` -> `[T, out]`."""
-        low = self.down(x)
-        y = x.new_zeros(len(x), self.out_features)
-        for (rows, ranks), up in zip(self.places, self.ups, strict=True):
-            y[:, rows] = up(low[:, ranks])
-        return y
-
-
-class HeadEmbedding(nn.Module):
-    """Token embeddings, read from an int8 head that serves as both."""
-
-    def __init__(self, head: Int8Linear) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Embeddings fp32 `[T, D]` of tokens `[T]`."""
-        return self.head.rows(tokens)
-
-    def matrix(self) -> Tensor:
-        """All embeddings `[V, D]`, a copy in fp32."""
-        return self.head.rows(torch.arange(self.head.out_features))
-
-
 class Int8Format(WeightFormat):
     """Matrices in int8, activations in fp32 between them."""
 
     name = "int8"
+    independent_rows = True
 
     def __init__(self, device: str = "cpu") -> None:
         super().__init__(torch.float32, device)
@@ -180,11 +139,9 @@ class Int8Format(WeightFormat):
         """
         return as_floats(stored).to(device=self.device, copy=copy)
 
-    def delta(self, parts: Parts, sizes: Sequence[int], scale: float) -> IntegerDelta | None:
+    def delta(self, parts: Parts, sizes: Sequence[int], scale: float) -> SplitDelta | None:
         """See `WeightFormat`."""
-        if all(part is None for part in parts):
-            return None
-        return IntegerDelta(parts, sizes, scale)
+        return SplitDelta.of(parts, sizes, scale, FEATURE_MULTIPLE, self.linear)
 
     def embedding_and_head(
         self, embedding: Stored, head: Stored | None

@@ -1,4 +1,4 @@
-"""The int8 pass in C++ (`pass.cpp`), called through ctypes; optional.
+"""The int8 and int4 passes in C++ (`pass.cpp`), called through ctypes; optional.
 
 It is built when the package is installed if there is a C++ compiler (`hatch_build.py`), and used on
 x86 CPUs with AVX2. On a CPU with AMX it takes packed weights. Without it the PyTorch operators
@@ -18,7 +18,7 @@ import torch
 from trimode.model.native import structs
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 5
+ABI = 6
 
 
 @cache
@@ -46,6 +46,24 @@ def library() -> ctypes.CDLL | None:
         c_int64,
     ]
     found.trimode_wants_packed.restype = c_int64
+    found.trimode_lanes.restype = c_int64
+    found.trimode_strip_bytes.argtypes = [c_int64, c_int64]
+    found.trimode_strip_bytes.restype = c_int64
+    found.trimode_pack.argtypes = [c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64]
+    found.trimode_pack.restype = None
+    found.trimode_unpack.argtypes = [
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_int64,
+    ]
+    found.trimode_unpack.restype = None
+    found.trimode_rows.argtypes = [POINTER(structs.Linear), c_void_p, c_int64, c_void_p]
+    found.trimode_rows.restype = None
     return found
 
 

@@ -1,20 +1,66 @@
-// One forward pass in int8: what PyTorch's operators would do in a thousand small calls.
+// One forward pass: what PyTorch's operators would do in a thousand small calls.
 //
 // Contract: the arithmetic of a row is a function of that row and of the keys it sees, never of what
 // else is in the pass. Products are exact integers; every float sum has an order of its own, fixed by
 // its length. So a token's logits are the same bits alone, packed, in a chunk, cached or recomputed.
 //
-// Weights are int8 with one scale per output. Activations are 12-bit numbers with one scale per row. Two
-// sets of kernels compute the same integers: AMX (packed weights) and AVX2 (plain weights).
+// int8: weights with one scale per output, activations as 12-bit numbers with one scale per row. Two sets of
+// kernels compute the same integers: AMX (packed weights) and AVX2 (plain weights).
+// int4: weights and activations in groups with a scale each (groups.h).
 
 #include <cstring>
 #include <omp.h>
 #include <vector>
 
 #include "attention_amx.h"
+#include "groups.h"
 #include "linear_avx2.h"
 
+namespace avx2 {
+#include "unroll.h"
+#include "vectors_avx2.h"
+using V = Avx2;
+#include "linear_groups.h"
+}  // namespace avx2
+
 namespace {
+
+// The form of a model's weights.
+enum class Layout { plain, tiles, groups };
+
+inline Layout layout_of(const Linear& l) {
+  return l.strip ? Layout::groups : l.packed ? Layout::tiles : Layout::plain;
+}
+
+// Room for quantised rows, in the form that the weights need.
+struct Room {
+  std::vector<int16_t> values;
+  TileRows high, low;
+  std::vector<int8_t> bytes;
+  std::vector<GroupInfo> infos;
+  std::vector<float> scale;
+
+  void reserve(Layout layout, int64_t rows, int64_t k) {
+    if (layout == Layout::groups) {
+      const int64_t size = groups_of(rows, k).size(rows);
+      bytes.resize(size * kGroup);
+      infos.resize(size);
+      return;
+    }
+    scale.resize(rows);
+    if (layout == Layout::plain)
+      values.resize(rows * k);
+    else
+      for (auto* half : {&high, &low}) half->resize(tile_rows(rows, k));
+  }
+  GroupRows groups_of(int64_t rows, int64_t k) {
+    return {bytes.data(), infos.data(), (k + kGroup - 1) / kGroup, std::max<int64_t>(1, std::min(rows, kTileHeight))};
+  }
+  // Where the quantised rows of k values lie.
+  Quantised view(int64_t rows, int64_t k) {
+    return {values.data(), high.data()->value, low.data()->value, scale.data(), k, groups_of(rows, k)};
+  }
+};
 
 // Rows start..stop of a segment and query heads of one key head: they attend together.
 struct Item {
@@ -24,15 +70,14 @@ struct Item {
 
 // Buffers of a pass; the calling thread keeps them for its next one.
 struct Workspace {
-  std::vector<float> normed, heads, attended, wide, low, scale, low_scale;
-  std::vector<int16_t> values, low_values;           // quantised rows, for plain weights
-  TileRows high, lower, low_high, low_low;           // and in halves, for packed ones
+  std::vector<float> normed, heads, attended, wide, low;
+  Room room, low_room[kMostParts];  // the rows of a product, and those of a low-rank product's parts
   std::vector<int32_t> segment_of;
   std::vector<Item> items;
   int64_t read = 0;      // keys that all items read
-  int64_t low_room = 0;  // tile rows of a part's quantised rows
   std::vector<std::vector<int32_t>> others;  // of each row, if its segment has a mask
-  bool packed = false, in_tiles = false;
+  Layout layout = Layout::plain;
+  bool in_tiles = false;
   double spent = 0;  // on products, by the first thread
 
   void prepare(const Model& m, const Pass& p) {
@@ -42,24 +87,16 @@ struct Workspace {
       for (const Projection* j : {&m.layer[i].qkv, &m.layer[i].o, &m.layer[i].gate_up, &m.layer[i].down})
         rank = std::max(rank, j->down.out);
     const int64_t widest = std::max({m.hidden, m.intermediate, m.heads * m.head_dim});
-    packed = m.layer[0].qkv.base.packed != nullptr;
+    layout = layout_of(m.layer[0].qkv.base);
     normed.resize(p.rows * m.hidden);
     heads.resize(p.rows * (m.heads + 2 * m.kv_heads) * m.head_dim);
     attended.resize(p.rows * m.heads * m.head_dim);
     wide.resize(p.rows * 2 * m.intermediate);
     low.resize(p.adapted * rank);
-    scale.resize(p.rows);
-    low_scale.resize(p.adapted * kMostParts);
-    if (packed) {
-      for (auto* half : {&high, &lower}) half->resize(tile_rows(p.rows, widest));
-      low_room = tile_rows(p.adapted, rank);
-      for (auto* half : {&low_high, &low_low}) half->resize(kMostParts * low_room);
-    } else {
-      values.resize(p.rows * widest);
-      low_values.resize(p.adapted * rank);
-    }
+    room.reserve(layout, p.rows, widest);
+    for (Room& part : low_room) part.reserve(layout, p.adapted, rank);
     find_neighbours(p);
-    in_tiles = packed && attends_in_tiles(m.head_dim);
+    in_tiles = layout != Layout::plain && has_amx() && attends_in_tiles(m.head_dim);
     find_items(m, p);
   }
 
@@ -107,30 +144,34 @@ struct Workspace {
       }
     }
   }
-
-  // Where the quantised rows of k values lie, and those of a low-rank product's part.
-  Quantised rows_of(int64_t k) {
-    return {values.data(), high.data()->value, lower.data()->value, scale.data(), k};
-  }
-  Quantised low_rows_of(const Projection& projection, int64_t p, int64_t adapted) {
-    const int64_t at = p * low_room;
-    return {low_values.data() + projection.part[p].first_rank, low_high.data()[at].value, low_low.data()[at].value,
-            low_scale.data() + p * adapted, projection.down.out};
-  }
 };
 
 // Row i of a quantised matrix from k floats.
-inline void quantise_row(const float* x, int64_t k, bool packed, const Quantised& q, int64_t i) {
+inline void quantise_row(const float* x, int64_t k, Layout layout, const Quantised& q, int64_t i) {
+  if (layout == Layout::groups) return quantise_groups(x, k, q.groups, i);
   const int64_t at = tiled(i, k);
-  q.scale[i] = packed ? quantise_halves(x, k, q.high + at, q.low + at) : quantise(x, k, q.values + i * q.stride);
+  q.scale[i] = layout == Layout::tiles ? quantise_halves(x, k, q.high + at, q.low + at)
+                                       : quantise(x, k, q.values + i * q.stride);
 }
 
-inline void norm_row(const float* x, const float* weight, int64_t n, float eps, bool packed, float* y) {
-  return packed ? rms_norm16(x, weight, n, eps, y) : rms_norm(x, weight, n, eps, y);
+inline void norm_row(const float* x, const float* weight, int64_t n, float eps, Layout layout, float* y) {
+  return layout == Layout::tiles ? rms_norm16(x, weight, n, eps, y) : rms_norm(x, weight, n, eps, y);
+}
+
+constexpr int64_t kRowsInCache = 64;  // rows whose activations stay in L2, a multiple of kTileHeight
+
+void multiply_groups(const Linear& l, const GroupRows& all, const Rows& rows, const Target& target) {
+  const GroupRows x = gathered(all, rows);
+  const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
+  const int64_t first = l.strips * t / threads, last = l.strips * (t + 1) / threads;
+  for (int64_t i = 0; i < rows.count; i += kRowsInCache)
+    for (int64_t s = first; s < last; ++s)
+      avx2::kStripRows[l.strip[s].kind](l.strip[s], l, x, i, std::min(rows.count, i + kRowsInCache), rows, target);
 }
 
 // A product by all threads of the region; no barrier at its end.
 void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Target& target, Reader& reader) {
+  if (l.strip) return multiply_groups(l, x.groups, rows, target);
   if (l.packed) return multiply_amx(l, x, rows, target, reader);
   const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
   const int64_t share = round_up((l.out + threads - 1) / threads, kStrip);
@@ -146,13 +187,15 @@ void project(const Projection& projection, const Quantised& x, const Pass& pass,
     const int64_t rank = projection.down.out;
     multiply(projection.down, x, {pass.adapted, pass.adapter_rows, nullptr}, {w.low.data(), rank, false},
              reader);
-    const auto part_of = [&](int64_t p) { return w.low_rows_of(projection, p, pass.adapted); };
+    const auto part_of = [&](int64_t p) {
+      return w.low_room[p].view(pass.adapted, projection.part[p].up.in);
+    };
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.adapted; ++i)
       for (int64_t p = 0; p < projection.parts; ++p) {
         const DeltaPart& part = projection.part[p];
-        quantise_row(w.low.data() + i * rank + part.first_rank, part.up.in, w.packed, part_of(p), i);
+        quantise_row(w.low.data() + i * rank + part.first_rank, part.up.in, w.layout, part_of(p), i);
       }
     for (int64_t p = 0; p < projection.parts; ++p)
       multiply(projection.part[p].up, part_of(p), {pass.adapted, nullptr, pass.adapter_rows},
@@ -266,14 +309,15 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
   const Layer& layer = m.layer[index];
   const int64_t hidden = m.hidden, inner = m.intermediate;
   const int64_t attention = m.heads * m.head_dim, qkv = attention + 2 * m.kv_heads * m.head_dim;
-  const Quantised narrow = w.rows_of(hidden), joined = w.rows_of(attention), broad = w.rows_of(inner);
+  const auto rows_of = [&](int64_t k) { return w.room.view(pass.rows, k); };
+  const Quantised narrow = rows_of(hidden), joined = rows_of(attention), broad = rows_of(inner);
   const Target residual{pass.x, hidden, true};
   const auto norm = [&](const float* weight) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass.rows; ++i) {
       float* y = w.normed.data() + i * hidden;
-      norm_row(pass.x + i * hidden, weight, hidden, m.eps, w.packed, y);
-      quantise_row(y, hidden, w.packed, narrow, i);
+      norm_row(pass.x + i * hidden, weight, hidden, m.eps, w.layout, y);
+      quantise_row(y, hidden, w.layout, narrow, i);
     }
   };
   norm(layer.input_norm);
@@ -282,18 +326,18 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
   attend_all(m, index, pass, w, reader, scores);
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < pass.rows; ++i)
-    quantise_row(w.attended.data() + i * attention, attention, w.packed, joined, i);
+    quantise_row(w.attended.data() + i * attention, attention, w.layout, joined, i);
   project(layer.o, joined, pass, w, residual, reader);
   norm(layer.mlp_norm);
   project(layer.gate_up, narrow, pass, w, {w.wide.data(), 2 * inner, false}, reader);
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < pass.rows; ++i) {
     float* gate = w.wide.data() + i * 2 * inner;
-    if (w.packed)
+    if (w.layout == Layout::tiles)
       swiglu16(gate, gate + inner, inner);
     else
       swiglu(gate, gate + inner, inner);
-    quantise_row(gate, inner, w.packed, broad, i);
+    quantise_row(gate, inner, w.layout, broad, i);
   }
   project(layer.down, broad, pass, w, residual, reader);
 }
@@ -302,7 +346,7 @@ void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Re
 
 extern "C" {
 
-int64_t trimode_abi() { return 5; }
+int64_t trimode_abi() { return 6; }
 
 // A size or constant that Python assumes too, by its name in `structs.py`; -1 if there is none.
 int64_t trimode_fact(const char* name) {
@@ -311,6 +355,7 @@ int64_t trimode_fact(const char* name) {
     int64_t value;
   };
   static const Fact facts[] = {
+      {"sizeof Strip", sizeof(Strip)},
       {"sizeof Linear", sizeof(Linear)},
       {"sizeof DeltaPart", sizeof(DeltaPart)},
       {"sizeof Projection", sizeof(Projection)},
@@ -348,30 +393,64 @@ void trimode_pass(const Model* model, Pass* pass) {
     for (int64_t i = 0; i < model->layers; ++i) run_layer(*model, i, *pass, workspace, reader, scores);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < pass->rows; ++i)
-      norm_row(pass->x + i * model->hidden, model->norm, model->hidden, model->eps, workspace.packed,
+      norm_row(pass->x + i * model->hidden, model->norm, model->hidden, model->eps, workspace.layout,
                pass->x + i * model->hidden);
-    if (workspace.packed) release_tiles();
+    if (workspace.in_tiles || workspace.layout == Layout::tiles) release_tiles();
   }
   pass->products = workspace.spent;
 }
 
+// Outputs of a strip on this machine.
+int64_t trimode_lanes() { return avx2::kLanes; }
+
+// Bytes of a strip of a linear with so many inputs.
+int64_t trimode_strip_bytes(int64_t kind, int64_t in) {
+  return strip_bytes(kForms[kind], trimode_lanes(), (in + kGroup - 1) / kGroup);
+}
+
+// Packs rows of a file's blocks, `stride` bytes apart, into strips.
+void trimode_pack(int64_t kind, const uint8_t* blocks, int64_t stride, int64_t rows, int64_t in, uint8_t* strips,
+                  int64_t threads) {
+  const int64_t lanes = trimode_lanes(), size = trimode_strip_bytes(kind, in);
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
+  for (int64_t i = 0; i < rows; i += lanes)
+    pack_strip(static_cast<Kind>(kind), blocks + i * stride, stride, std::min(lanes, rows - i),
+               (in + kGroup - 1) / kGroup, lanes, strips + i / lanes * size);
+}
+
+// Rows of a file's blocks, `stride` bytes apart, in floats [count, in]. `index`: which rows; null: the first.
+void trimode_unpack(int64_t kind, const uint8_t* blocks, int64_t stride, const int64_t* index, int64_t count,
+                    int64_t in, float* y, int64_t threads) {
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (count > 64)
+  for (int64_t i = 0; i < count; ++i)
+    unpack_blocks(static_cast<Kind>(kind), blocks + (index ? index[i] : i) * stride, in, y + i * in);
+}
+
+// Weights of some outputs of a linear in strips, in floats [count, in].
+void trimode_rows(const Linear* l, const int64_t* outputs, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Strip* end = l->strip + l->strips;
+    const Strip* s = std::partition_point(l->strip, end, [&](const Strip& s) { return s.first + s.width <= outputs[i]; });
+    unpack_lane(*s, trimode_lanes(), outputs[i] - s->first, l->in, y + i * l->in);
+  }
+}
+
 // y [rows, out] = linear(x [rows, in]).
 void trimode_linear(const Linear* linear, const float* x, int64_t rows, float* y, int64_t threads) {
-  const int64_t k = linear->in, room = tile_rows(rows, k);
-  const bool packed = linear->packed != nullptr;
-  std::vector<int16_t> values(packed ? 0 : rows * k);
-  TileRows high(packed ? room : 0), low(packed ? room : 0);
-  std::vector<float> scale(rows);
-  const Quantised q{values.data(), high.data()->value, low.data()->value, scale.data(), k};
+  const int64_t k = linear->in;
+  const Layout layout = layout_of(*linear);
+  thread_local Room room;
+  room.reserve(layout, rows, k);
+  const Quantised q = room.view(rows, k);
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) quantise_row(x + i * k, k, packed, q, i);
+    for (int64_t i = 0; i < rows; ++i) quantise_row(x + i * k, k, layout, q, i);
     Reader reader;
     reader.expect(*linear);
     reader.start();
     multiply(*linear, q, {rows, nullptr, nullptr}, {y, linear->out, false}, reader);
-    if (packed) release_tiles();
+    if (layout == Layout::tiles) release_tiles();
   }
 }
 }

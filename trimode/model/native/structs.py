@@ -19,8 +19,14 @@ TILE_OUTPUTS, TILE_INPUTS = 16, 64
 """Size of a tile of packed weights."""
 
 
+class Strip(Structure):
+    """A few outputs of a linear whose weights are in groups."""
+
+    _fields_ = [("bytes", c_void_p), ("kind", c_int64), ("first", c_int64), ("width", c_int64)]
+
+
 class Linear(Structure):
-    """A linear; either `weight` or `packed` is set."""
+    """A linear; one of `weight`, `packed` and `strip` is set."""
 
     _fields_ = [
         ("out", c_int64),
@@ -29,6 +35,8 @@ class Linear(Structure):
         ("packed", c_void_p),
         ("scale", c_void_p),
         ("bias", c_void_p),
+        ("strip", POINTER(Strip)),
+        ("strips", c_int64),
     ]
 
 
@@ -113,7 +121,7 @@ class Pass(Structure):
     ]
 
 
-STRUCTURES = (Linear, DeltaPart, Projection, Layer, Model, Segment, Pass)
+STRUCTURES = (Strip, Linear, DeltaPart, Projection, Layer, Model, Segment, Pass)
 CONSTANTS = {
     "most_parts": MOST_PARTS,
     "head_dim_multiple": HEAD_DIM_MULTIPLE,

@@ -16,13 +16,22 @@ constexpr int64_t kTileOut = 16, kTileIn = 64;  // outputs and inputs of a tile 
 
 extern "C" {
 
-// One of the two forms of the weights is set. Both give the same integers.
+// A few outputs of a linear whose weights are in groups; see groups.h.
+struct Strip {
+  const uint8_t* bytes;
+  int64_t kind, first, width;  // outputs first..first + width
+};
+
+// One of the three forms of the weights is set, the same one in all linears of a model. int8: `weight` or
+// `packed`, which give the same integers. Groups: `strip`.
 struct Linear {
   int64_t out, in;        // in: a multiple of kFeatureMultiple
   const int8_t* weight;   // [out, in], or null
   const int8_t* packed;   // [out / kTileOut, in / 4, kTileOut, 4], rounded up to whole tiles, or null
-  const float* scale;     // [out]
+  const float* scale;     // [out], of int8
   const float* bias;      // [out] or null
+  const Strip* strip;     // [strips], in order of their outputs, or null
+  int64_t strips;
 };
 
 struct DeltaPart {
@@ -74,6 +83,25 @@ struct Pass {
 }
 
 
+// Scale and sums of the activations of a row's group.
+struct GroupInfo {
+  float scale, scaled_total;  // scaled_total = scale * total
+  int32_t total, first;       // of all activations, and of the first half
+};
+
+// Rows of activations in groups, for weights in groups: tiles of `height` rows, group after group.
+struct GroupRows {
+  int8_t* value;
+  GroupInfo* info;
+  int64_t groups;
+  int64_t height;  // of a tile: 8, or all rows if there are fewer
+  // Where a row's group lies: `at` in info, 32 * at in value.
+  int64_t at(int64_t row, int64_t group) const {
+    return (row / height * groups + group) * height + row % height;
+  }
+  int64_t size(int64_t rows) const { return (rows + height - 1) / height * height * groups; }
+};
+
 // Quantised rows of k activations and a scale each: 12-bit numbers in int16, or, for packed weights,
 // their halves, value = 64 * high + low, in tiles.
 struct Quantised {
@@ -81,6 +109,7 @@ struct Quantised {
   int8_t *high, *low;
   float* scale;
   int64_t stride;  // of `values`
+  GroupRows groups;
 };
 
 // Where rows are read and written: row i of the product comes from row from[i] and goes to row to[i].

@@ -16,8 +16,8 @@ class EagerRunner(Runner):
 
     @classmethod
     def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:  # noqa: ARG003
-        """Any model in a float format: int8 promises independent rows, which this does not keep."""
-        return weight_format.name != "int8"
+        """Any model in a float format: int8 and int4 promise more than it keeps."""
+        return not weight_format.independent_rows
 
     def run(
         self,

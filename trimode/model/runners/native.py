@@ -1,4 +1,4 @@
-"""int8 with the C++ library: a whole pass is one call."""
+"""int8 and int4 with the C++ library: a whole pass is one call."""
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,9 @@ from trimode.config import ModelConfig, RopeConfig
 from trimode.model.adapter import AdapterRows, Projection
 from trimode.model.attention import Segment
 from trimode.model.formats import WeightFormat
-from trimode.model.formats.int8 import Int8Linear, IntegerDelta
+from trimode.model.formats.format import SplitDelta
+from trimode.model.formats.int4 import GroupedLinear
+from trimode.model.formats.int8 import Int8Linear
 from trimode.model.native import library, structs, wants_packed
 from trimode.model.norm import Norm
 from trimode.model.runners.runner import Runner
@@ -136,10 +138,8 @@ class NativeRunner(Runner):
 
     @classmethod
     def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:
-        """int8 models that the library knows, if there is a library."""
-        if weight_format.name != "int8" or library() is None:
-            return False
-        return not refused_fields(config)
+        """Models in int8 or int4 that the library knows, if there is a library."""
+        return weight_format.independent_rows and runs_natively(config)
 
     def run(
         self,
@@ -177,9 +177,7 @@ class NativeRunner(Runner):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Runner`."""
-        head = self.transformer.head
-        assert isinstance(head, Int8Linear)
-        return linear(head, hidden)
+        return linear(self.transformer.head, hidden)
 
     def describe(self) -> str:
         """See `Runner`."""
@@ -191,13 +189,18 @@ def kernels() -> str:
     return f"C++ pass ({'AMX' if wants_packed() else 'AVX2'})"
 
 
-def linear(module: Int8Linear, x: Tensor) -> Tensor:
+def runs_natively(config: ModelConfig) -> bool:
+    """Whether there is a library and it knows such a model."""
+    return library() is not None and not refused_fields(config)
+
+
+def linear(module: nn.Module, x: Tensor) -> Tensor:
     """The product of one linear by the library, `[T, in]` -> `[T, out]`."""
     native = library()
     assert native is not None
     x = x.contiguous()
-    y = torch.empty(len(x), module.out_features)
-    arguments = structs.Linear(*_linear_fields(module))
+    arguments = _linear(module)
+    y = torch.empty(len(x), arguments.out)
     threads = torch.get_num_threads()
     native.trimode_linear(ctypes.byref(arguments), x.data_ptr(), len(x), y.data_ptr(), threads)
     return y
@@ -216,7 +219,7 @@ def _mask(segment: Segment) -> Tensor | None:
 
 def _segment(segment: Segment, mask: Tensor | None) -> structs.Segment:
     cache = segment.cache
-    assert cache.keys.dtype == torch.bfloat16, "the int8 pass keeps bf16 keys"
+    assert cache.keys.dtype == torch.bfloat16, "the pass keeps bf16 keys"
     cache.reserve(segment.stop - segment.start)
     return structs.Segment(
         segment.start,
@@ -230,26 +233,28 @@ def _segment(segment: Segment, mask: Tensor | None) -> structs.Segment:
     )
 
 
-def _linear_fields(module: nn.Module) -> tuple[int | None, ...]:
+def _linear(module: nn.Module) -> structs.Linear:
+    if isinstance(module, GroupedLinear):
+        return module.native()
     assert isinstance(module, Int8Linear)
-    return (
-        module.out_features,
-        module.in_features,
-        _address(module.weight),
-        _address(module.packed),
-        _address(module.scale),
-        _address(module.bias),
+    return structs.Linear(
+        out=module.out_features,
+        in_=module.in_features,
+        weight=_address(module.weight),
+        packed=_address(module.packed),
+        scale=_address(module.scale),
+        bias=_address(module.bias),
     )
 
 
 def _projection(module: Projection) -> structs.Projection:
-    found = structs.Projection(base=structs.Linear(*_linear_fields(module.linear)))
-    if isinstance(module.delta, IntegerDelta):
-        found.down = structs.Linear(*_linear_fields(module.delta.down))
+    found = structs.Projection(base=_linear(module.linear))
+    if isinstance(module.delta, SplitDelta):
+        found.down = _linear(module.delta.down)
         found.parts = len(module.delta.places)
         places = zip(module.delta.places, module.delta.ups, strict=True)
         for i, ((rows, ranks), up) in enumerate(places):
-            part = structs.Linear(*_linear_fields(up))
+            part = _linear(up)
             found.part[i] = structs.DeltaPart(rows.start, ranks.start, part)
     return found
 

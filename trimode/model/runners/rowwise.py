@@ -1,6 +1,6 @@
-"""int8 without the C++ library: PyTorch's operators, attention one row at a time.
+"""int8 and int4 without the C++ library: PyTorch's operators, attention one row at a time.
 
-It is slow. It keeps int8's promise of independent rows if the library is not built or does not know
+It is slow. It keeps their promise of independent rows if the library is not built or does not know
 the model.
 """
 
@@ -57,8 +57,8 @@ class RowwiseRunner(Runner):
 
     @classmethod
     def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:  # noqa: ARG003
-        """Any model, in int8."""
-        return weight_format.name == "int8"
+        """Any model, in int8 or int4."""
+        return weight_format.independent_rows
 
     def run(
         self,

@@ -1,0 +1,108 @@
+// Vectors of eight outputs: AVX2.
+// Included in a namespace, after `unroll.h`.
+
+#define TRIMODE_KEEP(x) asm volatile("" : "+x"(x))  // in a register, in this order
+
+struct Avx2 {
+  static constexpr int64_t kLanes = 8;
+  using Floats = __m256;
+  using Integers = __m256i;
+
+  // Rows whose sums fit in the registers, a divisor of kTileHeight.
+  template <int BITS>
+  static constexpr int rows() { return BITS == 4 ? 8 : 4; }
+
+  static Floats zeros() { return _mm256_setzero_ps(); }
+  static Floats load(const float* p) { return _mm256_load_ps(p); }
+  static void store(float* p, Floats v) { _mm256_store_ps(p, v); }
+  static Floats same(float v) { return _mm256_set1_ps(v); }
+  static Integers same(int32_t v) { return _mm256_set1_epi32(v); }
+  static Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+  static Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+  static Floats negative(Floats a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
+  static Integers minus(Integers a, Integers b) { return _mm256_sub_epi32(a, b); }
+  template <int BITS>
+  static Integers shifted(Integers a) { return _mm256_slli_epi32(a, BITS); }
+  static Floats floats(Integers a) { return _mm256_cvtepi32_ps(a); }
+  static Floats halves(const uint8_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Floats bytes(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static Floats signed_bytes(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+
+  static Integers read(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Integers four(const int8_t* p) {  // the same four activations for each output
+    int32_t v;
+    std::memcpy(&v, p, sizeof v);
+    return _mm256_set1_epi32(v);
+  }
+
+  // Values of inputs 4 J.. of each output.
+  template <int BITS, int J>
+  static Integers quad(const uint8_t* w) {
+    if constexpr (BITS == 8) return read(w + 32 * J);
+    const Integers packed = read(w + 32 * (J % 4));
+    const Integers low =
+        _mm256_and_si256(J < 4 ? packed : _mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
+    if constexpr (BITS == 4) return low;
+    constexpr int at = BITS == 5 ? J : J % 4 * 2;  // its lowest bit, which goes to bit 4
+    const Integers above = read(w + 128 + (BITS == 6 ? J / 4 * 32 : 0));
+    const Integers moved = at < 4 ? _mm256_slli_epi16(above, at < 4 ? 4 - at : 0)
+                                  : _mm256_srli_epi16(above, at < 4 ? 0 : at - 4);
+    return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(BITS == 5 ? 16 : 48)));
+  }
+
+  // Sums of value * activation over COUNT fours of inputs, of each output and row. Rows are innermost, so
+  // that no chain of additions waits. As many products are added in 16 bits as they can hold:
+  // 2 * 15 * 127 * 8, 2 * 31 * 127 * 4 or 2 * 63 * 127 * 2. Bytes are taken as two nibbles.
+  template <int BITS, int FIRST, int COUNT, int MR>
+  static inline __attribute__((always_inline)) void dots(const uint8_t* w, const int8_t* a, Integers* t) {
+    const Integers ones = _mm256_set1_epi16(1);
+    if constexpr (BITS == 8) {
+      Integers low[MR], high[MR];
+      each<COUNT>([&](auto j) __attribute__((always_inline)) {
+        constexpr int at = FIRST + j;
+        const Integers values = quad<8, at>(w), nibble = _mm256_set1_epi8(15);
+        const Integers below = _mm256_and_si256(values, nibble);
+        const Integers above = _mm256_and_si256(_mm256_srli_epi16(values, 4), nibble);
+        each<MR>([&](auto r) __attribute__((always_inline)) {
+          const Integers x = four(a + kGroup * r + 4 * at);
+          const Integers p = _mm256_maddubs_epi16(below, x), q = _mm256_maddubs_epi16(above, x);
+          low[r] = j == 0 ? p : _mm256_add_epi16(low[r], p);
+          high[r] = j == 0 ? q : _mm256_add_epi16(high[r], q);
+          TRIMODE_KEEP(low[r]);
+          TRIMODE_KEEP(high[r]);
+        });
+      });
+      each<MR>([&](auto r) __attribute__((always_inline)) {
+        t[r] = _mm256_add_epi32(_mm256_madd_epi16(low[r], ones),
+                                _mm256_madd_epi16(high[r], _mm256_set1_epi16(16)));
+      });
+    } else {
+      constexpr int depth = BITS == 4 ? 8 : BITS == 5 ? 4 : 2;
+      each<COUNT / depth>([&](auto part) __attribute__((always_inline)) {
+        Integers sum[MR];
+        each<depth>([&](auto j) __attribute__((always_inline)) {
+          // Nibbles of one register follow each other.
+          constexpr int at = BITS == 4 ? j % 2 * 4 + j / 2 : FIRST + part * depth + j;
+          const Integers values = quad<BITS, at>(w);
+          each<MR>([&](auto r) __attribute__((always_inline)) {
+            const Integers p = _mm256_maddubs_epi16(values, four(a + kGroup * r + 4 * at));
+            sum[r] = j == 0 ? p : _mm256_add_epi16(sum[r], p);
+            TRIMODE_KEEP(sum[r]);
+          });
+        });
+        each<MR>([&](auto r) __attribute__((always_inline)) {
+          const Integers wide = _mm256_madd_epi16(sum[r], ones);
+          t[r] = part == 0 ? wide : _mm256_add_epi32(t[r], wide);
+        });
+      });
+    }
+  }
+};
+
+#undef TRIMODE_KEEP
