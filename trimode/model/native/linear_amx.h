@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstring>
-#include <omp.h>
 #include <vector>
 
 #include "cpu.h"
@@ -37,27 +36,31 @@ inline int64_t tiled(int64_t i, int64_t k) {
   return i / kTileRows * kTileRows * round_up(k, kTileIn) + i % kTileRows * kTileIn;
 }
 
-// Columns of tiles first..last of a product that this thread computes: in pairs.
+// One of the parts that a product is computed in.
+struct Part {
+  int64_t index, count;
+};
+
+// Columns of tiles first..last of a product that a part consists of: in pairs.
 struct Share {
   int64_t first, last;
-  explicit Share(const Linear& l) {
+  Share(const Linear& l, const Part& part) {
     const int64_t columns = (l.out + kTileOut - 1) / kTileOut, pairs = (columns + 1) / 2;
-    const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
-    first = 2 * (pairs * t / threads);
-    last = std::min(columns, 2 * (pairs * (t + 1) / threads));
+    first = 2 * (pairs * part.index / part.count);
+    last = std::min(columns, 2 * (pairs * (part.index + 1) / part.count));
   }
 };
 
-// Prefetches a thread's weights, keys and values, a constant distance ahead of their use, across the ends of
+// Prefetches the weights, keys and values of one part of a pass, a constant distance ahead of their use, across the ends of
 // products. Loads alone keep too few reads under way and get half of the memory's bandwidth.
 class Reader {
  public:
-  // First name all that the thread will read, in order. Then call `advance` as it reads.
+  // First name all that the part reads, in order. Then call `advance` as it is read.
   void expect(const void* from, int64_t bytes) {
     if (bytes) stretches_.push_back({static_cast<const char*>(from), bytes});
   }
-  void expect(const Linear& l) {
-    const Share share(l);
+  void expect(const Linear& l, const Part& part) {
+    const Share share(l, part);
     if (l.packed) expect(l.packed + share.first * packed_bytes(l), (share.last - share.first) * packed_bytes(l));
   }
   void start() { advance(kAhead); }
@@ -201,13 +204,13 @@ TRIMODE_AMX inline void tile_columns(const Linear& l, const Halves& a, const Qua
   }
 }
 
-// A product by all threads of the region; no barrier at its end.
-TRIMODE_AMX inline void multiply_amx(const Linear& l, const Quantised& x, const Rows& rows, const Target& target,
-                                     Reader& reader) {
+// A part of a product.
+TRIMODE_AMX inline void multiply_amx(const Linear& l, const Part& part, const Quantised& x, const Rows& rows,
+                                     const Target& target, Reader& reader) {
   if (!rows.count) return;
   shape_tiles(std::min(kTileRows, rows.count));
   const Halves a = gathered(l, x, rows);
-  const Share share(l);
+  const Share share(l, part);
   for (int64_t c = share.first; c < share.last; c += 2)
     tile_columns(l, a, x, rows, c * kTileOut, c + 1 < share.last, target, reader);
 }

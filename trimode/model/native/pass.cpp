@@ -9,12 +9,12 @@
 // int4: weights and activations in groups with a scale each (groups.h).
 
 #include <cstring>
-#include <omp.h>
 #include <vector>
 
 #include "attention_amx.h"
 #include "groups.h"
 #include "linear_avx2.h"
+#include "team.h"
 
 namespace avx2 {
 #include "unroll.h"
@@ -78,7 +78,8 @@ struct Workspace {
   std::vector<std::vector<int32_t>> others;  // of each row, if its segment has a mask
   Layout layout = Layout::plain;
   bool in_tiles = false;
-  double spent = 0;  // on products, by the first thread
+  int64_t spent = 0;  // nanoseconds on products, by the first thread
+  std::vector<Reader> readers;
 
   void prepare(const Model& m, const Pass& p) {
     int64_t rank = 0;
@@ -118,14 +119,13 @@ struct Workspace {
     }
   }
 
-  // The items of a thread of the region, first..last. All threads read about as many keys.
-  std::pair<const Item*, const Item*> share() const {
-    const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
-    const auto at = [&](int64_t part) {
+  // The items of a part of the attention, first..last. All parts read about as many keys.
+  std::pair<const Item*, const Item*> share(const Part& part) const {
+    const auto at = [&](int64_t index) {
       return std::partition_point(items.data(), items.data() + items.size(),
-                                  [&](const Item& i) { return i.before * threads < read * part; });
+                                  [&](const Item& i) { return i.before * part.count < read * index; });
     };
-    return {at(t), at(t + 1)};
+    return {at(part.index), at(part.index + 1)};
   }
 
   void find_neighbours(const Pass& p) {
@@ -160,72 +160,88 @@ inline void norm_row(const float* x, const float* weight, int64_t n, float eps, 
 
 constexpr int64_t kRowsInCache = 64;  // rows whose activations stay in L2, a multiple of kTileHeight
 
-void multiply_groups(const Linear& l, const GroupRows& all, const Rows& rows, const Target& target) {
+void multiply_groups(const Linear& l, const Part& part, const GroupRows& all, const Rows& rows,
+                     const Target& target) {
   const GroupRows x = gathered(all, rows);
-  const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
-  const int64_t first = l.strips * t / threads, last = l.strips * (t + 1) / threads;
+  const int64_t first = l.strips * part.index / part.count, last = l.strips * (part.index + 1) / part.count;
   for (int64_t i = 0; i < rows.count; i += kRowsInCache)
     for (int64_t s = first; s < last; ++s)
       avx2::kStripRows[l.strip[s].kind](l.strip[s], l, x, i, std::min(rows.count, i + kRowsInCache), rows, target);
 }
 
-// A product by all threads of the region; no barrier at its end.
-void multiply(const Linear& l, const Quantised& x, const Rows& rows, const Target& target, Reader& reader) {
-  if (l.strip) return multiply_groups(l, x.groups, rows, target);
-  if (l.packed) return multiply_amx(l, x, rows, target, reader);
-  const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
-  const int64_t share = round_up((l.out + threads - 1) / threads, kStrip);
-  columns(l, x, rows, std::min(l.out, t * share), std::min(l.out, (t + 1) * share), target);
+// In how many parts a product is computed. With AMX a thread keeps to its own columns, whose weights `Reader`
+// prefetches.
+int64_t parts_of(const Linear& l, int64_t threads) {
+  if (l.packed || threads == 1) return threads;
+  const int64_t smallest = l.strip ? l.strips : (l.out + kStrip - 1) / kStrip;
+  return std::min(smallest, 4 * threads);
 }
 
-// The linears of a projection and the delta of the adapted rows; ends with a barrier.
-void project(const Projection& projection, const Quantised& x, const Pass& pass, Workspace& w,
-             const Target& target, Reader& reader) {
-  const double began = omp_get_wtime();
-  multiply(projection.base, x, {pass.rows, nullptr, nullptr}, target, reader);
-  if (pass.adapted && projection.down.out) {
+// A part of a product.
+void multiply(const Linear& l, const Part& part, const Quantised& x, const Rows& rows, const Target& target,
+              Reader& reader) {
+  if (l.strip) return multiply_groups(l, part, x.groups, rows, target);
+  if (l.packed) return multiply_amx(l, part, x, rows, target, reader);
+  const int64_t strips = (l.out + kStrip - 1) / kStrip;
+  columns(l, x, rows, kStrip * (strips * part.index / part.count),
+          std::min(l.out, kStrip * (strips * (part.index + 1) / part.count)), target);
+}
+
+// The linears of a projection and the delta of the adapted rows; `then` follows once.
+template <class F>
+void project(Member& member, const Projection& projection, const Quantised& x, const Pass& pass, Workspace& w,
+             const Target& target, const F& then) {
+  const int64_t began = member.leads() ? nanoseconds() : 0;
+  const auto product = [&](const Linear& l, const Quantised& from, const Rows& rows, const Target& to,
+                           const auto& next) {
+    const int64_t parts = parts_of(l, member.threads());
+    member.phase(parts, [&](int64_t p) { multiply(l, {p, parts}, from, rows, to, w.readers[p % member.threads()]); },
+                 next);
+  };
+  const bool adapted = pass.adapted && projection.down.out;
+  const auto nothing = [] {};
+  if (!adapted) {
+    product(projection.base, x, {pass.rows, nullptr, nullptr}, target, then);
+  } else {
+    product(projection.base, x, {pass.rows, nullptr, nullptr}, target, nothing);
     const int64_t rank = projection.down.out;
-    multiply(projection.down, x, {pass.adapted, pass.adapter_rows, nullptr}, {w.low.data(), rank, false},
-             reader);
+    product(projection.down, x, {pass.adapted, pass.adapter_rows, nullptr}, {w.low.data(), rank, false}, nothing);
     const auto part_of = [&](int64_t p) {
       return w.low_room[p].view(pass.adapted, projection.part[p].up.in);
     };
-#pragma omp barrier
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < pass.adapted; ++i)
+    member.rows(pass.adapted, [&](int64_t i) {
       for (int64_t p = 0; p < projection.parts; ++p) {
         const DeltaPart& part = projection.part[p];
         quantise_row(w.low.data() + i * rank + part.first_rank, part.up.in, w.layout, part_of(p), i);
       }
-    for (int64_t p = 0; p < projection.parts; ++p)
-      multiply(projection.part[p].up, part_of(p), {pass.adapted, nullptr, pass.adapter_rows},
-               {target.y + projection.part[p].first_out, target.stride, true}, reader);
+    });
+    for (int64_t p = 0; p < projection.parts; ++p) {
+      const Target to{target.y + projection.part[p].first_out, target.stride, true};
+      product(projection.part[p].up, part_of(p), {pass.adapted, nullptr, pass.adapter_rows}, to, nothing);
+    }
+    member.phase(1, [](int64_t) {}, then);
   }
-#pragma omp barrier
-  if (omp_get_thread_num() == 0) w.spent += omp_get_wtime() - began;
+  if (member.leads()) w.spent += nanoseconds() - began;
 }
 
-// Norms, rotation and the cache's new rows; ends with a barrier.
-void place_heads(const Model& m, const Layer& layer, int64_t index, const Pass& pass, Workspace& w) {
+// Norms, rotation and the cache's new keys and values of a row.
+void place_heads(const Model& m, const Layer& layer, int64_t index, const Pass& pass, Workspace& w, int64_t i) {
   const int64_t dim = m.head_dim, all = m.heads + 2 * m.kv_heads;
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < pass.rows; ++i) {
-    float* row = w.heads.data() + i * all * dim;
-    for (int64_t h = 0; h < m.heads + m.kv_heads; ++h) {
-      float* head = row + h * dim;
-      const float* norm = h < m.heads ? layer.q_norm : layer.k_norm;
-      if (norm) rms_norm(head, norm, dim, m.eps, head);
-      rotate(head, pass.cos + i * dim / 2, pass.sin + i * dim / 2, dim / 2);
-      if (pass.query_scale && h < m.heads)
-        for (int64_t d = 0; d < dim; ++d) head[d] *= pass.query_scale[i];
-    }
-    const Segment& s = pass.segment[w.segment_of[i]];
-    const int64_t place = s.length + i - s.start;
-    for (int64_t h = 0; h < m.kv_heads; ++h) {
-      const int64_t at = ((index * m.kv_heads + h) * s.capacity + place) * dim;
-      to_halves(row + (m.heads + h) * dim, dim, s.keys + at);
-      to_halves(row + (m.heads + m.kv_heads + h) * dim, dim, s.values + at);
-    }
+  float* row = w.heads.data() + i * all * dim;
+  for (int64_t h = 0; h < m.heads + m.kv_heads; ++h) {
+    float* head = row + h * dim;
+    const float* norm = h < m.heads ? layer.q_norm : layer.k_norm;
+    if (norm) rms_norm(head, norm, dim, m.eps, head);
+    rotate(head, pass.cos + i * dim / 2, pass.sin + i * dim / 2, dim / 2);
+    if (pass.query_scale && h < m.heads)
+      for (int64_t d = 0; d < dim; ++d) head[d] *= pass.query_scale[i];
+  }
+  const Segment& s = pass.segment[w.segment_of[i]];
+  const int64_t place = s.length + i - s.start;
+  for (int64_t h = 0; h < m.kv_heads; ++h) {
+    const int64_t at = ((index * m.kv_heads + h) * s.capacity + place) * dim;
+    to_halves(row + (m.heads + h) * dim, dim, s.keys + at);
+    to_halves(row + (m.heads + m.kv_heads + h) * dim, dim, s.values + at);
   }
 }
 
@@ -244,16 +260,16 @@ int64_t cache_at(const Model& m, int64_t layer, const Segment& s, const Item& it
   return (layer * m.kv_heads + item.kv) * s.capacity * m.head_dim;
 }
 
-// Whether an item is the first one of its thread that reads its keys.
+// Whether an item is the first one of its part that reads its keys.
 bool reads_first(const Item* item, const Item* first) {
   return item == first || item[-1].segment != item->segment || item[-1].kv != item->kv;
 }
 
-// Attention of every row and head; ends with a barrier.
-void attend_all(const Model& m, int64_t index, const Pass& pass, Workspace& w, Reader& reader,
-                std::vector<float>& scores) {
+// A part of the attention.
+void attend_part(const Model& m, int64_t index, const Part& part, const Pass& pass, Workspace& w, Reader& reader) {
+  thread_local std::vector<float> scores(4096);
   const int64_t dim = m.head_dim, all = m.heads + 2 * m.kv_heads;
-  const auto [first, last] = w.share();
+  const auto [first, last] = w.share(part);
   for (const Item* item = first; item < last; ++item) {
     const Segment& s = pass.segment[item->segment];
     Together t{item->stop - item->start, item->heads, {}, {}, {}, 0};
@@ -276,18 +292,17 @@ void attend_all(const Model& m, int64_t index, const Pass& pass, Workspace& w, R
     else
       attend(t.query[0], s.keys + at, s.values + at, t.seen[0], dim, scores.data(), t.out[0]);
   }
-#pragma omp barrier
 }
 
-// The memory that this thread will read in a pass, in order.
-void expect_all(const Model& m, const Pass& pass, const Workspace& w, Reader& reader) {
+// The memory that a part of all products and attention reads in a pass, in order.
+void expect_all(const Model& m, const Pass& pass, const Workspace& w, const Part& part, Reader& reader) {
   const auto projection = [&](const Projection& p) {
-    reader.expect(p.base);
+    reader.expect(p.base, part);
     if (!pass.adapted || !p.down.out) return;
-    reader.expect(p.down);
-    for (int64_t i = 0; i < p.parts; ++i) reader.expect(p.part[i].up);
+    reader.expect(p.down, part);
+    for (int64_t i = 0; i < p.parts; ++i) reader.expect(p.part[i].up, part);
   };
-  const auto [first, last] = w.share();
+  const auto [first, last] = w.share(part);
   for (int64_t layer = 0; layer < m.layers; ++layer) {
     projection(m.layer[layer].qkv);
     for (const Item* item = first; w.in_tiles && item < last; ++item) {
@@ -304,42 +319,64 @@ void expect_all(const Model& m, const Pass& pass, const Workspace& w, Reader& re
   reader.start();
 }
 
-void run_layer(const Model& m, int64_t index, const Pass& pass, Workspace& w, Reader& reader,
-               std::vector<float>& scores) {
+// Rows up to which what is done with each row follows a product at once, by the thread that ends it. That saves a
+// wait of all threads.
+constexpr int64_t kFewRows = 2;
+
+// f(row) for all rows after a product or the attention: `then` of it, or a phase of its own.
+template <class F>
+class AfterProduct {
+ public:
+  AfterProduct(Member& member, int64_t rows, const F& f) : member_(member), rows_(rows), f_(f) {}
+  void operator()() const {
+    for (int64_t i = 0; rows_ <= kFewRows && i < rows_; ++i) f_(i);
+  }
+  void rest() const {
+    if (rows_ > kFewRows) member_.rows(rows_, f_);
+  }
+
+ private:
+  Member& member_;
+  int64_t rows_;
+  const F& f_;
+};
+
+// From the layer's normed and quantised input to its output, and `next(row)` of it.
+template <class F>
+void run_layer(Member& member, const Model& m, int64_t index, const Pass& pass, Workspace& w, const F& next) {
   const Layer& layer = m.layer[index];
   const int64_t hidden = m.hidden, inner = m.intermediate;
   const int64_t attention = m.heads * m.head_dim, qkv = attention + 2 * m.kv_heads * m.head_dim;
   const auto rows_of = [&](int64_t k) { return w.room.view(pass.rows, k); };
-  const Quantised narrow = rows_of(hidden), joined = rows_of(attention), broad = rows_of(inner);
   const Target residual{pass.x, hidden, true};
-  const auto norm = [&](const float* weight) {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < pass.rows; ++i) {
-      float* y = w.normed.data() + i * hidden;
-      norm_row(pass.x + i * hidden, weight, hidden, m.eps, w.layout, y);
-      quantise_row(y, hidden, w.layout, narrow, i);
-    }
+  const auto product = [&](const Projection& p, int64_t k, const Target& target, const auto& f) {
+    const AfterProduct then(member, pass.rows, f);
+    project(member, p, rows_of(k), pass, w, target, then);
+    then.rest();
   };
-  norm(layer.input_norm);
-  project(layer.qkv, narrow, pass, w, {w.heads.data(), qkv, false}, reader);
-  place_heads(m, layer, index, pass, w);
-  attend_all(m, index, pass, w, reader, scores);
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < pass.rows; ++i)
-    quantise_row(w.attended.data() + i * attention, attention, w.layout, joined, i);
-  project(layer.o, joined, pass, w, residual, reader);
-  norm(layer.mlp_norm);
-  project(layer.gate_up, narrow, pass, w, {w.wide.data(), 2 * inner, false}, reader);
-#pragma omp for schedule(static)
-  for (int64_t i = 0; i < pass.rows; ++i) {
+  product(layer.qkv, hidden, {w.heads.data(), qkv, false},
+          [&](int64_t i) { place_heads(m, layer, index, pass, w, i); });
+  const auto join = [&](int64_t i) {
+    quantise_row(w.attended.data() + i * attention, attention, w.layout, rows_of(attention), i);
+  };
+  const AfterProduct joined(member, pass.rows, join);
+  const int64_t threads = member.threads(), parts = w.in_tiles || threads == 1 ? threads : 4 * threads;
+  member.phase(parts, [&](int64_t p) { attend_part(m, index, {p, parts}, pass, w, w.readers[p % threads]); }, joined);
+  joined.rest();
+  product(layer.o, attention, residual, [&](int64_t i) {
+    float* y = w.normed.data() + i * hidden;
+    norm_row(pass.x + i * hidden, layer.mlp_norm, hidden, m.eps, w.layout, y);
+    quantise_row(y, hidden, w.layout, rows_of(hidden), i);
+  });
+  product(layer.gate_up, hidden, {w.wide.data(), 2 * inner, false}, [&](int64_t i) {
     float* gate = w.wide.data() + i * 2 * inner;
     if (w.layout == Layout::tiles)
       swiglu16(gate, gate + inner, inner);
     else
       swiglu(gate, gate + inner, inner);
-    quantise_row(gate, inner, w.layout, broad, i);
-  }
-  project(layer.down, broad, pass, w, residual, reader);
+    quantise_row(gate, inner, w.layout, rows_of(inner), i);
+  });
+  product(layer.down, inner, residual, next);
 }
 
 }  // namespace
@@ -385,19 +422,30 @@ void trimode_pass(const Model* model, Pass* pass) {
   thread_local Workspace own;
   Workspace& workspace = own;
   workspace.prepare(*model, *pass);
-#pragma omp parallel num_threads(static_cast<int>(pass->threads))
-  {
-    std::vector<float> scores(4096);
-    Reader reader;
-    expect_all(*model, *pass, workspace, reader);
-    for (int64_t i = 0; i < model->layers; ++i) run_layer(*model, i, *pass, workspace, reader, scores);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < pass->rows; ++i)
-      norm_row(pass->x + i * model->hidden, model->norm, model->hidden, model->eps, workspace.layout,
-               pass->x + i * model->hidden);
+  workspace.readers.resize(pass->threads);
+  const Model& m = *model;
+  const auto norm = [&](const float* weight, int64_t i, float* y) {
+    norm_row(pass->x + i * m.hidden, weight, m.hidden, m.eps, workspace.layout, y);
+  };
+  // Norm and quantisation before a layer; after the last one its norm alone.
+  const auto enter = [&](int64_t layer, int64_t i) {
+    if (layer == m.layers) return norm(m.norm, i, pass->x + i * m.hidden);
+    float* y = workspace.normed.data() + i * m.hidden;
+    norm(m.layer[layer].input_norm, i, y);
+    quantise_row(y, m.hidden, workspace.layout, workspace.room.view(pass->rows, m.hidden), i);
+  };
+  Team::run(pass->threads, [&](Member& member) {
+    const int64_t threads = member.threads();
+    member.phase(threads, [&](int64_t p) {
+      workspace.readers[p] = Reader();
+      expect_all(m, *pass, workspace, {p, threads}, workspace.readers[p]);
+    });
+    member.rows(pass->rows, [&](int64_t i) { enter(0, i); });
+    for (int64_t layer = 0; layer < m.layers; ++layer)
+      run_layer(member, m, layer, *pass, workspace, [&](int64_t i) { enter(layer + 1, i); });
     if (workspace.in_tiles || workspace.layout == Layout::tiles) release_tiles();
-  }
-  pass->products = workspace.spent;
+  });
+  pass->products = static_cast<double>(workspace.spent) * 1e-9;
 }
 
 // Outputs of a strip on this machine.
@@ -412,18 +460,19 @@ int64_t trimode_strip_bytes(int64_t kind, int64_t in) {
 void trimode_pack(int64_t kind, const uint8_t* blocks, int64_t stride, int64_t rows, int64_t in, uint8_t* strips,
                   int64_t threads) {
   const int64_t lanes = trimode_lanes(), size = trimode_strip_bytes(kind, in);
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads))
-  for (int64_t i = 0; i < rows; i += lanes)
+  for_each((rows + lanes - 1) / lanes, threads, [&](int64_t s) {
+    const int64_t i = s * lanes;
     pack_strip(static_cast<Kind>(kind), blocks + i * stride, stride, std::min(lanes, rows - i),
-               (in + kGroup - 1) / kGroup, lanes, strips + i / lanes * size);
+               (in + kGroup - 1) / kGroup, lanes, strips + s * size);
+  });
 }
 
 // Rows of a file's blocks, `stride` bytes apart, in floats [count, in]. `index`: which rows; null: the first.
 void trimode_unpack(int64_t kind, const uint8_t* blocks, int64_t stride, const int64_t* index, int64_t count,
                     int64_t in, float* y, int64_t threads) {
-#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (count > 64)
-  for (int64_t i = 0; i < count; ++i)
+  for_each(count, count > 64 ? threads : 1, [&](int64_t i) {
     unpack_blocks(static_cast<Kind>(kind), blocks + (index ? index[i] : i) * stride, in, y + i * in);
+  });
 }
 
 // Weights of some outputs of a linear in strips, in floats [count, in].
@@ -442,15 +491,17 @@ void trimode_linear(const Linear* linear, const float* x, int64_t rows, float* y
   thread_local Room room;
   room.reserve(layout, rows, k);
   const Quantised q = room.view(rows, k);
-#pragma omp parallel num_threads(static_cast<int>(threads))
-  {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows; ++i) quantise_row(x + i * k, k, layout, q, i);
-    Reader reader;
-    reader.expect(*linear);
-    reader.start();
-    multiply(*linear, q, {rows, nullptr, nullptr}, {y, linear->out, false}, reader);
+  std::vector<Reader> readers(threads);
+  Team::run(threads, [&](Member& member) {
+    member.rows(rows, [&](int64_t i) { quantise_row(x + i * k, k, layout, q, i); });
+    const int64_t parts = parts_of(*linear, member.threads());
+    member.phase(parts, [&](int64_t p) {
+      Reader& reader = readers[p % member.threads()];
+      reader.expect(*linear, {p, parts});
+      reader.start();
+      multiply(*linear, {p, parts}, q, {rows, nullptr, nullptr}, {y, linear->out, false}, reader);
+    });
     if (layout == Layout::tiles) release_tiles();
-  }
+  });
 }
 }
