@@ -11,7 +11,8 @@
 
 namespace {
 
-constexpr int64_t kQueries = kTileRows, kKeys = 32, kPanel = 64;  // kPanel: keys, or dimensions, in four tiles
+static_assert(kQueries == kTileRows);
+constexpr int64_t kKeys = 32, kPanel = 64;  // kPanel: keys, or dimensions, in four tiles
 constexpr int64_t kMostDim = 256;
 
 inline bool attends_in_tiles(int64_t dim) { return dim % 32 == 0 && dim <= kMostDim; }
@@ -161,15 +162,6 @@ TRIMODE_AMX inline void add_values(const float* probabilities, int64_t room, con
     }
   add_products(probabilities, probabilities + 16, room * sizeof(float), tiles, width == kPanel);
 }
-
-// Rows that share keys and values, each with the same number of query heads.
-struct Together {
-  int64_t rows, heads;           // rows * heads <= kQueries
-  const float* query[kQueries];  // row by row
-  float* out[kQueries];
-  Seen seen[kQueries];           // of each row
-  int64_t end;                   // all keys that they see lie before it
-};
 
 // Writes tiles 0-3: `width` dimensions of each query, times the query's factor.
 TRIMODE_AMX inline void put_values(int64_t queries, const float* factors, float* const* out, int64_t first,

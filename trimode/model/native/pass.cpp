@@ -103,8 +103,9 @@ struct Workspace {
 
   // By segment, then by key head, so that two threads read few of the same keys.
   void find_items(const Model& m, const Pass& p) {
-    const int64_t of_key = m.heads / m.kv_heads, heads = in_tiles ? std::min(kQueries, of_key) : 1;
-    const int64_t rows = in_tiles ? kQueries / heads : 1;
+    const int64_t of_key = m.heads / m.kv_heads, most = in_tiles ? kQueries : kAtOnce;
+    const int64_t parts_of_heads = (of_key + most - 1) / most;
+    const int64_t heads = (of_key + parts_of_heads - 1) / parts_of_heads, rows = most / heads;
     items.clear();
     read = 0;
     for (int64_t s = 0; s < p.segments; ++s) {
@@ -290,7 +291,7 @@ void attend_part(const Model& m, int64_t index, const Part& part, const Pass& pa
       attend_in_tiles(dim, t, s.keys + at, s.values + at, scores.data(), room,
                       {reader, ahead, dim * static_cast<int64_t>(sizeof(Half))});
     else
-      attend(t.query[0], s.keys + at, s.values + at, t.seen[0], dim, scores.data(), t.out[0]);
+      attend(dim, t, s.keys + at, s.values + at, scores.data(), room);
   }
 }
 
