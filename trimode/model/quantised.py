@@ -215,24 +215,47 @@ BLOCK_KINDS = {
 KIND_NUMBERS = {kind: number for number, kind in enumerate(BLOCK_KINDS)}
 """The kinds' numbers in the C++ library."""
 
+_FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""Their numbers in the C++ library."""
 _AT_ONCE = 2**16
-"""Weights that are quantised at a time: the floats stay in the CPU's cache."""
+"""Weights that PyTorch's operators quantise at a time: the floats stay in the CPU's cache."""
 
 
 def quantise(weight: Tensor, kind: str) -> QuantisedMatrix:
-    """A matrix `[out, in]` of any float dtype in blocks of a kind: `Q4_1` or `Q8_0`.
+    """A matrix `[out, in]` of floats in blocks of a kind: `Q4_1` or `Q8_0`.
 
-    Rows whose length is not a multiple of 32 get zeros at their end.
+    Q8_0 is to the nearest. Q4_1 takes for each group the best of a few scales and minima by squared
+    error, each by least squares; to the nearest is one of them. Rows whose length is not a multiple
+    of 32 get zeros at their end.
     """
+    columns = weight.shape[1]
+    size = -(-columns // 32) * BLOCK_KINDS[kind].size
+    blocks = torch.empty(len(weight), size, dtype=torch.uint8)
+    native = library()
+    if native is None or weight.dtype not in _FLOAT_TYPES:
+        _quantise_by_operators(weight, kind, blocks)
+    else:
+        weight = weight.contiguous()
+        native.trimode_quantise(
+            KIND_NUMBERS[kind],
+            _FLOAT_TYPES[weight.dtype],
+            weight.data_ptr(),
+            weight.stride(0) * weight.element_size(),
+            len(weight),
+            columns,
+            blocks.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return QuantisedMatrix(kind, blocks, columns if columns % 32 else None)
+
+
+def _quantise_by_operators(weight: Tensor, kind: str, blocks: Tensor) -> None:
     encode = {"Q4_1": _to_q4_1, "Q8_0": _to_q8_0}[kind]
     columns = weight.shape[1]
-    groups, size = -(-columns // 32), BLOCK_KINDS[kind].size
-    blocks = torch.empty(len(weight), groups * size, dtype=torch.uint8)
     rows = max(1, _AT_ONCE // columns)
     for target, source in zip(blocks.split(rows), weight.split(rows), strict=True):
         filled = F.pad(source.float(), (0, -columns % 32))
         target.copy_(encode(filled.view(-1, 32)).view(len(source), -1))
-    return QuantisedMatrix(kind, blocks, columns if columns % 32 else None)
 
 
 def _to_q8_0(groups: Tensor) -> Tensor:
@@ -242,19 +265,49 @@ def _to_q8_0(groups: Tensor) -> Tensor:
     return torch.cat((_bytes(scale), values.to(torch.int8).view(torch.uint8)), dim=1)
 
 
+_RANGES = [13 + 0.5 * i for i in range(9)]
+"""Steps that a group's range is first divided into; 15 is its own."""
+
+
 def _to_q4_1(groups: Tensor) -> Tensor:
-    """Groups `[n, 32]` -> blocks uint8 `[n, 20]`, to the nearest."""
-    low, high = groups.amin(1), groups.amax(1)
-    scale, minimum = ((high - low) / 15).half(), low.half()
+    """Groups `[n, 32]` -> blocks uint8 `[n, 20]`."""
+    low, high, total = groups.amin(1), groups.amax(1), groups.sum(1)
+    scale, minimum = _rounded((high - low) / 15), _rounded(low)
     values = _four_bits(groups, scale, minimum)
-    packed = values[:, :16] | values[:, 16:] << 4
-    return torch.cat((_bytes(scale), _bytes(minimum), packed), dim=1)
+    least = _squared_error(groups, values, scale, minimum)
+    for steps in _RANGES:
+        d, m = (high - low) / steps, low
+        for _ in range(2):
+            q = _four_bits(groups, d, m)
+            n, squares, products = q.sum(1), q.square().sum(1), (q * groups).sum(1)
+            spread = 32 * squares - n * n
+            d = torch.where(spread > 0, (32 * products - total * n) / spread, 0.0)
+            m = (total - d * n) / 32
+        d, m = _rounded(d), _rounded(m)
+        q = _four_bits(groups, d, m)
+        error = _squared_error(groups, q, d, m)
+        better = error < least
+        least = torch.where(better, error, least)
+        scale, minimum = torch.where(better, d, scale), torch.where(better, m, minimum)
+        values = torch.where(better[:, None], q, values)
+    whole = values.to(torch.uint8)
+    packed = whole[:, :16] | whole[:, 16:] << 4
+    return torch.cat((_bytes(scale.half()), _bytes(minimum.half()), packed), dim=1)
+
+
+def _rounded(numbers: Tensor) -> Tensor:
+    """To fp16 and back."""
+    return numbers.half().float()
 
 
 def _four_bits(groups: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
-    """Values 0..15 nearest to groups `[n, 32]`, uint8."""
-    steps = (groups - minimum.float()[:, None]) * _inverse(scale)[:, None]
-    return steps.round_().clamp_(0, 15).to(torch.uint8)
+    """Whole numbers 0..15 nearest to groups `[n, 32]`, fp32."""
+    steps = (groups - minimum[:, None]) * _inverse(scale)[:, None]
+    return steps.round_().clamp_(0, 15)
+
+
+def _squared_error(groups: Tensor, values: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
+    return (values * scale[:, None] + minimum[:, None] - groups).square().sum(1)
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -62,6 +62,17 @@ def library() -> ctypes.CDLL | None:
         c_int64,
     ]
     found.trimode_unpack.restype = None
+    found.trimode_quantise.argtypes = [
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_int64,
+        c_int64,
+        c_int64,
+        c_void_p,
+        c_int64,
+    ]
+    found.trimode_quantise.restype = None
     found.trimode_rows.argtypes = [POINTER(structs.Linear), c_void_p, c_int64, c_void_p]
     found.trimode_rows.restype = None
     return found

@@ -14,6 +14,7 @@
 #include "attention_amx.h"
 #include "groups.h"
 #include "linear_avx2.h"
+#include "quantise.h"
 #include "team.h"
 
 namespace avx2 {
@@ -465,6 +466,16 @@ void trimode_pack(int64_t kind, const uint8_t* blocks, int64_t stride, int64_t r
     const int64_t i = s * lanes;
     pack_strip(static_cast<Kind>(kind), blocks + i * stride, stride, std::min(lanes, rows - i),
                (in + kGroup - 1) / kGroup, lanes, strips + s * size);
+  });
+}
+
+// Rows of floats, `stride` bytes apart, to blocks of Q4_1 or Q8_0, one row after the other.
+void trimode_quantise(int64_t kind, int64_t type, const uint8_t* weights, int64_t stride, int64_t rows, int64_t in,
+                      uint8_t* blocks, int64_t threads) {
+  const int64_t size = (in + kGroup - 1) / kGroup * kForms[kind].block_bytes;
+  for_each(rows, threads, [&](int64_t i) {
+    quantise_weights(static_cast<Kind>(kind), static_cast<FloatType>(type), weights + i * stride, in,
+                     blocks + i * size);
   });
 }
 

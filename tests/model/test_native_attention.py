@@ -1,4 +1,6 @@
-"""int8 attention at real head sizes and lengths: the same bits whatever is beside a row."""
+"""Attention of the C++ pass at real head sizes: the same bits whatever is beside a row."""
+
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,13 +18,16 @@ TOKENS = torch.randint(8, 131, (180,), generator=torch.Generator().manual_seed(0
 pytestmark = pytest.mark.skipif(native.library() is None, reason="not built here")
 
 
-@pytest.fixture(scope="module", params=HEADS, ids=str)
+@pytest.fixture(scope="module", params=[(*h, d) for h in HEADS for d in ("int8", "int4")], ids=str)
 def model(request):
-    dim, heads, kv_heads = request.param
+    return build(*request.param)
+
+
+def build(dim, heads, kv_heads, dtype):
     sizes = {"head_dim": dim, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
     sizes["hidden_size"] = 16 * heads
     _, config, tensors = families.build("llama", **sizes, num_hidden_layers=2)
-    return build_runner(config, tensors.__getitem__, dtype="int8")
+    return build_runner(config, tensors.__getitem__, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +88,9 @@ def test_as_a_path_through_a_tree_beside_another_sequence(model, alone, data, pr
 
 
 @torch.inference_mode()
-def test_agrees_with_the_pytorch_operators(model, alone):
-    theirs, _ = prefill(RowwiseRunner(model.transformer, model.format), 150)
+def test_agrees_with_the_pytorch_operators(model, alone, request):
+    with patch("trimode.model.runners.native.library", return_value=None):
+        operators = build(*request.node.callspec.params["model"])
+    assert isinstance(operators, RowwiseRunner)
+    theirs, _ = prefill(operators, 150)
     assert float((alone[:150] - theirs).norm() / theirs.norm()) < 0.02
