@@ -32,7 +32,7 @@ class NativePass(BuildHookInterface):
         target = source.with_suffix(".so")
         reason = self._compile(source, target)
         if reason:
-            print(f"trimode: int8 pass not built ({reason})", file=sys.stderr)  # noqa: T201
+            print(f"trimode: C++ pass not built ({reason})", file=sys.stderr)  # noqa: T201
             return
         build_data["force_include"][str(target)] = str(SOURCE.with_suffix(".so"))
         build_data["pure_python"] = False
@@ -48,7 +48,7 @@ class NativePass(BuildHookInterface):
         command = [
             compiler,
             *OPTIMISED,
-            "-fopenmp",
+            "-pthread",
             "-shared",
             "-fPIC",
             str(source),

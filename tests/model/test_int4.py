@@ -1,5 +1,14 @@
 """int4: the library's products are those of PyTorch's operators, bit for bit."""
 
+import ast
+import os
+import re
+import shutil
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -143,3 +152,53 @@ def test_a_separate_embedding_stays_in_its_file():
     expected = stored["embed_tokens.weight"].floats()
     assert torch.equal(model.transformer.embedding(torch.tensor([5, 2])), expected[[5, 2]])
     assert torch.equal(model.transformer.embedding.matrix(), expected)
+
+
+def compiled(directory):
+    """The library with kernels for sixteen outputs that run on AVX2."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source = Path(native.__file__).with_name("pass.cpp")
+    vectors = Path(__file__).with_name("emulated_vectors.h")
+    target = directory / "pass.so"
+    build = (source.parents[3] / "hatch_build.py").read_text()
+    (flags,) = re.findall(r"OPTIMISED = (\(.*?\))", build, re.DOTALL)
+    flags = [*ast.literal_eval(flags), "-O1", "-pthread", "-shared", "-fPIC"]
+    flags.append(f'-DTRIMODE_EMULATE="{vectors}"')
+    subprocess.run([compiler, *flags, str(source), "-o", str(target)], check=True)
+    return target
+
+
+@needs_library
+def test_every_set_of_kernels_gives_the_same_bits(tmp_path):
+    """Those of this machine, and those of AVX-512 VNNI with their instructions emulated."""
+    ordinary = native.library()
+    other = native.opened(compiled(tmp_path))
+    names = []
+    while (name := other.trimode_kernels(len(names))) is not None:
+        names.append(name.decode())
+    assert names[0] == "AVX2"
+    assert names[-1] == "emulated"
+    for kind in BLOCK_KINDS:
+        weight = random_matrix(kind, 37, 768)
+        bias = torch.randn(37, generator=torch.Generator().manual_seed(0))
+        x = activations(21, 768)
+        expected = GroupedLinear([weight], bias, packs=False)(x)
+        for index in range(len(names)):
+            other.trimode_use_kernels(index)
+            with patched_library(other):
+                packed = GroupedLinear([weight], bias, packs=True)
+                for rows in (1, 2, 5, 8, 13, 21):
+                    assert torch.equal(linear(packed, x[:rows]), expected[:rows]), names[index]
+                assert torch.equal(packed.rows(torch.arange(37)), weight.floats())
+    assert ordinary is native.library()
+
+
+@contextmanager
+def patched_library(found):
+    with (
+        patch("trimode.model.formats.int4.library", return_value=found),
+        patch("trimode.model.runners.native.library", return_value=found),
+    ):
+        yield

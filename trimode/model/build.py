@@ -123,5 +123,5 @@ def describe(dtype: str, device: str) -> str:
     weight_format = choose_format(dtype, device)
     if not weight_format.independent_rows:
         return weight_format.describe()
-    how = kernels() if library() else "PyTorch operators (the C++ pass is not built)"
+    how = kernels(weight_format) if library() else "PyTorch operators (the C++ pass is not built)"
     return f"{weight_format.describe()}, {how}"

@@ -9,9 +9,10 @@ compute the same pass: linears are the same bit for bit, norms and attention up 
 import ctypes
 import hashlib
 import os
-from ctypes import POINTER, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,32 @@ LIBRARY = Path(__file__).with_name("pass.so")
 ABI = 6
 
 
+_VOID = None
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "trimode_pass": (_VOID, [POINTER(structs.Model), POINTER(structs.Pass)]),
+    "trimode_linear": (_VOID, [POINTER(structs.Linear), c_void_p, c_int64, c_void_p, c_int64]),
+    "trimode_wants_packed": (c_int64, []),
+    "trimode_kernels": (c_char_p, [c_int64]),
+    "trimode_use_kernels": (_VOID, [c_int64]),
+    "trimode_lanes": (c_int64, []),
+    "trimode_strip_bytes": (c_int64, [c_int64, c_int64]),
+    "trimode_pack": (
+        _VOID,
+        [c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64],
+    ),
+    "trimode_quantise": (
+        _VOID,
+        [c_int64, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64],
+    ),
+    "trimode_unpack": (
+        _VOID,
+        [c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64],
+    ),
+    "trimode_rows": (_VOID, [POINTER(structs.Linear), c_void_p, c_int64, c_void_p]),
+}
+"""Result and arguments of each function."""
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The built library; None if it is not built, is of another version, or cannot be used here."""
@@ -28,53 +55,21 @@ def library() -> ctypes.CDLL | None:
         return None
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
+    return opened(LIBRARY)
+
+
+def opened(path: Path) -> ctypes.CDLL | None:
+    """A library with the signatures of its functions; None if it is of another version."""
     try:
-        found = ctypes.CDLL(str(LIBRARY))
+        found = ctypes.CDLL(str(path))
         found.trimode_abi.restype = c_int64
         if found.trimode_abi() != ABI or structs.mismatch(found) is not None:
             return None
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):
         return None
-    found.trimode_pass.restype = None
-    found.trimode_pass.argtypes = [POINTER(structs.Model), POINTER(structs.Pass)]
-    found.trimode_linear.restype = None
-    found.trimode_linear.argtypes = [
-        POINTER(structs.Linear),
-        c_void_p,
-        c_int64,
-        c_void_p,
-        c_int64,
-    ]
-    found.trimode_wants_packed.restype = c_int64
-    found.trimode_lanes.restype = c_int64
-    found.trimode_strip_bytes.argtypes = [c_int64, c_int64]
-    found.trimode_strip_bytes.restype = c_int64
-    found.trimode_pack.argtypes = [c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64]
-    found.trimode_pack.restype = None
-    found.trimode_unpack.argtypes = [
-        c_int64,
-        c_void_p,
-        c_int64,
-        c_void_p,
-        c_int64,
-        c_int64,
-        c_void_p,
-        c_int64,
-    ]
-    found.trimode_unpack.restype = None
-    found.trimode_quantise.argtypes = [
-        c_int64,
-        c_int64,
-        c_void_p,
-        c_int64,
-        c_int64,
-        c_int64,
-        c_void_p,
-        c_int64,
-    ]
-    found.trimode_quantise.restype = None
-    found.trimode_rows.argtypes = [POINTER(structs.Linear), c_void_p, c_int64, c_void_p]
-    found.trimode_rows.restype = None
     return found
 
 
@@ -82,6 +77,12 @@ def library() -> ctypes.CDLL | None:
 def build() -> str:
     """A name for the library as it was built; empty if it is not used."""
     return "" if library() is None else hashlib.sha256(LIBRARY.read_bytes()).hexdigest()[:16]
+
+
+def group_kernels() -> str:
+    """The library's kernels for weights in groups on this CPU, in words."""
+    found = library()
+    return "" if found is None else found.trimode_kernels(-1).decode()
 
 
 def wants_packed() -> bool:

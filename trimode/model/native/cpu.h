@@ -38,6 +38,28 @@ inline bool find_amx() {
 #endif
 }
 
+// Whether the system keeps the registers of `states`, and CPUID's leaf 7 has the bits of `b` and `c`.
+inline bool has_features(uint64_t states, unsigned b_wanted, unsigned c_wanted) {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+  if ((enabled_states() & states) != states) return false;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & b_wanted) == b_wanted && (c & c_wanted) == c_wanted;
+}
+
+// AVX-512 F, DQ, BW, VL and VNNI.
+inline bool has_avx512_vnni() {
+  static const bool found = has_features(0xE6, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, 1u << 11);
+  return found;
+}
+
+// VNNI for AVX2's registers.
+inline bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  static const bool found =
+      has_features(0x6, 1u << 5, 0) && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+  return found;
+}
+
 inline bool has_amx() {
   static const bool found = find_amx();
   return found;

@@ -16,13 +16,7 @@
 #include "linear_avx2.h"
 #include "quantise.h"
 #include "team.h"
-
-namespace avx2 {
-#include "unroll.h"
-#include "vectors_avx2.h"
-using V = Avx2;
-#include "linear_groups.h"
-}  // namespace avx2
+#include "kernels.h"
 
 namespace {
 
@@ -168,7 +162,7 @@ void multiply_groups(const Linear& l, const Part& part, const GroupRows& all, co
   const int64_t first = l.strips * part.index / part.count, last = l.strips * (part.index + 1) / part.count;
   for (int64_t i = 0; i < rows.count; i += kRowsInCache)
     for (int64_t s = first; s < last; ++s)
-      avx2::kStripRows[l.strip[s].kind](l.strip[s], l, x, i, std::min(rows.count, i + kRowsInCache), rows, target);
+      kernels().rows[l.strip[s].kind](l.strip[s], l, x, i, std::min(rows.count, i + kRowsInCache), rows, target);
 }
 
 // In how many parts a product is computed. With AMX a thread keeps to its own columns, whose weights `Reader`
@@ -450,8 +444,18 @@ void trimode_pass(const Model* model, Pass* pass) {
   pass->products = static_cast<double>(workspace.spent) * 1e-9;
 }
 
+// The name of the kernels for weights in groups; null if this machine does not have kernels number `index`, of
+// which the fastest come last. -1: those in use.
+const char* trimode_kernels(int64_t index) {
+  if (index < 0) return kernels().name;
+  return index < static_cast<int64_t>(all_kernels().size()) ? all_kernels()[index].name : nullptr;
+}
+
+// Uses other kernels from now on. Weights that were packed before are of no use afterwards.
+void trimode_use_kernels(int64_t index) { kernels() = all_kernels()[index]; }
+
 // Outputs of a strip on this machine.
-int64_t trimode_lanes() { return avx2::kLanes; }
+int64_t trimode_lanes() { return kernels().lanes; }
 
 // Bytes of a strip of a linear with so many inputs.
 int64_t trimode_strip_bytes(int64_t kind, int64_t in) {

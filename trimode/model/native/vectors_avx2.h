@@ -1,5 +1,4 @@
-// Vectors of eight outputs: AVX2.
-// Included in a namespace, after `unroll.h`.
+// Vectors of eight outputs: AVX2. Included in a namespace, after `quads.h`.
 
 #define TRIMODE_KEEP(x) asm volatile("" : "+x"(x))  // in a register, in this order
 
@@ -35,25 +34,16 @@ struct Avx2 {
   }
 
   static Integers read(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static Integers masked(Integers a, char byte) { return _mm256_and_si256(a, _mm256_set1_epi8(byte)); }
+  static Integers either(Integers a, Integers b) { return _mm256_or_si256(a, b); }
+  template <int N>
+  static Integers left(Integers a) { return _mm256_slli_epi16(a, N); }
+  template <int N>
+  static Integers right(Integers a) { return _mm256_srli_epi16(a, N); }
   static Integers four(const int8_t* p) {  // the same four activations for each output
     int32_t v;
     std::memcpy(&v, p, sizeof v);
     return _mm256_set1_epi32(v);
-  }
-
-  // Values of inputs 4 J.. of each output.
-  template <int BITS, int J>
-  static Integers quad(const uint8_t* w) {
-    if constexpr (BITS == 8) return read(w + 32 * J);
-    const Integers packed = read(w + 32 * (J % 4));
-    const Integers low =
-        _mm256_and_si256(J < 4 ? packed : _mm256_srli_epi16(packed, 4), _mm256_set1_epi8(15));
-    if constexpr (BITS == 4) return low;
-    constexpr int at = BITS == 5 ? J : J % 4 * 2;  // its lowest bit, which goes to bit 4
-    const Integers above = read(w + 128 + (BITS == 6 ? J / 4 * 32 : 0));
-    const Integers moved = at < 4 ? _mm256_slli_epi16(above, at < 4 ? 4 - at : 0)
-                                  : _mm256_srli_epi16(above, at < 4 ? 0 : at - 4);
-    return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(BITS == 5 ? 16 : 48)));
   }
 
   // Sums of value * activation over COUNT fours of inputs, of each output and row. Rows are innermost, so
@@ -66,7 +56,7 @@ struct Avx2 {
       Integers low[MR], high[MR];
       each<COUNT>([&](auto j) __attribute__((always_inline)) {
         constexpr int at = FIRST + j;
-        const Integers values = quad<8, at>(w), nibble = _mm256_set1_epi8(15);
+        const Integers values = quad<Avx2, 8, at>(w), nibble = _mm256_set1_epi8(15);
         const Integers below = _mm256_and_si256(values, nibble);
         const Integers above = _mm256_and_si256(_mm256_srli_epi16(values, 4), nibble);
         each<MR>([&](auto r) __attribute__((always_inline)) {
@@ -89,7 +79,7 @@ struct Avx2 {
         each<depth>([&](auto j) __attribute__((always_inline)) {
           // Nibbles of one register follow each other.
           constexpr int at = BITS == 4 ? j % 2 * 4 + j / 2 : FIRST + part * depth + j;
-          const Integers values = quad<BITS, at>(w);
+          const Integers values = quad<Avx2, BITS, at>(w);
           each<MR>([&](auto r) __attribute__((always_inline)) {
             const Integers p = _mm256_maddubs_epi16(values, four(a + kGroup * r + 4 * at));
             sum[r] = j == 0 ? p : _mm256_add_epi16(sum[r], p);

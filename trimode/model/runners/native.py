@@ -15,7 +15,7 @@ from trimode.model.formats import WeightFormat
 from trimode.model.formats.format import SplitDelta
 from trimode.model.formats.int4 import GroupedLinear
 from trimode.model.formats.int8 import Int8Linear
-from trimode.model.native import library, structs, wants_packed
+from trimode.model.native import group_kernels, library, structs, wants_packed
 from trimode.model.norm import Norm
 from trimode.model.runners.runner import Runner
 from trimode.model.transformer import Block, Transformer
@@ -181,11 +181,13 @@ class NativeRunner(Runner):
 
     def describe(self) -> str:
         """See `Runner`."""
-        return f"{super().describe()}, {kernels()}"
+        return f"{super().describe()}, {kernels(self.format)}"
 
 
-def kernels() -> str:
-    """The library's kernels on this CPU, in words."""
+def kernels(weight_format: WeightFormat) -> str:
+    """The library's kernels for a format on this CPU, in words."""
+    if weight_format.name == "int4":
+        return f"C++ pass ({group_kernels()})"
     return f"C++ pass ({'AMX' if wants_packed() else 'AVX2'})"
 
 
