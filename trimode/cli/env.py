@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from trimode.cli.options import Json
+from trimode.model.native.cores import threads
 
 _PACKAGES = ("trimode", "torch", "numpy", "safetensors", "gguf", "tokenizers", "huggingface-hub")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8")
@@ -49,12 +50,13 @@ def _facts() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": fields.get("model name", platform.processor()),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
         "cpu_flags": [flag for flag in _FLAGS if flag in flags],
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "cuda": torch.cuda.get_device_name() if cuda else "no",
         "fp32": describe("fp32", "cuda" if cuda else "cpu"),
         "bf16": describe("bf16", "cuda" if cuda else "cpu"),
         "int8": describe("int8", "cpu"),
+        "int4": describe("int4", "cpu"),
         "cache": str(cache_directory()),
     }

@@ -21,6 +21,7 @@ from trimode.checkpoints.atomic import write_text
 from trimode.decoding import CostCurve
 from trimode.decoding.span import led_visibility
 from trimode.model import KVCache, Segment, native
+from trimode.model.native.cores import threads
 from trimode.version import __version__
 
 CONTEXT = 256
@@ -143,7 +144,7 @@ def _path(model: LoadedModel) -> Path:
         platform.node(),
         platform.processor(),
         torch.backends.cpu.get_cpu_capability(),
-        torch.get_num_threads(),
+        threads(),
         model.name,
         repr(replace(model.config, block_length=1)),
         model.runner.describe(),

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimode.model.native import library
+from trimode.model.native.cores import threads
 
 
 class Groups(NamedTuple):
@@ -105,7 +106,7 @@ class QuantisedMatrix:
             rows,
             self.shape[1],
             found.data_ptr(),
-            torch.get_num_threads(),
+            threads(),
         )
         return found
 
@@ -244,7 +245,7 @@ def quantise(weight: Tensor, kind: str) -> QuantisedMatrix:
             len(weight),
             columns,
             blocks.data_ptr(),
-            torch.get_num_threads(),
+            threads(),
         )
     return QuantisedMatrix(kind, blocks, columns if columns % 32 else None)
 

@@ -20,6 +20,7 @@ from trimode.model.formats.format import (
     WeightFormat,
 )
 from trimode.model.native import library, structs
+from trimode.model.native.cores import threads
 from trimode.model.quantised import (
     BLOCK_KINDS,
     KIND_NUMBERS,
@@ -70,7 +71,7 @@ class GroupedLinear(nn.Module):
                 len(weight),
                 self.in_features,
                 packed.data_ptr(),
-                torch.get_num_threads(),
+                threads(),
             )
             self._packed.append(packed)
             strips.extend(

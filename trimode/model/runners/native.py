@@ -16,6 +16,7 @@ from trimode.model.formats.format import SplitDelta
 from trimode.model.formats.int4 import GroupedLinear
 from trimode.model.formats.int8 import Int8Linear
 from trimode.model.native import group_kernels, library, structs, wants_packed
+from trimode.model.native.cores import threads
 from trimode.model.norm import Norm
 from trimode.model.runners.runner import Runner
 from trimode.model.transformer import Block, Transformer
@@ -169,7 +170,7 @@ class NativeRunner(Runner):
             adapted.data_ptr(),
             len(segments),
             found,
-            torch.get_num_threads(),
+            threads(),
         )
         self._pass(ctypes.byref(self._model), ctypes.byref(asked))
         self.products_seconds = asked.products
@@ -203,8 +204,7 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
     x = x.contiguous()
     arguments = _linear(module)
     y = torch.empty(len(x), arguments.out)
-    threads = torch.get_num_threads()
-    native.trimode_linear(ctypes.byref(arguments), x.data_ptr(), len(x), y.data_ptr(), threads)
+    native.trimode_linear(ctypes.byref(arguments), x.data_ptr(), len(x), y.data_ptr(), threads())
     return y
 
 
