@@ -86,6 +86,12 @@ class GroupedLinear(nn.Module):
             first += len(weight)
         self.strips = (structs.Strip * len(strips))(*strips)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that a product reads of it."""
+        parts = self._packed if self.blocks is None else [part.blocks for part in self.blocks]
+        return sum(part.nbytes for part in parts)
+
     def native(self) -> structs.Linear:
         """The linear as the C++ library takes it; it must be packed and live on."""
         assert self.strips is not None

@@ -71,6 +71,13 @@ class Int8Linear(nn.Module):
         """`[out / 16, in / 4, 16, 4]`, padded with zeros: the order in which tiles read it."""
         self.bias = bias
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that a product reads of it."""
+        stored = self.packed if self.weight is None else self.weight
+        assert stored is not None
+        return stored.nbytes + self.scale.nbytes
+
     def pack(self) -> None:
         """Lay the weights out as tiles of 16 outputs and 64 inputs, instead of row by row."""
         if self.weight is None:
