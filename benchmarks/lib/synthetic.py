@@ -54,10 +54,11 @@ def shapes() -> dict[str, tuple[int, ...]]:
     keys = HIDDEN // HEADS * KV_HEADS
     for layer in range(LAYERS):
         for name, shape in {
-            "attn_norm.weight": (HIDDEN,), "attn_q.weight": (HIDDEN, HIDDEN), "attn_q.bias": (HIDDEN,),
+            "attn_norm.weight": (HIDDEN,), "ffn_norm.weight": (HIDDEN,),
+            "attn_q.weight": (HIDDEN, HIDDEN), "attn_q.bias": (HIDDEN,),
             "attn_k.weight": (keys, HIDDEN), "attn_k.bias": (keys,),
             "attn_v.weight": (keys, HIDDEN), "attn_v.bias": (keys,),
-            "attn_output.weight": (HIDDEN, HIDDEN), "ffn_norm.weight": (HIDDEN,),
+            "attn_output.weight": (HIDDEN, HIDDEN),
             "ffn_gate.weight": (INNER, HIDDEN), "ffn_up.weight": (INNER, HIDDEN),
             "ffn_down.weight": (HIDDEN, INNER),
         }.items():  # fmt: skip
