@@ -30,7 +30,7 @@ def theirs(ours):
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(
-        ours.path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=torch.float32
+        ours.path.parent, gguf_file=ours.path.name, dtype=torch.float32
     ).eval()
 
 
