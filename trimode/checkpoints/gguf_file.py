@@ -85,13 +85,16 @@ def open_gguf(path: Path) -> GgufModel:
     ends = (metadata.token(f"{kind}_token_id") for kind in ("eos", "eot", "eom"))
     ends = end_token_ids(tokenizer, config, [end for end in ends if end is not None])
     config = replace(config, eos_token_ids=ends)
-    return GgufModel(
+    model = GgufModel(
         name=str(metadata.get("general.name", path.stem)),
         config=config,
         read=read,
         tokenizer=tokenizer,
         chat_template=_chat_template(metadata, template_tokens(tokenizer, config)),
     )
+    for header in headers:
+        header.give_back()
+    return model
 
 
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")

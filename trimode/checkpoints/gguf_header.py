@@ -80,6 +80,10 @@ class GgufHeader:
             found = f"not readable ({error})"
             raise CheckpointError(f"{self.path}: {key}", found, "fetch it again") from None
 
+    def give_back(self) -> None:
+        """Give the memory of the header back: a vocabulary takes megabytes, and is read once."""
+        self.file.give_back(0, self._end)
+
     def tensors(self) -> list[StoredTensor]:
         """The tensors, in the order of the file's header.
 
