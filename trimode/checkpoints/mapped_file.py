@@ -58,7 +58,8 @@ class MappedFile:
 
         Pages that are partly outside stay: a neighbour may have written to them.
         """
-        if not _GIVES_BACK or any(a < end and start < b for a, b in self._used):
+        used = tuple(self._used)  # a tensor of another thread may end while this one looks
+        if not _GIVES_BACK or any(a < end and start < b for a, b in used):
             return
         start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         end = end // mmap.PAGESIZE * mmap.PAGESIZE
