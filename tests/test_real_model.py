@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from trimode import generate_batch, load
+from trimode.checkpoints import open_checkpoint, save_checkpoint
 from trimode.decoding import Stats
 from trimode.engine import encode_prompt
-from trimode.model import CachedAttention, KVCache, Segment
+from trimode.model import CachedAttention, KVCache, Segment, as_floats, expected_tensors
 
 pytestmark = pytest.mark.real
 
@@ -30,7 +31,7 @@ def theirs(ours):
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(
-        ours.path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype=torch.float32
+        ours.path.parent, gguf_file=ours.path.name, dtype=torch.float32
     ).eval()
 
 
@@ -85,11 +86,19 @@ def test_speculation_emits_exactly_the_ar_tokens(ours, prompts, temperature):
         assert [r.token_ids for r in found] == [r.token_ids for r in reference]
 
 
-def test_the_saved_checkpoint_opens_in_transformers(ours, prompts):
+def test_the_saved_checkpoint_opens_in_transformers(ours, prompts, tmp_path):
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(ours.path, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(ours.path)
+    opened, path = open_checkpoint(), tmp_path / "saved"
+    save_checkpoint(
+        path,
+        opened.config,
+        ((name, as_floats(opened.read(name))) for name in expected_tensors(opened.config)),
+        tokenizer=opened.tokenizer,
+        chat_template=opened.chat_template,
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     text = "How many are 12 and 345?"
     messages = [{"role": "user", "content": text}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

@@ -165,7 +165,7 @@ def start(
         command += ["--model", model] if model else []
         command += ["--adapter", adapter] if adapter else []
         return HttpEngine(command, "/v1, mode")
-    gguf_path = next(resolve("smollm2-135m-instruct").path.glob("*.gguf"))
+    gguf_path = resolve("smollm2-135m-instruct").path
     path = gguf_path if kind == "Q4_1" else q8_of(gguf_path, folder)
     command = [sys.executable, __file__, "llama", str(path), str(slots), *server]
     # It promises "Keep-Alive: timeout=5", but closes each connection when a stream ends.
@@ -232,9 +232,9 @@ def serve_transformers(dtype: str) -> None:
     from transformers.generation.streamers import BaseStreamer
 
     path = resolve("smollm2-135m-instruct").path
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=kind)
 
     class Clock(BaseStreamer):
         def __init__(self) -> None:

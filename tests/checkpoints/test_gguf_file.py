@@ -1,5 +1,8 @@
 """GGUF files: every quantisation, the row permutation, and damage."""
 
+import subprocess
+import sys
+
 import gguf
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from trimode import generate, load
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.errors import CheckpointError
 from trimode.model import KVCache, Segment, as_floats, build_runner
+
+from .files import random_tensors, small_config, write_gguf
 
 Q = gguf.GGMLQuantizationType
 NAMES = {
@@ -140,7 +145,7 @@ def test_every_quantisation_is_read_as_gguf_dequantises_it(tmp_path, kind):
 
     model = open_gguf(write(tmp_path / "m.gguf", config, tensors, quantise=quantise))
     for name, array in expected.items():
-        ours = as_floats(model.read(name)).numpy()
+        ours = as_floats(model.read(name)).float().numpy()
         heads = {"q_proj": 4, "k_proj": 4}.get(name.split(".")[-2])
         assert np.array_equal(permute(ours, heads) if heads else ours, array), name
 
@@ -157,6 +162,21 @@ def test_a_gguf_path_loads_and_generates(tmp_path):
     _, config, tensors = build("llama")
     path = write(tmp_path / "m.gguf", config, tensors)
     assert len(generate(load(path), [1, 2, 3], max_tokens=4, ignore_eos=True).token_ids) == 4
+
+
+@pytest.mark.parametrize(("kind", "imported"), [("Q4_K", False), ("Q2_K", True)])
+def test_the_slow_package_is_imported_for_rare_types_only(tmp_path, kind, imported):
+    config = small_config(hidden_size=256, intermediate_size=256, num_heads=16, num_layers=1)
+    path = write_gguf(tmp_path / "m.gguf", config, random_tensors(config), kind=kind)
+    code = """
+import sys
+from trimode.checkpoints import load
+load(sys.argv[1], dtype="fp32")
+print("gguf" in sys.modules)
+"""
+    run = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(imported)
 
 
 def test_rope_factors_divide_the_frequencies(tmp_path):

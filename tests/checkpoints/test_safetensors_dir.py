@@ -70,6 +70,18 @@ def test_a_tied_checkpoint_may_hold_the_head_or_not(tmp_path):
     open_weights(tmp_path, config)
 
 
+@pytest.mark.parametrize("padding", range(1, 8))
+def test_tensors_at_odd_places_are_read(padding, directory):
+    path = directory / "model.safetensors"
+    expected = {name: t.clone() for name, t in random_tensors(CONFIG).items()}
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].rstrip() + b" " * padding
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+    read = open_weights(directory, CONFIG)
+    assert all(torch.equal(read(name), tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
 def test_a_truncated_file_is_refused_before_reading(keep, directory):
     path = directory / "model.safetensors"

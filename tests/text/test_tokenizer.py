@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from trimode.checkpoints.gguf_file import open_gguf
 from trimode.errors import CheckpointError, InputError
 from trimode.testing import byte_tokenizer
 from trimode.text import Tokenizer
@@ -140,8 +141,8 @@ def test_token_bytes_join_to_the_bytes_of_the_text():
 
 @pytest.fixture(scope="module")
 def real_tokenizer(real_cache):
-    path = Path(real_cache) / "models" / "smollm2-135m-instruct" / "tokenizer.json"
-    return Tokenizer.from_file(path)
+    (path,) = (Path(real_cache) / "models" / "smollm2-135m-instruct").glob("*.gguf")
+    return open_gguf(path).tokenizer
 
 
 def assert_round_trip(tokenizer, text):

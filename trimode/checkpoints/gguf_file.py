@@ -3,16 +3,15 @@
 import math
 import re
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trimode.checkpoints.families import FAMILIES, Family, family_of_gguf
-from trimode.checkpoints.gguf_header import check_header
+from trimode.checkpoints.gguf_header import GgufHeader, StoredTensor, read_header
+from trimode.checkpoints.gguf_types import to_floats
 from trimode.checkpoints.hf_config import from_hf
 from trimode.checkpoints.names import check_tensors, from_gguf, rows_of, split_fused
 from trimode.checkpoints.special_tokens import end_token_ids, template_tokens
@@ -32,8 +31,9 @@ class GgufModel:
     name: str
     config: ModelConfig
     read: ReadTensor
-    """Canonical tensor name -> the matrix as it is stored, if its type is in `BLOCK_KINDS`; else an
-    fp32 tensor, exactly as llama.cpp dequantises it."""
+    """Canonical tensor name -> the matrix as it is stored, if its type is in `BLOCK_KINDS`; else
+    floats: those of F16 and BF16 as they are stored, others in fp32 as llama.cpp dequantises them.
+    What is as it is stored is a view of the file."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
 
@@ -48,26 +48,20 @@ def open_gguf(path: Path) -> GgufModel:
         CheckpointError: the file is damaged, a part is missing, the architecture or quantisation is
             not supported, or the tensors are not those of the model.
     """
-    import gguf  # slow to import; only needed here
-
-    readers = [_reader(part) for part in gguf_parts(path)]
-    metadata = _Metadata(readers[0].fields, path)
+    headers = [read_header(part) for part in gguf_parts(path)]
+    metadata = _Metadata(headers[0])
     family = family_of_gguf(metadata.need("general.architecture"))
-    stored: dict[str, Any] = {}
+    stored: dict[str, StoredTensor] = {}
     factors = None
-    for tensor in (tensor for reader in readers for tensor in reader.tensors):
-        kind = tensor.tensor_type
-        if kind not in _readable_types():
-            supported = f"supported: {', '.join(t.name for t in _readable_types())}"
-            raise CheckpointError(tensor.name, f"type {kind.name}", supported)
+    for tensor in (tensor for header in headers for tensor in header.tensors()):
         if tensor.name == "rope_freqs.weight":
-            factors = tuple(gguf.dequantize(tensor.data, kind).tolist())
+            factors = tuple(_floats(tensor, None).flatten().tolist())
         name = from_gguf(tensor.name, family)
         if name in stored:
             raise CheckpointError(f"{path}: {tensor.name}", "is there twice", "each tensor once")
         if name is not None:
             stored[name] = tensor
-    shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in stored.items()}
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
     config = _config(metadata, family, shapes, factors)
     homes = {
         part: (name, rows) for name in stored for part, rows in split_fused(name, config).items()
@@ -81,28 +75,26 @@ def open_gguf(path: Path) -> GgufModel:
     def read(name: str) -> Tensor | QuantisedMatrix:
         home, rows = homes[name]
         tensor = stored[home]
-        data = tensor.data.reshape(-1, tensor.data.shape[-1]) if rows is not None else tensor.data
-        data = data if rows is None else data[rows]
-        shape, kind = rows_of(shapes[home], rows), tensor.tensor_type
-        if kind.name in BLOCK_KINDS and len(shape) == 2:
-            weight = QuantisedMatrix(kind.name, torch.from_numpy(data).view(torch.uint8))
+        if tensor.kind.name in BLOCK_KINDS and len(tensor.shape) == 2:
+            weight = QuantisedMatrix(tensor.kind.name, _blocks(tensor, rows))
             order = _row_order(name, config)
             return weight if order is None else weight.rows(order)
-        values = gguf.dequantize(data, kind)
-        weight = torch.from_numpy(np.array(values, dtype=np.float32).reshape(shape))
-        return _as_published(name, weight, config)
+        return _as_published(name, _floats(tensor, rows), config)
 
     tokenizer = _tokenizer(metadata)
     ends = (metadata.token(f"{kind}_token_id") for kind in ("eos", "eot", "eom"))
     ends = end_token_ids(tokenizer, config, [end for end in ends if end is not None])
     config = replace(config, eos_token_ids=ends)
-    return GgufModel(
+    model = GgufModel(
         name=str(metadata.get("general.name", path.stem)),
         config=config,
         read=read,
         tokenizer=tokenizer,
         chat_template=_chat_template(metadata, template_tokens(tokenizer, config)),
     )
+    for header in headers:
+        header.give_back()
+    return model
 
 
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -127,44 +119,29 @@ def gguf_parts(path: Path) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> Any:
-    import gguf
+def _blocks(tensor: StoredTensor, rows: slice | None) -> Tensor:
+    """Some rows of a tensor as they are stored, uint8 `[rows, bytes of a row]`; None is all."""
+    columns = tensor.shape[-1] if tensor.shape else 1
+    size = columns // tensor.kind.weights * tensor.kind.size
+    count = math.prod(tensor.shape[:-1])
+    start, end, _ = (slice(None) if rows is None else rows).indices(count)
+    blocks = tensor.file.tensor(tensor.start + start * size, (end - start) * size)
+    return blocks.view(end - start, size)
 
-    check_header(path)
-    try:
-        return gguf.GGUFReader(path, "c")  # writable, as PyTorch wants it, and not shared
-    except Exception as error:  # noqa: BLE001 - the reader raises whatever a bad offset leads to
-        found = f"not readable ({type(error).__name__}: {error}); truncated or damaged"
-        raise CheckpointError(str(path), found, "fetch it again") from None
 
-
-@cache
-def _readable_types() -> tuple[Any, ...]:
-    """The types that the library turns into floats: it is asked to, for one block of each."""
-    import gguf
-
-    def readable(kind: Any) -> bool:
-        try:
-            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
-        except NotImplementedError:
-            return False
-        return True
-
-    return tuple(kind for kind in gguf.GGML_QUANT_SIZES if readable(kind))
+def _floats(tensor: StoredTensor, rows: slice | None) -> Tensor:
+    """Some rows of a tensor; None is all."""
+    return to_floats(tensor.kind, _blocks(tensor, rows)).view(rows_of(tensor.shape, rows))
 
 
 class _Metadata:
-    """GGUF key-value pairs, decoded on demand (decoding all takes seconds)."""
+    """GGUF key-value pairs, checked for their types."""
 
-    def __init__(self, fields: dict[str, Any], path: Path) -> None:
-        self._fields, self._path = fields, path
+    def __init__(self, header: GgufHeader) -> None:
+        self._header, self._path = header, header.path
 
     def get(self, key: str, default: Any = None) -> Any:
-        try:
-            return self._fields[key].contents() if key in self._fields else default
-        except (ValueError, IndexError) as error:
-            found = f"not readable ({error})"
-            raise CheckpointError(f"{self._path}: {key}", found, "fetch it again") from None
+        return self._header.get(key, default)
 
     def token(self, name: str) -> int | None:
         """A token id under `tokenizer.ggml.`; None if the file does not say."""
@@ -184,7 +161,7 @@ class _Metadata:
     def strings(self, key: str) -> list[str]:
         """A list of texts."""
         value = self.need(key)
-        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value[:1]):
             raise CheckpointError(f"{self._path}: {key}", "of another type", "a list of texts")
         return value
 
@@ -203,7 +180,7 @@ class _Metadata:
         return value
 
     def need(self, key: str) -> Any:
-        if key not in self._fields:
+        if key not in self._header:
             raise CheckpointError(f"{self._path}: {key}", "missing", "the field is needed")
         return self.get(key)
 
@@ -424,12 +401,6 @@ def _tokenizer(metadata: _Metadata) -> Tokenizer:
         allowed = "supported: gpt2 (byte-level BPE) and llama (SentencePiece)"
         raise CheckpointError("tokenizer.ggml.model", repr(model), allowed)
     merges = metadata.strings("tokenizer.ggml.merges")
-    known = set(tokens)
-    for merge in merges:  # the tokenizers library panics on an unknown one
-        left, _, right = merge.partition(" ")
-        if not {left, right, left + right} <= known:
-            allowed = "a merge and its parts must be tokens"
-            raise CheckpointError("tokenizer.ggml.merges", repr(merge), allowed)
     return Tokenizer.from_gguf(tokens, types, merges, pre, **given)
 
 

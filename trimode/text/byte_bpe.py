@@ -95,9 +95,12 @@ def byte_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenize
     if len(vocabulary) != len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocabulary[token] != i)
         raise CheckpointError("tokenizer.ggml.tokens", f"{twice!r} twice", "each token once")
-    pairs = [_pair(merge, vocabulary, i) for i, merge in enumerate(merges)]
     backend = tokenizers.Tokenizer(
-        models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=rules.whole_words)
+        models.BPE(
+            vocab=vocabulary,
+            merges=_pairs(merges, vocabulary),
+            ignore_merges=rules.whole_words,
+        )
     )
     if rules.nfc:
         backend.normalizer = normalizers.NFC()
@@ -113,13 +116,20 @@ def byte_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenize
     return backend
 
 
-def _pair(merge: str, vocabulary: dict[str, int], index: int) -> tuple[str, str]:
-    left, space, right = merge.partition(" ")
-    # The library panics on some merges that do not fit, so they are checked here.
-    if not space or any(text not in vocabulary for text in (left, right, left + right)):
-        allowed = "must be two tokens joined by a space whose concatenation is a token"
-        raise CheckpointError(f"tokenizer.ggml.merges[{index}]", repr(merge), allowed)
-    return left, right
+def _pairs(merges: Sequence[str], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """The two tokens of each merge.
+
+    The library panics on some merges that do not fit, so they are checked here.
+    """
+    pairs = []
+    for merge in merges:
+        left, space, right = merge.partition(" ")
+        known = left in vocabulary and right in vocabulary and left + right in vocabulary
+        if not space or not known:
+            allowed = "must be two tokens joined by a space whose concatenation is a token"
+            raise CheckpointError("tokenizer.ggml.merges", repr(merge), allowed)
+        pairs.append((left, right))
+    return pairs
 
 
 def _byte_alphabet() -> dict[str, int]:
