@@ -31,7 +31,7 @@ def test_a_linear_is_the_exact_integer_product(features):
     weight, x = torch.randn(33, features, generator=generator), torch.ones(5, features)
     x[1:] = torch.randn(4, features, generator=generator)
     weight[0] = 1
-    linear = Int8Linear(weight, None)
+    linear = Int8Linear([weight], None)
     levels = {64: 2047, 9600: 1761}[features]
     top, most = x.abs().amax(1), torch.full((5,), float(levels))
     scale = top / most
@@ -66,9 +66,9 @@ from trimode.model.formats.int8 import Int8Linear
 def peak():  # ru_maxrss would begin at the size of the process that started this one
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 weight = torch.ones(16384, 2048, dtype=torch.bfloat16)
-Int8Linear(weight[:64], None)
+Int8Linear([weight[:64]], None)
 before = peak()
-Int8Linear(weight, None)
+Int8Linear([weight], None)
 print(peak() - before)
 """
 
@@ -104,7 +104,7 @@ def test_embeddings_of_a_bf16_checkpoint_stay_bf16_and_count_as_fp32():
 def test_the_library_computes_a_linear_bit_for_bit(rows, out, blocks, seed, bias):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(out, 16 * blocks, generator=generator)
-    linear = Int8Linear(weight, torch.randn(out, generator=generator) if bias else None)
+    linear = Int8Linear([weight], torch.randn(out, generator=generator) if bias else None)
     x = torch.randn(rows, 16 * blocks, generator=generator)
     x[rows // 2] = 0
     assert torch.equal(native_runner.linear(linear, x), linear(x))

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class GgufModel:
     """Canonical tensor name -> the matrix as it is stored, if its type is in `BLOCK_KINDS`; else
     floats: those of F16 and BF16 as they are stored, others in fp32 as llama.cpp dequantises them.
     What is as it is stored is a view of the file."""
+    in_blocks: bool
+    """Whether most weights are stored in blocks of `BLOCK_KINDS`."""
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
 
@@ -89,12 +92,20 @@ def open_gguf(path: Path) -> GgufModel:
         name=str(metadata.get("general.name", path.stem)),
         config=config,
         read=read,
+        in_blocks=_mostly_in_blocks(stored.values()),
         tokenizer=tokenizer,
         chat_template=_chat_template(metadata, template_tokens(tokenizer, config)),
     )
     for header in headers:
         header.give_back()
     return model
+
+
+def _mostly_in_blocks(tensors: Iterable[StoredTensor]) -> bool:
+    sizes = {True: 0, False: 0}
+    for tensor in tensors:
+        sizes[tensor.kind.name in BLOCK_KINDS] += math.prod(tensor.shape)
+    return sizes[True] > sizes[False]
 
 
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")

@@ -80,6 +80,8 @@ class Checkpoint:
     chat_template: ChatTemplate | None
     read: ReadTensor
     """Reads a weight by canonical name."""
+    in_blocks: bool = False
+    """Whether most weights are stored in blocks of a few bits."""
 
     def build(
         self,
@@ -98,6 +100,7 @@ class Checkpoint:
             device=_device(device),
             adapter=adapter,
             plain=plain,
+            in_blocks=self.in_blocks,
         )
         return LoadedModel(
             name=self.name,
@@ -115,7 +118,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the adapter does not fit the model.
         """
-        return replace(self, read=merged(self.config, self.read, adapter))
+        return replace(self, read=merged(self.config, self.read, adapter), in_blocks=False)
 
 
 def open_checkpoint(
@@ -135,11 +138,11 @@ def open_checkpoint(
     path = source.path
     if path.is_file():
         model = open_gguf(path)
-        config, read = model.config, model.read
+        config, read, in_blocks = model.config, model.read, model.in_blocks
         tokenizer, template = model.tokenizer, model.chat_template
     else:
         config = read_config(path / "config.json")
-        read = open_weights(path, config)
+        read, in_blocks = open_weights(path, config), False
         tokenizer = Tokenizer.from_directory(path)
         ends = end_token_ids(tokenizer, config, generation_config_ends(path))
         config = replace(config, eos_token_ids=ends)
@@ -151,7 +154,7 @@ def open_checkpoint(
             allowed = "a token of its vocabulary"
             raise CheckpointError(f"{path}: mask token", repr(source.mask_token), allowed)
         config = replace(config, mask_token_id=mask)
-    return Checkpoint(source.name, path, config, tokenizer, template, read)
+    return Checkpoint(source.name, path, config, tokenizer, template, read, in_blocks)
 
 
 def load(
@@ -168,8 +171,7 @@ def load(
 
     Args:
         source: see `trimode.checkpoints.resolve`, whose result may be given too.
-        dtype: `int8`, `fp32`, `bf16`, or `auto`: bf16 on a GPU; on a CPU int8 if the C++ pass
-            runs this model, else fp32.
+        dtype: `int8`, `int4`, `fp32`, `bf16`, or `auto`: see `choose_format`.
         device: a torch device, or `auto` (CUDA if there is one).
         adapter: directories of adapters in PEFT's layout, or `none`. At most one may be a drafting
             adapter, as our training makes them. Ordinary LoRAs are added to the weights, in the

@@ -65,7 +65,7 @@ ModelArgument = Annotated[
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="[MODEL] PROMPT", help="`-` reads stdin.")
 ]
-Dtype = Annotated[str, option("--dtype", help="fp32, bf16, int8 (CPU) or auto.")]
+Dtype = Annotated[str, option("--dtype", help="fp32, bf16, int8 or int4 (CPU), or auto.")]
 Device = Annotated[str, option("--device", help="cpu, cuda:0, ... or auto.")]
 Adapter = Annotated[
     list[str] | None,

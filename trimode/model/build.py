@@ -15,7 +15,7 @@ from trimode.model.formats import (
     PlainFormat,
     WeightFormat,
 )
-from trimode.model.native import library
+from trimode.model.native import library, wants_packed
 from trimode.model.runners import RUNNERS, NativeRunner, Runner
 from trimode.model.runners.native import kernels, refused_fields, runs_natively
 from trimode.model.transformer import Transformer
@@ -33,6 +33,7 @@ def build_runner(
     device: str = "cpu",
     adapter: AdapterWeights | None = None,
     plain: bool = False,
+    in_blocks: bool = False,
 ) -> Runner:
     """A model in the best weight format for a dtype and device, with its runner.
 
@@ -43,6 +44,7 @@ def build_runner(
         device: a torch device.
         adapter: to load with it.
         plain: keep the weights as ordinary parameters, for training; they are packed otherwise.
+        in_blocks: whether most weights are stored in blocks of a few bits, for `auto`.
 
     Raises:
         InputError: the dtype is unknown, or this device does not run it.
@@ -51,20 +53,26 @@ def build_runner(
     if plain:
         weight_format = PlainFormat(torch.bfloat16 if dtype == "bf16" else torch.float32, device)
     else:
-        weight_format = choose_format(dtype, device, config)
+        weight_format = choose_format(dtype, device, config, in_blocks=in_blocks)
     transformer = Transformer.from_tensors(config, read, weight_format, adapter)
     return choose_runner(transformer, weight_format)
 
 
-def choose_format(dtype: str, device: str, config: ModelConfig | None = None) -> WeightFormat:
+def choose_format(
+    dtype: str, device: str, config: ModelConfig | None = None, *, in_blocks: bool = False
+) -> WeightFormat:
     """The weight format for a dtype on a device.
 
-    `auto` is bf16 on a GPU; on a CPU int8 if the C++ pass runs such a model, else fp32.
+    `auto` is bf16 on a GPU. On a CPU it is fp32 if the C++ pass does not run such a model; else
+    int4 for weights that are stored in blocks, which it uses as they are, and int8 for others,
+    which four bits would make worse. On a CPU with AMX it is int8 for both: int4 has no kernels for
+    AMX.
 
     Args:
         dtype: one of `DTYPES`.
         device: a torch device.
         config: the model, for `auto`; None stands for one that the C++ pass knows.
+        in_blocks: whether most of its weights are stored in blocks of a few bits, for `auto`.
 
     Raises:
         InputError: the dtype is unknown, or this device does not run it.
@@ -73,10 +81,10 @@ def choose_format(dtype: str, device: str, config: ModelConfig | None = None) ->
         raise InputError("dtype", repr(dtype), f"allowed: {', '.join(DTYPES)}")
     on_cpu = torch.device(device).type == "cpu"
     if dtype == "auto":
-        dtype = ("int8" if _runs_natively(config) else "fp32") if on_cpu else "bf16"
+        dtype = _best_on_cpu(config, in_blocks=in_blocks) if on_cpu else "bf16"
         if dtype == "fp32" and config is not None and library() is not None:
             unknown = ", ".join(refused_fields(config)[:3])
-            logger.warning("runs in fp32: the int8 pass does not know this model's %s", unknown)
+            logger.warning("runs in fp32: the C++ pass does not know this model's %s", unknown)
     if dtype in ("int8", "int4"):
         if not on_cpu:
             raise InputError("dtype", f"{dtype} on {device}", "runs on the CPU only; use bf16")
@@ -101,6 +109,12 @@ def choose_runner(transformer: Transformer, weight_format: WeightFormat) -> Runn
         unknown, name = ", ".join(refused_fields(config)), weight_format.name
         logger.warning("%s runs slowly: the C++ pass does not know this model's %s", name, unknown)
     return kind(transformer, weight_format)
+
+
+def _best_on_cpu(config: ModelConfig | None, *, in_blocks: bool) -> str:
+    if not _runs_natively(config):
+        return "fp32"
+    return "int4" if in_blocks and not wants_packed() else "int8"
 
 
 def _runs_natively(config: ModelConfig | None) -> bool:

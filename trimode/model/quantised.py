@@ -7,7 +7,7 @@ block.
 Source of the layouts: ggml's `ggml-common.h` and `gguf-py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -73,6 +73,10 @@ class QuantisedMatrix:
     def rows(self, index: Tensor | slice) -> "QuantisedMatrix":
         """Some rows, in the given order."""
         return replace(self, blocks=self.blocks[index])
+
+    def split(self, rows: int) -> Iterator["QuantisedMatrix"]:
+        """Pieces of so many rows; the last one may be smaller."""
+        return (replace(self, blocks=blocks) for blocks in self.blocks.split(rows))
 
     def groups(self) -> Groups:
         """The whole numbers, scales and minima."""

@@ -41,6 +41,29 @@ class Embedding(nn.Module):
         return rows if self.dtype is None else rows.to(self.dtype)
 
 
+class StoredEmbedding(nn.Module):
+    """Token embeddings, read by rows from the blocks of a mapped file."""
+
+    def __init__(self, stored: QuantisedMatrix) -> None:
+        super().__init__()
+        self.stored = stored
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeddings fp32 `[T, D]` of tokens `[T]`."""
+        return self.stored.floats(tokens)
+
+    def matrix(self) -> Tensor:
+        """All embeddings `[V, D]`, a copy in fp32."""
+        return self.stored.floats()
+
+
+def stored_embedding(stored: Tensor | QuantisedMatrix, dtype: torch.dtype) -> nn.Module:
+    """An embedding that is not quantised anew; its rows come out in `dtype`."""
+    if isinstance(stored, QuantisedMatrix):
+        return StoredEmbedding(stored)
+    return Embedding(stored, dtype)
+
+
 class HeadEmbedding(nn.Module):
     """Token embeddings, read from a quantised head that serves as both."""
 

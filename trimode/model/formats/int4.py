@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from trimode.model.formats.format import (
-    Embedding,
     HeadEmbedding,
     Parts,
     SplitDelta,
     Stored,
     WeightFormat,
+    stored_embedding,
 )
 from trimode.model.native import library, structs
 from trimode.model.native.cores import threads
@@ -164,22 +164,6 @@ def _product(rows: QuantisedRows, weight: QuantisedMatrix) -> Tensor:
     return y
 
 
-class StoredEmbedding(nn.Module):
-    """Token embeddings, read by rows from the blocks of a mapped file."""
-
-    def __init__(self, stored: QuantisedMatrix) -> None:
-        super().__init__()
-        self.stored = stored
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Embeddings fp32 `[T, D]` of tokens `[T]`."""
-        return self.stored.floats(tokens)
-
-    def matrix(self) -> Tensor:
-        """All embeddings `[V, D]`, a copy in fp32."""
-        return self.stored.floats()
-
-
 class Int4Format(WeightFormat):
     """Matrices in blocks, activations in fp32 between them."""
 
@@ -190,6 +174,7 @@ class Int4Format(WeightFormat):
         """`packs`: for the C++ library; PyTorch's operators run the blocks as they are stored."""
         super().__init__(torch.float32, device)
         self.packs = packs
+        self._kinds: set[str] = set()
 
     @property
     def kv_dtype(self) -> torch.dtype:
@@ -204,6 +189,7 @@ class Int4Format(WeightFormat):
 
     def linear(self, weights: Sequence[QuantisedMatrix], bias: Tensor | None) -> GroupedLinear:
         """See `WeightFormat`."""
+        self._kinds.update(weight.kind for weight in weights)
         return GroupedLinear(weights, bias, packs=self.packs)
 
     def delta(self, parts: Parts, sizes: Sequence[int], scale: float) -> SplitDelta | None:
@@ -216,22 +202,20 @@ class Int4Format(WeightFormat):
 
     def embedding_and_head(
         self, embedding: Stored, head: Stored | None
-    ) -> tuple[Embedding | HeadEmbedding | StoredEmbedding, GroupedLinear]:
+    ) -> tuple[nn.Module, GroupedLinear]:
         """A tied head serves as both. A separate embedding stays as it is stored."""
         if head is None:
             linear = self.linear([_eight_bits(embedding())], None)
             return HeadEmbedding(linear), linear
         stored = embedding()
-        kept = (
-            StoredEmbedding(stored)
-            if isinstance(stored, QuantisedMatrix)
-            else Embedding(stored.clone(), self.dtype)
-        )
+        stored = stored if isinstance(stored, QuantisedMatrix) else stored.clone()
+        kept = stored_embedding(stored, self.dtype)
         return kept, self.linear([_eight_bits(head())], None)
 
     def describe(self) -> str:
         """See `WeightFormat`."""
-        return "4-bit weights, 8-bit activations in groups of 32"
+        kinds = ", ".join(sorted(self._kinds)) or "4 bits"
+        return f"weights in groups ({kinds}), 8-bit activations"
 
 
 def _eight_bits(stored: Tensor | QuantisedMatrix) -> QuantisedMatrix:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.model.formats.format import (
-    Embedding,
     HeadEmbedding,
     Parts,
     SplitDelta,
     Stored,
     WeightFormat,
+    stored_embedding,
 )
 from trimode.model.native.structs import (
     ACTIVATION_LEVELS,
@@ -50,10 +50,10 @@ def quantise(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
 class Int8Linear(nn.Module):
     """int8 weights, 12-bit activations, exact int32 products; CPU inference only."""
 
-    def __init__(self, weight: Tensor | Sequence[Tensor], bias: Tensor | None) -> None:
-        """`weight`: of any float dtype; several are stacked along their outputs."""
+    def __init__(self, weights: Sequence[Tensor | QuantisedMatrix], bias: Tensor | None) -> None:
+        """`weights`: of any float dtype, or in blocks; they are stacked along their outputs."""
         super().__init__()
-        parts = [weight] if isinstance(weight, Tensor) else weight
+        parts = list(weights)
         self.out_features, self.in_features = sum(map(len, parts)), parts[0].shape[1]
         self.scale = torch.empty(self.out_features)
         values = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
@@ -63,7 +63,8 @@ class Int8Linear(nn.Module):
         start = 0
         for piece in (piece for part in parts for piece in part.split(rows)):
             place = slice(start, start + len(piece))
-            values[place], self.scale[place] = quantise(piece.float(), WEIGHT_LEVELS)
+            floats = as_floats(piece).float()
+            values[place], self.scale[place] = quantise(floats, WEIGHT_LEVELS)
             start = place.stop
         self.weight: Tensor | None = values
         """`[out, in]`; None once packed."""
@@ -134,17 +135,23 @@ class Int8Format(WeightFormat):
         """bf16: coarser than fp32, but finer than the error that int8 weights make anyway."""
         return torch.bfloat16
 
-    def linear(self, weights: Sequence[Tensor], bias: Tensor | None) -> Int8Linear:
+    def linear(
+        self, weights: Sequence[Tensor | QuantisedMatrix], bias: Tensor | None
+    ) -> Int8Linear:
         """See `WeightFormat`."""
         return Int8Linear(weights, bias)
 
-    def matrix(self, stored: Tensor | QuantisedMatrix, *, copy: bool = False) -> Tensor:
-        """The matrix as it is stored: floats of any dtype are quantised alike.
+    def matrix(
+        self, stored: Tensor | QuantisedMatrix, *, copy: bool = False
+    ) -> Tensor | QuantisedMatrix:
+        """The matrix as it is stored: floats of any dtype, and blocks, are quantised alike.
 
         An embedding that is not quantised is read by rows, in its stored dtype. That of a bf16
         checkpoint would take twice the memory in fp32, for the same numbers.
         """
-        return as_floats(stored).to(device=self.device, copy=copy)
+        if isinstance(stored, QuantisedMatrix):
+            return stored
+        return stored.to(device=self.device, copy=copy)
 
     def delta(self, parts: Parts, sizes: Sequence[int], scale: float) -> SplitDelta | None:
         """See `WeightFormat`."""
@@ -152,12 +159,12 @@ class Int8Format(WeightFormat):
 
     def embedding_and_head(
         self, embedding: Stored, head: Stored | None
-    ) -> tuple[Embedding | HeadEmbedding, Int8Linear]:
+    ) -> tuple[nn.Module, Int8Linear]:
         """A tied head serves as both. A separate embedding stays as it is stored."""
         if head is None:
             linear = self.linear([self.matrix(embedding())], None)
             return HeadEmbedding(linear), linear
-        kept = Embedding(self.matrix(embedding(), copy=True), self.dtype)
+        kept = stored_embedding(self.matrix(embedding(), copy=True), self.dtype)
         return kept, self.linear([self.matrix(head())], None)
 
     def describe(self) -> str:
