@@ -85,11 +85,12 @@ def prompts_for(arguments: argparse.Namespace) -> list[str]:
 def engines_for(arguments: argparse.Namespace) -> list[str]:
     """The engines asked for, or all. Only ours can load other models."""
     ours = [f"{OURS}-{dtype}" for dtype in arguments.dtypes]
-    other_model = arguments.model or arguments.adapter
-    known = ours if other_model else [*ours, *PEERS]
-    chosen = arguments.only or known
-    if unknown := [name for name in chosen if name not in known]:
-        raise SystemExit(f"--only: {', '.join(unknown)}; here it may be {', '.join(known)}")
+    theirs = [] if arguments.model or arguments.adapter else list(PEERS)
+    chosen = arguments.only or [*ours, *theirs]
+    unknown = [n for n in chosen if not n.startswith(f"{OURS}-") and n not in theirs]
+    if unknown:
+        allowed = ", ".join([f"{OURS}-DTYPE", *theirs])
+        raise SystemExit(f"--only: {', '.join(unknown)}; here it may be {allowed}")
     return chosen
 
 

@@ -84,6 +84,11 @@ _NGRAM, _DRAFT = 3, 8
 48 are for much longer answers."""
 
 
+def _environment(threads: int | None) -> dict[str, str] | None:
+    """The environment of a server; every engine here reads OpenMP's variable."""
+    return None if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
 _GATHER = 0.05
 """Seconds that a batch waits for more requests."""
 
@@ -93,9 +98,20 @@ Answer = concurrent.futures.Future[bytes]
 class HttpEngine(HttpClient):
     """A client of a server that runs in a child process."""
 
-    def __init__(self, command: list[str], marker: str, *, keep_open: float = 2.0) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        marker: str,
+        *,
+        keep_open: float = 2.0,
+        threads: int | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=_environment(threads),
         )
         assert self.process.stdout is not None
         seen = []
@@ -131,13 +147,14 @@ class PipeEngine(HttpEngine):
     when all its answers have ended.
     """
 
-    def __init__(self, dtype: str, slots: int) -> None:
+    def __init__(self, dtype: str, slots: int, *, threads: int | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, "transformers", dtype],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=_environment(threads),
         )
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
@@ -195,6 +212,7 @@ def start(
     server: tuple[str, ...] = (),
     model: str | None = None,
     adapter: str | None = None,
+    threads: int | None = None,
 ) -> HttpEngine:
     """Start an engine by name.
 
@@ -205,10 +223,11 @@ def start(
         server: the mode's own arguments.
         model: what our engines load, by default the built-in model.
         adapter: likewise, by default the one that comes with the model.
+        threads: of its passes, by default as many as it takes by itself.
     """
     family, kind = name.split("-")
     if family == "transformers":
-        return PipeEngine(kind, slots)
+        return PipeEngine(kind, slots, threads=threads)
     if family == OURS:
         program = str(Path(sys.executable).with_name("trimode"))
         command = [program, "serve", "--port", "0", "--dtype", kind, "--mode", "auto",
@@ -216,10 +235,10 @@ def start(
                    "--log", "warnings", "--no-progress"]  # fmt: skip
         command += ["--model", model] if model else []
         command += ["--adapter", adapter] if adapter else []
-        return HttpEngine(command, "/v1, mode")
+        return HttpEngine(command, "/v1, mode", threads=threads)
     command = [sys.executable, __file__, "llama", str(gguf_file(kind, folder)), str(slots), *server]
     # It promises "Keep-Alive: timeout=5", but closes each connection when a stream ends.
-    return HttpEngine(command, "listening", keep_open=0.0)
+    return HttpEngine(command, "listening", keep_open=0.0, threads=threads)
 
 
 def serve_llama(path: str, slots: int, speculation: str | None = None) -> None:
