@@ -81,7 +81,7 @@ def phase_of(said: str, data: Path, run: Path) -> str:
         return "measuring"
     if (run / "final").exists():
         return "saving"
-    if (run / "metrics.jsonl").exists():
+    if (run / "config.json").exists():
         return "training"
     if data.exists():
         return "conversations"
@@ -95,6 +95,8 @@ def watch(command: list[str], data: Path, run: Path, log: Path) -> dict[str, dic
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
             phase = phase_of(log.read_text(), data, run)
+            if phase not in peaks and peaks:
+                sys.stderr.write(f"{_line(*list(peaks.items())[-1])}\n")
             entry = peaks.setdefault(phase, {"resident": 0.0, "own": 0.0, "seconds": 0.0})
             try:
                 entry["resident"] = max(entry["resident"], megabytes("VmRSS", process.pid))
@@ -106,6 +108,11 @@ def watch(command: list[str], data: Path, run: Path, log: Path) -> dict[str, dic
     if process.returncode:
         raise SystemExit(log.read_text()[-3000:])
     return peaks
+
+
+def _line(phase: str, entry: dict[str, float]) -> str:
+    own, seconds = entry["own"], entry["seconds"]
+    return f"{phase}: {entry['resident']:.0f} MB, {own:.0f} its own, {seconds:.0f} s"
 
 
 def main() -> None:
