@@ -54,11 +54,12 @@ peers-test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(TEST_ENV) $(BIN)/pytest -m peers tests/benchmarks
 
-# Compares our engine with llama.cpp and transformers, each measurement in a process of its own, and
-# the servers under load. Takes hours.
+# Compares our engine with llama.cpp and transformers, each measurement in a process of its own: alone,
+# beside other programs, and under load. Takes hours.
 peers: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(BIN)/python benchmarks/compare/engines.py --data $(DATA)
+	$(BIN)/python benchmarks/cost/contention.py
 	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
 
 data: $(VENV)/.runtime
@@ -77,7 +78,6 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cost/linear_kernels.py
 	$(BIN)/python benchmarks/cost/pass_cost.py
-	$(BIN)/python benchmarks/cost/contention.py
 	$(BIN)/python benchmarks/training/training_speed.py
 
 # Runs every prompt in every lossless mode and block length. Takes half an hour.

@@ -102,6 +102,8 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
     one, and none may be wrong: "code" is no "mode".
     """
     plain = _plain(name)
+    if not plain:
+        return None
     near: list[tuple[int, str]] = []
     for candidate in known:
         other = _plain(candidate)

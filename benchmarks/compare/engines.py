@@ -1,24 +1,24 @@
 """Ours against llama.cpp and transformers: the same prompts, machine and client, in one run.
 
-    python benchmarks/compare/engines.py --data data [--concurrency 1 4 16] [--rounds 3]
-        [--prompts 6] [--max-tokens 128] [--only trimode-int8 llama-Q8_0]
+    python benchmarks/compare/engines.py --data data [--dtypes int8 int4] [--concurrency 1 16]
+        [--rounds 3] [--prompts 6] [--max-tokens 128] [--modes ar auto ngram_mod]
     python benchmarks/compare/engines.py --model DIR [--adapter DIR] --prompt-file FILE.jsonl
 
 A round measures each engine and mode once, in an order that alternates from round to round. Tokens
 a second: completion tokens of all requests / time from the first request to the last answer. TPOT:
 (last text - first text) / (tokens - 1), without reading the prompt. Figures are medians over the
-rounds.
+rounds. The ratio is that of the rates of one round, to the first engine's `ar` at as many requests.
 
-Each measurement starts a server process (for transformers, a worker that answers one request at a
-time) and warms it up with three other prompts in the measured mode. So all answer the same prompts,
-and none has seen them before: servers remember prompts, and some draft from answers they remember.
-No idle process shares the cores or the memory figures.
+Each measurement starts a server process (for transformers, a worker that takes the requests of a
+moment as one batch) and warms it up with three other prompts in the measured mode. So all answer
+the same prompts, and none has seen them before: servers remember prompts, and some draft from
+answers they remember. No idle process shares the cores or the memory figures.
 
 With --model or --adapter only our engines are measured. --prompt-file gives prompts of the task
 that a model was made for: JSONL with a `prompt` a line.
 
-llama.cpp is `xllamacpp` (pip install xllamacpp), on the built-in model's own Q4_1 GGUF and on a
-Q8_0 made of it.
+llama.cpp is `xllamacpp` (pip install xllamacpp), on the built-in model's GGUF in each format that
+`benchmarks/lib/gguf_files.py` makes with llama.cpp's own quantiser.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from rich.table import Table
 
 from benchmarks.lib.clients import ClientLoad, measure, percentile
 from benchmarks.lib.machine import RESULTS, header, save
-from benchmarks.lib.peers import MODES, ONE_AT_A_TIME, HttpEngine, Mode, start
+from benchmarks.lib.peers import OURS, PEERS, HttpEngine, Mode, modes_of, start
 from benchmarks.lib.prompts import prompt_sets
 
 WARM_UP_PROMPTS, WARM_UP_TOKENS = 3, 48
@@ -84,11 +84,13 @@ def prompts_for(arguments: argparse.Namespace) -> list[str]:
 
 def engines_for(arguments: argparse.Namespace) -> list[str]:
     """The engines asked for, or all. Only ours can load other models."""
-    ours = [name for name in MODES if name.startswith("trimode")]
-    other_model = arguments.model or arguments.adapter
-    chosen = arguments.only or (ours if other_model else list(MODES))
-    if other_model and not set(chosen) <= set(ours):
-        raise SystemExit(f"--model and --adapter go with {', '.join(ours)}")
+    ours = [f"{OURS}-{dtype}" for dtype in arguments.dtypes]
+    theirs = [] if arguments.model or arguments.adapter else list(PEERS)
+    chosen = arguments.only or [*ours, *theirs]
+    unknown = [n for n in chosen if not n.startswith(f"{OURS}-") and n not in theirs]
+    if unknown:
+        allowed = ", ".join([f"{OURS}-DTYPE", *theirs])
+        raise SystemExit(f"--only: {', '.join(unknown)}; here it may be {allowed}")
     return chosen
 
 
@@ -96,11 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--prompt-file", type=Path)
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--only", nargs="+", choices=MODES)
+    parser.add_argument("--dtypes", nargs="+", default=["int8"], help="of our engines")
+    parser.add_argument("--only", nargs="+", help="engines, such as trimode-int8 or llama-Q4_K_M")
     parser.add_argument("--modes", nargs="+", help="of all that the engines offer")
     parser.add_argument("--model", help="what our engines load")
     parser.add_argument("--adapter", help="what our engines load with it, a directory or none")
@@ -113,8 +116,8 @@ def main() -> None:
         (name, mode, together)
         for together in arguments.concurrency
         for name in engines_for(arguments)
-        for mode in MODES[name]
-        if together == 1 or name not in ONE_AT_A_TIME
+        for mode in modes_of(name)
+        if together == 1 or not mode.alone
         if arguments.modes is None or mode.name in arguments.modes
     ]
     found: dict[tuple[str, str, int], Measured] = {}
@@ -147,7 +150,7 @@ def report(
     """Table, JSON and plot."""
     rows = []
     table = Table(title=f"{arguments.max_tokens} tokens at most, T 0, {arguments.rounds} rounds")
-    columns = ("engine", "mode", "requests", "tok/s", "least..most", "TTFT ms p50 / p95",
+    columns = ("engine", "mode", "requests", "tok/s", "least..most", "ratio", "TTFT ms p50 / p95",
                "gap ms p50 / p95", "TPOT ms p50 / p95", "peak MB")  # fmt: skip
     for column in columns:
         table.add_column(column)
@@ -159,6 +162,7 @@ def report(
             "tokens_per_second": round(statistics.median(entry.rates), 1),
             "least": round(min(entry.rates), 1),
             "most": round(max(entry.rates), 1),
+            "ratio": _ratio(found, name, mode, together),
             "ttft_ms": [round(percentile(entry.times.first, p), 1) for p in (0.5, 0.95)],
             "gap_ms": [round(percentile(entry.times.gaps, p), 1) for p in (0.5, 0.95)],
             "tpot_ms": [round(percentile(entry.times.per_token, p), 2) for p in (0.5, 0.95)],
@@ -172,6 +176,7 @@ def report(
             str(together),
             f"{row['tokens_per_second']:g}",
             f"{row['least']:g}..{row['most']:g}",
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
             " / ".join(f"{v:g}" for v in row["ttft_ms"]),
             " / ".join(f"{v:g}" for v in row["gap_ms"]),
             " / ".join(f"{v:g}" for v in row["tpot_ms"]),
@@ -185,6 +190,18 @@ def report(
     }
     save(arguments.name, {**header(), **asked, "rows": rows})
     plot(rows, RESULTS / arguments.name)
+
+
+def _ratio(
+    found: dict[tuple[str, str, int], Measured], name: str, mode: str, together: int
+) -> float | None:
+    """Median over the rounds of a rate's ratio to the first engine's `ar`, if that was measured."""
+    first = next(iter(found))[0]
+    base = found.get((first, "ar", together))
+    if base is None:
+        return None
+    rates = zip(found[name, mode, together].rates, base.rates, strict=True)
+    return round(statistics.median(rate / reference for rate, reference in rates), 3)
 
 
 def plot(rows: list[dict], path: Path) -> None:

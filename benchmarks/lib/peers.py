@@ -1,5 +1,7 @@
 """The engines that benchmarks/compare/engines.py compares, each in a server process.
 
+llama.cpp reads files of the built-in model that `benchmarks/lib/gguf_files.py` makes.
+
 Run as a program, it is the server of another engine:
 
     python benchmarks/lib/peers.py llama PATH SLOTS [ngram_simple | ngram_map_k | ngram_mod]
@@ -9,14 +11,17 @@ Run as a program, it is the server of another engine:
 import concurrent.futures
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.clients import SERVED, HttpClient
+from benchmarks.lib.gguf_files import KINDS, gguf_file
 from benchmarks.lib.machine import megabytes
 from trimode.checkpoints import resolve
 
@@ -30,6 +35,8 @@ class Mode:
     """Decoding options of each request."""
     server: tuple[str, ...] = ()
     """Arguments the server is started with."""
+    alone: bool = False
+    """Whether the engine can do it for one request at a time only."""
 
 
 def _ours(*modes: tuple[str, int | None]) -> list[Mode]:
@@ -46,37 +53,65 @@ _LLAMA = [
     # statistics of earlier text and made no draft in such short answers.
     *(Mode(kind, server=(kind,)) for kind in ("ngram_simple", "ngram_map_k", "ngram_mod")),
 ]
-MODES: dict[str, list[Mode]] = {
-    "trimode-int8": _ours(
-        ("ar", None), ("linear", 5), ("linear", 8), ("linear", 16), ("quadratic", 2),
-        ("quadratic", 4), ("diffusion", 8), ("auto", None),
-    ),
-    "trimode-bf16": _ours(("ar", None), ("linear", 8), ("auto", None)),
-    "trimode-fp32": _ours(("ar", None), ("linear", 8), ("auto", None)),
-    "llama-Q8_0": _LLAMA,
-    "llama-Q4_1": _LLAMA,
+_OURS = _ours(
+    ("ar", None), ("linear", 5), ("linear", 8), ("linear", 16), ("quadratic", 2),
+    ("quadratic", 4), ("diffusion", 8), ("auto", None),
+)  # fmt: skip
+_TRANSFORMERS = [
+    Mode("ar"),
+    Mode("prompt lookup", {"prompt_lookup_num_tokens": 8}, alone=True),
+    # The first 24 of the model's 30 layers draft. It was not trained to exit early: with half of
+    # its layers hardly any draft is right.
+    Mode("early exit 24", {"assistant_early_exit": 24}, alone=True),
+]
+OURS = "trimode"
+"""Our engines are `trimode-DTYPE`, with any dtype that `--dtype` takes."""
+PEERS: dict[str, list[Mode]] = {
+    **{f"llama-{kind}": _LLAMA for kind in KINDS},
     "transformers-fp32": [Mode("ar")],
-    "transformers-bf16": [
-        Mode("ar"),
-        Mode("prompt lookup", {"prompt_lookup_num_tokens": 8}),
-        # The first 24 of the model's 30 layers draft. It was not trained to exit early: with half
-        # of its layers hardly any draft is right.
-        Mode("early exit 24", {"assistant_early_exit": 24}),
-    ],
-}  # fmt: skip
-ONE_AT_A_TIME = ("transformers-fp32", "transformers-bf16")
+    "transformers-bf16": _TRANSFORMERS,
+}
+"""Engines of others, and how they decode."""
+
+
+def modes_of(name: str) -> list[Mode]:
+    """The ways to decode of an engine."""
+    return _OURS if name.partition("-")[0] == OURS else PEERS[name]
+
 
 _NGRAM, _DRAFT = 3, 8
 """llama.cpp drafts 8 tokens after a repetition of 3, as our lookup does. Its own defaults of 12 and
 48 are for much longer answers."""
 
 
+def _environment(threads: int | None) -> dict[str, str] | None:
+    """The environment of a server; every engine here reads OpenMP's variable."""
+    return None if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+_GATHER = 0.05
+"""Seconds that a batch waits for more requests."""
+
+Answer = concurrent.futures.Future[bytes]
+
+
 class HttpEngine(HttpClient):
     """A client of a server that runs in a child process."""
 
-    def __init__(self, command: list[str], marker: str, *, keep_open: float = 2.0) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        marker: str,
+        *,
+        keep_open: float = 2.0,
+        threads: int | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=_environment(threads),
         )
         assert self.process.stdout is not None
         seen = []
@@ -106,33 +141,67 @@ class HttpEngine(HttpClient):
 
 
 class PipeEngine(HttpEngine):
-    """transformers' `generate` in a process that reads requests as lines."""
+    """transformers' `generate` in a process that reads batches of requests as lines.
 
-    def __init__(self, dtype: str) -> None:
+    Requests that come within `_GATHER` seconds of each other are one batch. The next batch begins
+    when all its answers have ended.
+    """
+
+    def __init__(self, dtype: str, slots: int, *, threads: int | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, "transformers", dtype],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=_environment(threads),
         )
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
             raise SystemExit(f"transformers-{dtype} did not start")
+        self._slots = slots
+        self._asked: queue.SimpleQueue[tuple[dict[str, Any], Answer] | None] = queue.SimpleQueue()
+        self._batches = threading.Thread(target=self._answer, daemon=True)
+        self._batches.start()
 
     def received(self, prompt: str, max_tokens: int, decoding: dict) -> list[tuple[float, bytes]]:
         """One piece, which holds all times."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        asked = {"prompt": prompt, "max_tokens": max_tokens, **decoding}
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        return [(0.0, self.process.stdout.readline().encode())]
+        answer: Answer = concurrent.futures.Future()
+        self._asked.put(({"prompt": prompt, "max_tokens": max_tokens, **decoding}, answer))
+        return [(0.0, answer.result())]
 
     def parsed(self, pieces: list[tuple[float, bytes]]) -> tuple[int, list[float]]:
         """As for a server."""
         found = json.loads(pieces[0][1])
         return found["tokens"], found["times"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._asked.put(None)
+        super().close()
+
+    def _answer(self) -> None:
+        """Send batches to the process until the queue ends."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        while (first := self._asked.get()) is not None:
+            batch = [first]
+            while len(batch) < self._slots:
+                try:
+                    more = self._asked.get(timeout=_GATHER)
+                except queue.Empty:
+                    break
+                if more is None:
+                    return
+                batch.append(more)
+            self.process.stdin.write(json.dumps([asked for asked, _ in batch]) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+            for i, (_, answer) in enumerate(batch):
+                if line:
+                    answer.set_result(json.dumps(json.loads(line)[i]).encode())
+                else:
+                    answer.set_exception(RuntimeError("transformers ended"))
 
 
 def start(
@@ -143,62 +212,33 @@ def start(
     server: tuple[str, ...] = (),
     model: str | None = None,
     adapter: str | None = None,
+    threads: int | None = None,
 ) -> HttpEngine:
     """Start an engine by name.
 
     Args:
-        name: of an engine in `MODES`.
+        name: `trimode-DTYPE`, or of an engine in `PEERS`.
         slots: requests it decodes at once.
         folder: for files that it needs.
         server: the mode's own arguments.
         model: what our engines load, by default the built-in model.
         adapter: likewise, by default the one that comes with the model.
+        threads: of its passes, by default as many as it takes by itself.
     """
     family, kind = name.split("-")
     if family == "transformers":
-        return PipeEngine(kind)
-    if family == "trimode":
+        return PipeEngine(kind, slots, threads=threads)
+    if family == OURS:
         program = str(Path(sys.executable).with_name("trimode"))
         command = [program, "serve", "--port", "0", "--dtype", kind, "--mode", "auto",
                    "--served-model-name", SERVED, "--max-sequences", str(slots),
                    "--log", "warnings", "--no-progress"]  # fmt: skip
         command += ["--model", model] if model else []
         command += ["--adapter", adapter] if adapter else []
-        return HttpEngine(command, "/v1, mode")
-    gguf_path = resolve("smollm2-135m-instruct").path
-    path = gguf_path if kind == "Q4_1" else q8_of(gguf_path, folder)
-    command = [sys.executable, __file__, "llama", str(path), str(slots), *server]
+        return HttpEngine(command, "/v1, mode", threads=threads)
+    command = [sys.executable, __file__, "llama", str(gguf_file(kind, folder)), str(slots), *server]
     # It promises "Keep-Alive: timeout=5", but closes each connection when a stream ends.
-    return HttpEngine(command, "listening", keep_open=0.0)
-
-
-def q8_of(gguf_path: Path, folder: Path) -> Path:
-    """The GGUF with its matrices as Q8_0, made once for a folder; norms stay as they are."""
-    import gguf
-
-    target = folder / "model.Q8_0.gguf"
-    if target.exists():
-        return target
-    reader = gguf.GGUFReader(gguf_path)
-    writer = gguf.GGUFWriter(target, "llama")
-    for name, entry in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
-            continue
-        kind = entry.types[0]
-        inner = entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, entry.contents(), kind, inner)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if values.ndim < 2:
-            writer.add_tensor(tensor.name, values)
-            continue
-        packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(tensor.name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
+    return HttpEngine(command, "listening", keep_open=0.0, threads=threads)
 
 
 def serve_llama(path: str, slots: int, speculation: str | None = None) -> None:
@@ -247,19 +287,33 @@ def serve_transformers(dtype: str) -> None:
         def end(self) -> None:
             pass
 
+    tokenizer.padding_side = "left"
+    ends = set(_listed(model.generation_config.eos_token_id))
     print("ready", flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        messages = [{"role": "user", "content": asked.pop("prompt")}]
+        batch = json.loads(line)
         inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            [[{"role": "user", "content": asked.pop("prompt")}] for asked in batch],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+            padding=len(batch) > 1,
         )
-        clock = Clock()
+        clock, asked = Clock(), batch[0]
         options = {"max_new_tokens": asked.pop("max_tokens"), "do_sample": False, **asked}
         found = model.generate(**inputs, **options, streamer=clock)
-        tokens = found.shape[1] - inputs["input_ids"].shape[1]
         times = clock.times[1:]  # the first is the prompt
-        print(json.dumps({"tokens": tokens, "times": times}), flush=True)
+        answers = []
+        for row in found[:, inputs["input_ids"].shape[1] :].tolist():
+            end = next((i for i, token in enumerate(row, 1) if token in ends), len(row))
+            answers.append({"tokens": end, "times": times[:end]})
+        print(json.dumps(answers), flush=True)
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 if __name__ == "__main__":

@@ -251,7 +251,9 @@ def test_a_near_miss_of_an_option_is_refused(batch, name, meant):
     assert_one_line_error(outcome, 2, f"line 1: {name}: no such option; did you mean {meant}?")
 
 
-@pytest.mark.parametrize("name", ["code", "node", "tag", "source", "seen", "label", "topic"])
+@pytest.mark.parametrize(
+    "name", ["code", "node", "tag", "source", "seen", "label", "topic", "", " "]
+)
 def test_an_ordinary_column_is_no_near_miss(batch, name):
     assert batch({"prompt": "hi", name: 1}).json()[name] == 1
 

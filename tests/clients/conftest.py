@@ -42,8 +42,9 @@ LONG_SAYINGS = {
     "editor": ("a.py\n```\nprint(2)\n```\n",),
 }
 """What models say to programs with long prompts."""
-LONG = 14000
-"""Context of models that answer those, in tokens of the built-in model."""
+SHORT, LONG, LONGEST = 2048, 4096, 14000
+"""Contexts of models: a clients' schema of 1,500 characters fits the first one, whose tokens are
+bytes; agents' and programs' prompts fit the others, in tokens of the built-in model."""
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +55,7 @@ def built_in(real_cache):
 @pytest.fixture(scope="session")
 def urls(built_in):
     """Addresses of servers by what their models say; `real` is the built-in model."""
-    models = {name: saying_model(*texts) for name, texts in SAYINGS.items()}
+    models = {name: saying_model(*texts, context=SHORT) for name, texts in SAYINGS.items()}
     with contextlib.ExitStack() as stack:
         started = {name: stack.enter_context(_serving(model)) for name, model in models.items()}
         started["real"] = stack.enter_context(_serving(built_in))
@@ -66,7 +67,7 @@ def urls(built_in):
 def long_url(built_in):
     """Starts a server whose model has a long context; takes the name of what it says."""
     with contextlib.ExitStack() as stack:
-        yield lambda name: stack.enter_context(_long(built_in, name, context=LONG))
+        yield lambda name: stack.enter_context(_long(built_in, name, LONGEST))
 
 
 @contextlib.contextmanager
@@ -76,7 +77,7 @@ def _serving(model):
         yield url
 
 
-def _long(built_in, name, context=4096):
+def _long(built_in, name, context=LONG):
     texts = LONG_SAYINGS[name]
     return _serving(saying_model(*texts, tokenizer=built_in.tokenizer, context=context))
 

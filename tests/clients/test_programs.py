@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.clients.catalogue import MODEL
-from tests.clients.conftest import installed
+from tests.clients.conftest import LONGEST, installed
 
 pytestmark = [pytest.mark.clients, pytest.mark.real]
 
@@ -35,7 +35,7 @@ def test_codex_runs_a_command(long_url, run, tmp_path):
 
 def test_opencode(long_url, run, tmp_path):
     opencode = installed("npm", "opencode")
-    limit = {"context": 14000, "output": 400}
+    limit = {"context": LONGEST, "output": 400}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "options": {"baseURL": f"{long_url('teller')}/v1", "apiKey": "none"},

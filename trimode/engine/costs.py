@@ -1,18 +1,21 @@
 """What a pass costs here: measured once for each machine and model, kept in the cache directory.
 
 A busy machine gives wrong times. A measurement with few points or with times that vary much is used
-by the process that made it, and never kept.
+by the process that made it, and never kept. A kept one that passes disagree with (`cost_check`) is
+marked, and counts as absent.
 """
 
 import hashlib
 import json
 import logging
+import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any, TypeVar
 
 import torch
 
@@ -38,11 +41,13 @@ MOST_SPREAD = 0.3
 """By how much the median of a point's times may exceed the least one, for most points, in a curve
 that is kept. On an idle machine it is below 0.1."""
 MOST_WAITED = 0.15
-"""Share of the time that the measuring thread may have waited instead of run, in a curve that is
-kept. On an idle machine it is next to nothing; a busy process a core makes it half. On a CPU only:
-a thread that waits for a GPU may sleep."""
+"""Share of the time in which other programs may have had the processor, in a curve that is kept and
+in passes that are compared with it. On an idle machine it is next to nothing; a busy process a core
+makes it half."""
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,16 @@ class Measurement:
         if self.waited > MOST_WAITED:
             return f"other programs had the processor for {self.waited:.0%} of the time"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class PassTime:
+    """How long a pass took."""
+
+    seconds: float
+    waited: float
+    """Share of them in which other programs had the processor. On a CPU only: a thread that waits
+    for a GPU may sleep."""
 
 
 def is_kept(model: LoadedModel) -> bool:
@@ -107,11 +122,24 @@ def cost_curve(
 
 def keep(model: LoadedModel, measured: Measurement) -> bool:
     """Keep a curve without doubts for later runs; returns whether it was."""
-    path = _path(model)
     if measured.doubt is not None:
         return False
     steadiness = {"spread": measured.spread, "waited": measured.waited}
-    record = asdict(measured.curve) | steadiness
+    return _write(_path(model), asdict(measured.curve) | steadiness)
+
+
+def mark(model: LoadedModel, curve: CostCurve, *, doubted: bool) -> None:
+    """Note in the cache whether passes disagree with a curve, if that curve is the one kept."""
+    path = _path(model)
+    record = _record(path)
+    if record is not None and _curve(record) == curve:
+        _write(path, record | {_DOUBTED: doubted})
+
+
+_DOUBTED = "doubted"
+
+
+def _write(path: Path, record: dict[str, Any]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(record) + "\n")
@@ -121,19 +149,33 @@ def keep(model: LoadedModel, measured: Measurement) -> bool:
 
 
 def _kept(path: Path) -> CostCurve | None:
-    """The curve of a file; None if there is none, or one from before steadiness was required."""
+    """The curve of a file; None if there is none, or a doubtful one."""
+    record = _record(path)
+    return None if record is None or record.get(_DOUBTED) else _curve(record)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if float(found["spread"]) > MOST_SPREAD or float(found["waited"]) > MOST_WAITED:
-            return None
-        return CostCurve(
-            tuple(found["rows"]),
-            tuple(found["plain"]),
-            tuple(found["adapted"]),
-            float(found["sequence"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
+
+
+def _curve(record: dict[str, Any]) -> CostCurve | None:
+    """The curve of a record; None if it is damaged, or from before steadiness was required."""
+    try:
+        if float(record["spread"]) > MOST_SPREAD or float(record["waited"]) > MOST_WAITED:
+            return None
+        rows = tuple(int(one) for one in record["rows"])
+        plain, adapted = (tuple(map(float, record[name])) for name in ("plain", "adapted"))
+        sequence = float(record["sequence"])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    whole = rows == tuple(sorted({*rows})) and rows[:1] == (1,)
+    whole &= len(rows) == len(plain) == len(adapted)
+    whole &= all(0 < one < math.inf for one in (*plain, *adapted)) and 0 <= sequence < math.inf
+    return CostCurve(rows, plain, adapted, sequence) if whole else None
 
 
 def _path(model: LoadedModel) -> Path:
@@ -156,9 +198,28 @@ def _path(model: LoadedModel) -> Path:
     return cache_directory() / "costs" / f"{model.name}-{digest}.json"
 
 
-@torch.inference_mode()
 def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: None) -> Measurement:
-    """Time passes of growing size over a cache of `CONTEXT` tokens, heads included."""
+    """Time passes of growing size; see `measuring`."""
+    steps = measuring(model, advance=advance)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.inference_mode()
+def measuring(
+    model: LoadedModel, *, advance: Callable[[int], None] = lambda _: None
+) -> Generator[None, None, Measurement]:
+    """Time passes of growing size over a cache of `CONTEXT` tokens, heads included.
+
+    Stops after each pass, so that its caller can attend to something else.
+
+    Args:
+        model: what to time.
+        advance: called with each row count before it is timed.
+    """
     runner, config = model.runner, model.config
     context = min(CONTEXT, config.max_position_embeddings // 2)
     limit = config.max_position_embeddings - context
@@ -167,18 +228,21 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
     cache.keep(range(context))
     rows_done, plain, adapted, spreads = [], [], [], []
     possible = [rows for rows in _ROWS if rows <= limit]
-    began, ran = time.perf_counter(), time.thread_time()
+    elapsed = waited = 0.0
     for rows in possible:
-        if rows_done and time.perf_counter() - began > _BUDGET:
+        if rows_done and elapsed > _BUDGET:
             break
         advance(rows)
         rows_done.append(rows)
         for found, drafting in ((plain, False), (adapted, True)):
-            times = _times(model, lambda r=rows, d=drafting: _one_pass(model, cache, r, drafting=d))
-            found.append(min(times))
-            spreads.append(median(times) / min(times) - 1)
-    ran, elapsed = time.thread_time() - ran, time.perf_counter() - began
-    waited = 0.0 if model.runner.device.startswith("cuda") else max(0.0, 1 - ran / elapsed)
+            times = yield from _times(
+                model, lambda r=rows, d=drafting: _one_pass(model, cache, r, drafting=d)
+            )
+            seconds = [one.seconds for one in times]
+            elapsed += sum(seconds)
+            waited += sum(one.waited * one.seconds for one in times)
+            found.append(min(seconds))
+            spreads.append(median(seconds) / min(seconds) - 1)
     # A larger pass is never cheaper. If it was timed so, the smaller one was disturbed.
     alone = CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
     caches = [cache]
@@ -187,26 +251,35 @@ def measure(model: LoadedModel, *, advance: Callable[[int], None] = lambda _: No
         other.copy_prefix(cache, context)
         caches.append(other)
     segments = [Segment(i, i + 1, each, "causal") for i, each in enumerate(caches)]
-    together = min(_times(model, lambda: _run(model, segments, context, None)))
+    times = yield from _times(model, lambda: _run(model, segments, context, None))
+    together = min(one.seconds for one in times)
     extra = (together - alone.seconds(_SEQUENCES)) / (_SEQUENCES - 1)
     curve = replace(alone, sequence=max(0.0, extra))
-    return Measurement(curve, median(spreads), waited, len(possible))
+    return Measurement(curve, median(spreads), waited / elapsed, len(possible))
 
 
 def _rising(times: list[float]) -> tuple[float, ...]:
     return tuple(min(times[i:]) for i in range(len(times)))
 
 
-def _times(model: LoadedModel, run: Callable[[], None]) -> list[float]:
+def _times(model: LoadedModel, run: Callable[[], None]) -> Generator[None, None, list[PassTime]]:
     """Several times of the same pass. The least counts: disturbances only make a pass longer."""
     times = []
     for _ in range(_REPEATS):
-        _synchronise(model)
-        began = time.perf_counter()
-        run()
-        _synchronise(model)
-        times.append(time.perf_counter() - began)
+        synchronise(model)
+        times.append(timed(model, run)[1])
+        yield
     return times
+
+
+def timed(model: LoadedModel, run: Callable[[], T]) -> tuple[T, PassTime]:
+    """What a pass gives, and its time, until the device is done."""
+    began, ran = time.perf_counter(), time.thread_time()
+    result = run()
+    synchronise(model)
+    ran, seconds = time.thread_time() - ran, time.perf_counter() - began
+    on_gpu = model.runner.device.startswith("cuda")
+    return result, PassTime(seconds, 0.0 if on_gpu else max(0.0, 1 - ran / seconds))
 
 
 def _one_pass(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> None:
@@ -229,6 +302,7 @@ def _run(
     runner.logits(hidden[:128])
 
 
-def _synchronise(model: LoadedModel) -> None:
+def synchronise(model: LoadedModel) -> None:
+    """Wait until the device has done what it was given."""
     if model.runner.device.startswith("cuda"):
         torch.cuda.synchronize()

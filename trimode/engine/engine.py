@@ -4,7 +4,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,8 @@ from trimode.decoding import (
     Policy,
     Span,
 )
-from trimode.engine.costs import cost_curve
+from trimode.engine import costs as pass_costs
+from trimode.engine.cost_check import CostCheck, TimedPass
 from trimode.engine.forward import Slice, run
 from trimode.engine.kv_pool import KVPool
 from trimode.engine.request import resolve
@@ -69,7 +70,16 @@ class Engine:
         kv_cache_bytes: int = DEFAULT_KV_CACHE_BYTES,
         costs: CostCurve | None = None,
     ) -> None:
-        """`costs`: time of a pass; by default measured for the first request in mode `auto`."""
+        """Nothing runs before `step`.
+
+        Args:
+            model: what decodes.
+            max_sequences: decoded at once.
+            max_rows: of one pass.
+            kv_cache_bytes: memory of all KV caches.
+            costs: time of a pass; by default measured for the first request in mode `auto`. They
+                are replaced only by `measure_again`.
+        """
         for name, value in (("max_sequences", max_sequences), ("max_rows", max_rows)):
             if value < 1:
                 raise InputError(name, str(value), "must be at least 1")
@@ -79,6 +89,8 @@ class Engine:
         pool = KVPool(model.config, kv_cache_bytes, dtype=runner.kv_dtype, device=runner.device)
         self.scheduler = Scheduler(pool, max_sequences=max_sequences, limits=RowLimits(max_rows))
         self._costs: CostCurve | None = None
+        self._check: CostCheck | None = None
+        self._warned = False
         if costs is not None:
             self._set_costs(costs)
         self._load = BatchLoad()
@@ -177,10 +189,68 @@ class Engine:
         self._load.sequences = len(self.live)
         self._steps += 1
         try:
-            results = run(self.model.runner, slices)
+            results = self._run(slices)
         except Exception as error:  # noqa: BLE001 - the sequence at fault is found below
             return self._run_alone(slices, error)
         return self._deliver(slices, results)
+
+    def _run(self, slices: list[Slice]) -> list[Logits | None]:
+        """Run a pass, and compare its time with what decisions take it for."""
+        if self._check is None:
+            return run(self.model.runner, slices)
+        rows = sum(part.stop - part.start for part in slices)
+        drafting = any(part.uses_adapter for part in slices)
+        context = sum(part.context for part in slices) / len(slices)
+        results, time_ = pass_costs.timed(self.model, lambda: run(self.model.runner, slices))
+        self._observe(
+            TimedPass(
+                rows=rows,
+                sequences=len(slices),
+                drafting=drafting,
+                context=context,
+                seconds=time_.seconds,
+                waited=time_.waited,
+                at=time.monotonic(),
+            )
+        )
+        return results
+
+    def _observe(self, timed: TimedPass) -> None:
+        """Compare a pass with the curve; say once, and note in the cache, if they disagree."""
+        assert self._check is not None
+        before = self._check.doubt
+        self._check.observe(timed)
+        doubt = self._check.doubt
+        if (doubt is None) == (before is None):
+            return
+        pass_costs.mark(self.model, self._check.curve, doubted=doubt is not None)
+        if doubt is not None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "mode auto decides by costs that passes disagree with: %s. They are measured again "
+                "at the next start, and by a server that is idle",
+                doubt,
+            )
+
+    @property
+    def doubts_costs(self) -> bool:
+        """Whether passes disagree with the costs that decisions are made by."""
+        return self._check is not None and self._check.doubt is not None
+
+    def measure_again(self) -> Generator[None, None, bool]:
+        """Measure what a pass costs, stopping after each timed pass; only while nothing is decoded.
+
+        Returns:
+            Whether the new costs are taken: not if the machine is too busy to measure.
+        """
+        measured = yield from pass_costs.measuring(self.model)
+        if measured.doubt is not None:
+            logger.info("the cost of a pass cannot be measured again yet: %s", measured.doubt)
+            return False
+        pass_costs.keep(self.model, measured)
+        self._set_costs(measured.curve)
+        logger.warning("the cost of a pass was measured again; mode auto decides by it")
+        return True
 
     def _run_alone(self, slices: list[Slice], error: Exception) -> list[Update]:
         """Run the parts of a failed pass one by one, and end the sequences that fail alone."""
@@ -223,7 +293,7 @@ class Engine:
 
     def _set_costs(self, costs: CostCurve) -> None:
         """Set what a pass costs. How the rows of all passes are shared follows from it."""
-        self._costs = costs
+        self._costs, self._check = costs, CostCheck(costs)
         self.scheduler.limits = RowLimits.measured(self.max_rows, costs)
 
     def _resolve(self, prompt: tuple[int, ...], options: GenerationOptions) -> DecodingContext:
@@ -233,7 +303,7 @@ class Engine:
     def _policy(self) -> Policy:
         """How one `auto` request decides; it learns from all of them."""
         if self._costs is None:
-            self._set_costs(cost_curve(self.model))
+            self._set_costs(pass_costs.cost_curve(self.model))
         assert self._costs is not None
         return Policy(
             costs=self._costs,

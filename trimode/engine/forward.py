@@ -26,6 +26,21 @@ class Slice:
         assert self.sequence.span is not None
         return self.stop == len(self.sequence.span.tokens)
 
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether some of its rows run with the adapter."""
+        assert self.sequence.span is not None
+        adapter = self.sequence.span.adapter
+        return (
+            bool(adapter[self.start : self.stop].any()) if isinstance(adapter, Tensor) else adapter
+        )
+
+    @property
+    def context(self) -> int:
+        """Tokens in its sequence's KV cache."""
+        assert self.sequence.cache is not None
+        return self.sequence.cache.length
+
 
 def run(runner: Runner, slices: Seq[Slice]) -> list[Logits | None]:
     """One forward pass; returns the logits of each slice that completes its span, else None.

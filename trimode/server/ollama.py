@@ -137,7 +137,7 @@ class OllamaBody(Body):
         return found
 
 
-class ChatBody(OllamaBody):
+class OllamaChatBody(OllamaBody):
     """Body of /api/chat."""
 
     messages: list[dict[str, Any]] | None = None
@@ -199,7 +199,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return _shown(service)
 
     @app.post("/api/chat", dependencies=guards)
-    async def chat(body: ChatBody, http: Request) -> Any:
+    async def chat(body: OllamaChatBody, http: Request) -> Any:
         body.refuse_unsupported()
         if not body.messages:
             return _loaded(service, body, {"message": {"role": "assistant", "content": ""}})

@@ -1,4 +1,4 @@
-"""Valid bodies with any one value replaced or left out: an answer or a 4xx, never a fault."""
+"""Valid bodies with any one value replaced, added or left out: an answer or a 4xx, no fault."""
 
 import math
 
@@ -120,6 +120,16 @@ GARBAGE = [
     "", "x", "\0", "\ud800", "a\udc00b", "<tool_call>", [], {}, [[]], [None], [0], ["x"], DEEP,
     {"": None}, {"type": "x"}, {"\ud800": 1}, {"type": "object", "$ref": "#"}, {"const": "\ud800"},
 ]  # fmt: skip
+SHORTEST = {
+    "/v1/chat/completions": {"messages": HI, "max_tokens": 1},
+    "/v1/completions": {"prompt": "hi", "max_tokens": 1},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 1},
+    "/v1/messages": {"model": "tiny", "messages": HI, "max_tokens": 1},
+    "/api/chat": {"model": "tiny", "messages": HI, "options": {"num_predict": 1}},
+    "/api/generate": {"model": "tiny", "prompt": "hi", "options": {"num_predict": 1}},
+}
+NAMES = ["", " ", "-", "__", "\0", "\u200b", "0", "\u00e9"]
+"""Names of fields that nobody meant."""
 GONE = object()
 
 
@@ -132,8 +142,17 @@ def places(value, path=()):
             yield from places(inner, (*path, key))
 
 
+def objects(value, path=()):
+    """Paths to every object in it, itself included."""
+    if isinstance(value, dict):
+        yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(inner, dict | list):
+            yield from objects(inner, (*path, key))
+
+
 def changed(value, path, new):
-    """A copy with the value at a path replaced, or gone."""
+    """A copy with the value at a path replaced, added or gone."""
     copy = value.copy()
     key, *rest = path
     if rest:
@@ -166,6 +185,22 @@ def test_no_value_is_a_fault_of_the_server(url, data):
     name = data.draw(st.sampled_from([*BODIES]))
     place = data.draw(st.sampled_from([*places(BODIES[name][1])]))
     check(url, name, place, data.draw(st.sampled_from([GONE, *GARBAGE])))
+
+
+@pytest.mark.parametrize("path", SHORTEST)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_with_an_odd_name_is_ignored(url, path, name):
+    answer, text = post(url, path, {**SHORTEST[path], name: 1})
+    assert answer.status == 200, text
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_no_name_of_a_field_is_a_fault_of_the_server(url, data):
+    body = data.draw(st.sampled_from([*BODIES]))
+    place = data.draw(st.sampled_from([*objects(BODIES[body][1])]))
+    name = data.draw(st.sampled_from(NAMES) | st.text(max_size=12))
+    check(url, body, (*place, name), data.draw(st.sampled_from(GARBAGE)))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import os
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
@@ -42,6 +42,10 @@ clients a chunk therefore holds several tokens; with one client each token is se
 """
 _STUCK_SECONDS = 60.0
 """A step that takes longer is taken for one that never ends."""
+_IDLE_SECONDS = 5.0
+"""Seconds without a request after which costs that passes disagree with are measured again."""
+_MEASURE_PAUSE, _LONGEST_PAUSE = 60.0, 3600.0
+"""Least seconds between two measurements, doubled after each, and how long they may become."""
 _LONGEST_HOLD = 0.15
 """Most seconds for which text is held, however many clients there are."""
 
@@ -153,6 +157,8 @@ class EngineWorker:
         self._running: Future[None] | None = None
         self._ticked_at = -math.inf
         self._step_began: float | None = None
+        self._measuring: Generator[None, None, bool] | None = None
+        self._measure_at, self._measure_pause = -math.inf, _MEASURE_PAUSE
 
     def start(self) -> None:
         """Start the loop."""
@@ -278,15 +284,44 @@ class EngineWorker:
     def _run(self) -> None:
         while True:
             try:
-                command = self._commands.get(block=not self.engine.busy)
+                command = self._commands.get(*self._patience())
             except queue.Empty:
-                self._step()
+                if self.engine.busy:
+                    self._step()
+                else:
+                    self._measure()
                 continue
             if command is None:
                 for sequence in list(self._requests):
                     self._cancel(sequence)
                 return
             command()
+            if self.engine.busy and self._measuring is not None:
+                self._measuring.close()
+                self._measuring = None
+
+    def _patience(self) -> tuple[bool, float | None]:
+        """Whether to wait for a command, and for how many seconds; None is for ever."""
+        if self.engine.busy or self._measuring is not None:
+            return False, None
+        if self.engine.doubts_costs:
+            return True, max(_IDLE_SECONDS, self._measure_at - time.monotonic())
+        return True, None
+
+    def _measure(self) -> None:
+        """Time one more pass, while nobody waits for an answer."""
+        if self._measuring is None:
+            self._measuring = self.engine.measure_again()
+        try:
+            next(self._measuring)
+            return
+        except StopIteration:
+            pass
+        except Exception:
+            logger.exception("the cost of a pass could not be measured")
+        self._measuring = None
+        self._measure_at = time.monotonic() + self._measure_pause
+        self._measure_pause = min(2 * self._measure_pause, _LONGEST_PAUSE)
 
     def _step(self) -> None:
         self._step_began = time.monotonic()
