@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <immintrin.h>
+#include <initializer_list>
 #include <thread>
 #include <vector>
 
@@ -25,43 +26,34 @@ double together(int64_t threads, const F& f) {
 }
 
 constexpr int64_t kTimes = 30'000'000;  // of eight instructions
-#define EIGHT(x) x(0) x(1) x(2) x(3) x(4) x(5) x(6) x(7)
 
-// vpmaddubsw and the addition that goes with it: 32 multiply-adds each, eight chains.
-int avx2() {
-  __m256i sum[8] = {}, a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2);
-  for (int64_t i = 0; i < kTimes; ++i) {
-#define STEP(n) sum[n] = _mm256_add_epi16(sum[n], _mm256_maddubs_epi16(a, b)); asm volatile("" : "+x"(sum[n]), "+x"(a));
-    EIGHT(STEP)
-#undef STEP
-  }
-  int out = 0;
-  for (auto& s : sum) out += _mm256_extract_epi32(s, 0);
+// Eight chains of one instruction, each in a register of its own. NEXT(s) may use a and b.
+#define CHAINS(REGISTER, ONE, NEXT)                                        \
+  REGISTER a = ONE(1), b = ONE(2), s0 = ONE(0), s1 = s0, s2 = s0, s3 = s0; \
+  REGISTER s4 = s0, s5 = s0, s6 = s0, s7 = s0;                             \
+  for (int64_t i = 0; i < kTimes; ++i) {                                   \
+    NEXT(s0) NEXT(s1) NEXT(s2) NEXT(s3) NEXT(s4) NEXT(s5) NEXT(s6) NEXT(s7) \
+  }                                                                        \
+  int out = 0;                                                             \
+  for (const REGISTER& s : {s0, s1, s2, s3, s4, s5, s6, s7}) out += reinterpret_cast<const int&>(s); \
   return out;
-}
 
-__attribute__((target("avx512f,avx512vnni"))) int avx512_vnni() {
-  __m512i sum[8] = {}, a = _mm512_set1_epi32(1), b = _mm512_set1_epi32(2);
-  for (int64_t i = 0; i < kTimes; ++i) {
-#define STEP(n) sum[n] = _mm512_dpbusd_epi32(sum[n], a, b); asm volatile("" : "+v"(sum[n]));
-    EIGHT(STEP)
-#undef STEP
-  }
-  int out = 0;
-  for (auto& s : sum) out += _mm_extract_epi32(_mm512_castsi512_si128(s), 0);
-  return out;
+int avx2() {  // vpmaddubsw and the addition that goes with it: 32 multiply-adds
+#define NEXT(s) asm volatile("" : "+x"(a)); s = _mm256_add_epi16(s, _mm256_maddubs_epi16(a, b)); asm volatile("" : "+x"(s));
+  CHAINS(__m256i, _mm256_set1_epi8, NEXT)
+#undef NEXT
 }
 
 __attribute__((target("avx2,avxvnni"))) int avx_vnni() {
-  __m256i sum[8] = {}, a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2);
-  for (int64_t i = 0; i < kTimes; ++i) {
-#define STEP(n) sum[n] = _mm256_dpbusd_avx_epi32(sum[n], a, b); asm volatile("" : "+x"(sum[n]));
-    EIGHT(STEP)
-#undef STEP
-  }
-  int out = 0;
-  for (auto& s : sum) out += _mm256_extract_epi32(s, 0);
-  return out;
+#define NEXT(s) s = _mm256_dpbusd_avx_epi32(s, a, b); asm volatile("" : "+x"(s));
+  CHAINS(__m256i, _mm256_set1_epi8, NEXT)
+#undef NEXT
+}
+
+__attribute__((target("avx512f,avx512vnni"))) int avx512_vnni() {
+#define NEXT(s) s = _mm512_dpbusd_epi32(s, a, b); asm volatile("" : "+v"(s));
+  CHAINS(__m512i, _mm512_set1_epi32, NEXT)
+#undef NEXT
 }
 
 }  // namespace

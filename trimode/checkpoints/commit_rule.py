@@ -50,7 +50,7 @@ def read_commit_rule(
         network = CommitScorerNet(config, embedding)
         network.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             str(path), f"not readable ({reason})", "a rule that was trained for this model"
         ) from None
