@@ -10,7 +10,6 @@ from typing import Any
 import typer
 
 from trimode.cli.options import Json
-from trimode.model.native.cores import threads
 
 _PACKAGES = ("trimode", "torch", "numpy", "safetensors", "gguf", "tokenizers", "huggingface-hub")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_int8")
@@ -31,6 +30,7 @@ def _facts() -> dict[str, Any]:
 
     from trimode.checkpoints import cache_directory
     from trimode.model import describe
+    from trimode.model.native.cores import threads
 
     def installed(package: str) -> str:
         try:
