@@ -3,6 +3,7 @@
 Use it as `from trimode import load, generate`. Heavy modules are imported at their first use.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from trimode.config import GenerationOptions, ModelConfig
     from trimode.engine import Engine, GenerationResult, generate, generate_batch, stream
     from trimode.errors import InputError, TrimodeError
+
+# PyTorch's OpenMP threads spin almost without bound after an operation that used them, and keep the
+# cores from the threads of a pass. Read when PyTorch is loaded: a program that loads it first sets the
+# variable itself.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 _HOMES = {
     "LoadedModel": "trimode.checkpoints",

@@ -63,9 +63,6 @@ def main() -> None:
 
     Exit codes: 0 done, 2 bad usage or input, 1 failure, 130 and 143 interrupted.
     """
-    # GNU OpenMP threads spin almost without bound while they wait. Beside other busy programs that
-    # makes a pass ten times slower (docs/benchmarks.md). Read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     signals.install()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end the run
         sys.stdout.reconfigure(errors="replace")

@@ -107,7 +107,10 @@ class Int8Linear(nn.Module):
     def _plain_rows(self, index: Tensor | slice) -> Tensor:
         """int8 weights of outputs `index`, `[n, in]`."""
         if self.weight is not None:
-            return self.weight[index]
+            if isinstance(index, slice):
+                return self.weight[index]
+            # By NumPy: PyTorch would wake its OpenMP threads, which then spin beside the pass's own.
+            return torch.from_numpy(self.weight.numpy().take(index.numpy(), axis=0))
         assert self.packed is not None
         if isinstance(index, slice):
             index = torch.arange(self.out_features)[index]

@@ -115,7 +115,7 @@ inline void last_rows(const Linear& l, const Quantised& x, const Rows& rows, int
 }
 
 // Columns first..last of a product, by one thread.
-void columns(const Linear& l, const Quantised& x, const Rows& rows, int64_t first, int64_t last,
+__attribute__((noinline)) void columns(const Linear& l, const Quantised& x, const Rows& rows, int64_t first, int64_t last,
              const Target& target) {
   if (rows.count == 1) return single(l, x, rows, first, last, target);
   for (int64_t chunk = 0; chunk < rows.count; chunk += kRowChunk) {
