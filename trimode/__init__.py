@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from trimode.errors import InputError, TrimodeError
 
 # PyTorch's OpenMP threads spin almost without bound after an operation that used them, and keep the
-# cores from the threads of a pass. Read when PyTorch is loaded: a program that loads it first sets the
-# variable itself.
+# cores from the threads of a pass. Read when PyTorch is loaded: a program that loads it first sets
+# the variable itself.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 _HOMES = {

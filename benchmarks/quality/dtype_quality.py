@@ -35,7 +35,9 @@ from trimode.evaluation.lossless import prefill_logits
 
 DTYPES = ("bf16", "int8", "int4")
 _LIKELIEST = 400
-"""Tokens whose probabilities llama.cpp is asked for; rarer ones count as the last of them."""
+"""Tokens whose probabilities llama.cpp is asked for."""
+_RARE = -12.0
+"""Log-probability of a token that is not among them."""
 
 Pairs = list[tuple[list[int], list[int]]]
 """Prompt and answer, as tokens."""
@@ -78,8 +80,8 @@ def measure_llama(kind: str, pairs: Pairs) -> Quality:
             for prompt, answer in track(pairs, f"llama.cpp {kind}", transient=True):
                 for i, token in enumerate(answer):
                     likely = _likeliest(engine.url, prompt + answer[:i])
-                    loss -= likely.get(token, min(likely.values()))
-                    agreed += next(iter(likely)) == token
+                    loss -= likely.get(token, _RARE)
+                    agreed += next(iter(likely), None) == token
         finally:
             engine.close()
     count = sum(len(answer) for _, answer in pairs)
@@ -87,7 +89,10 @@ def measure_llama(kind: str, pairs: Pairs) -> Quality:
 
 
 def _likeliest(url: str, prompt: list[int]) -> dict[int, float]:
-    """Token -> log-probability of what follows a prompt, the likeliest first."""
+    """Token -> log-probability of what follows a prompt, the likeliest first.
+
+    Empty if llama.cpp would end the text here: it gives no probabilities then.
+    """
     body = {"prompt": prompt, "n_predict": 1, "n_probs": _LIKELIEST, "temperature": 0.0}
     request = urllib.request.Request(
         f"{url}/completion",
@@ -95,8 +100,8 @@ def _likeliest(url: str, prompt: list[int]) -> dict[int, float]:
         {"content-type": "application/json"},
     )
     with urllib.request.urlopen(request) as answer:
-        (found,) = json.load(answer)["completion_probabilities"]
-    return {each["id"]: each["logprob"] for each in found["top_logprobs"]}
+        found = json.load(answer).get("completion_probabilities", [])
+    return {each["id"]: each["logprob"] for one in found for each in one["top_logprobs"]}
 
 
 def main() -> None:
@@ -111,7 +116,11 @@ def main() -> None:
     texts = [t for part in prompt_sets(arguments.data, arguments.prompts).values() for t in part]
     prompts = [encode_prompt(model, text) for text in texts]
     answers = generate_batch(model, prompts, max_tokens=arguments.max_tokens)
-    pairs = [(p, list(a.token_ids)) for p, a in zip(prompts, answers, strict=True)]
+    ends = set(model.config.eos_token_ids)  # llama.cpp gives no probability of an end
+    pairs = [
+        (prompt, [token for token in answer.token_ids if token not in ends])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     expected = [answer_logits(model, *pair) for pair in pairs]
     found = {"fp32": measure(model, pairs, expected)}
     for dtype in DTYPES:

@@ -109,7 +109,7 @@ class Int8Linear(nn.Module):
         if self.weight is not None:
             if isinstance(index, slice):
                 return self.weight[index]
-            # By NumPy: PyTorch would wake its OpenMP threads, which then spin beside the pass's own.
+            # By NumPy: PyTorch's OpenMP threads would wake, and spin beside those of the pass.
             return torch.from_numpy(self.weight.numpy().take(index.numpy(), axis=0))
         assert self.packed is not None
         if isinstance(index, slice):
