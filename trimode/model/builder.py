@@ -1,4 +1,4 @@
-"""Makes modules of one weight format from named tensors. Each tensor is read once."""
+"""Makes modules of one weight format from named tensors."""
 
 from functools import partial
 from typing import Any
@@ -67,10 +67,9 @@ class Builder:
         Raises:
             CheckpointError: a number is not finite.
         """
-        tensor = self._read(name)
-        if not _is_finite(tensor):
+        if not _is_finite(self._read(name)):
             raise CheckpointError(name, "NaN or infinite", "must be finite numbers")
-        return tensor
+        return self._read(name)  # again: a mapped file has given back the pages that were looked at
 
     def _part(self, adapter: AdapterWeights, name: str) -> tuple[Tensor, Tensor] | None:
         part = adapter.targets.get(name)

@@ -153,10 +153,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.dtype, self.device = build.format.dtype, build.format.device
+        # The largest matrices first: what packing them takes beside them is then free for the rest.
+        embedding, head = build.embedding_and_head(config)
         layers = (Block(config, f"layers.{i}", build) for i in range(config.num_layers))
         self.layers = nn.ModuleList(layers)
         self.norm = build.norm("norm", config.norm, config.rms_norm_eps)
-        self.embedding, self.head = build.embedding_and_head(config)
+        self.embedding, self.head = embedding, head
         rotated = config.rotary_dim or config.head_dim
         self.rope = Rope(config.rope, rotated).to(self.device)
         local = config.local_rope
@@ -171,7 +173,7 @@ class Transformer(nn.Module):
         weight_format: WeightFormat,
         adapter: AdapterWeights | None = None,
     ) -> Self:
-        """Build; `read` is called once for each canonical tensor name.
+        """Build; `read` is called with each canonical tensor name, with some of them twice.
 
         Raises:
             CheckpointError: the adapter does not fit the model.
