@@ -17,7 +17,7 @@ def agent(name, **more):
     return Agent(model=model(name), callback_handler=None, **more)
 
 
-assert str(agent("real")(PROMPT)).strip()
+assert str(agent("real")("Say hello in five words.")).strip()  # an answer that ends
 assert str(agent("caller", tools=[weather])(PROMPT)).strip() == ANSWER
 assert called()
 assert agent("Pet")(PROMPT, structured_output_model=Pet).structured_output == PET
