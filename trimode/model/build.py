@@ -39,7 +39,7 @@ def build_runner(
 
     Args:
         config: the model.
-        read: called with each canonical tensor name, with some of them twice.
+        read: called with each canonical tensor name, with that of a matrix in blocks maybe twice.
         dtype: one of `DTYPES`.
         device: a torch device.
         adapter: to load with it.

@@ -67,9 +67,13 @@ class Builder:
         Raises:
             CheckpointError: a number is not finite.
         """
-        if not _is_finite(self._read(name)):
+        tensor = self._read(name)
+        if not _is_finite(tensor):
             raise CheckpointError(name, "NaN or infinite", "must be finite numbers")
-        return self._read(name)  # again: a mapped file has given back the pages that were looked at
+        if isinstance(tensor, QuantisedMatrix):
+            del tensor  # a view of a mapped file, which then gives back the pages looked at
+            tensor = self._read(name)
+        return tensor
 
     def _part(self, adapter: AdapterWeights, name: str) -> tuple[Tensor, Tensor] | None:
         part = adapter.targets.get(name)

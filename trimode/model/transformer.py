@@ -173,7 +173,7 @@ class Transformer(nn.Module):
         weight_format: WeightFormat,
         adapter: AdapterWeights | None = None,
     ) -> Self:
-        """Build; `read` is called with each canonical tensor name, with some of them twice.
+        """Build; `read` is called with each canonical tensor name, maybe twice.
 
         Raises:
             CheckpointError: the adapter does not fit the model.

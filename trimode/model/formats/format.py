@@ -61,7 +61,8 @@ def stored_embedding(stored: Tensor | QuantisedMatrix, dtype: torch.dtype) -> nn
     """An embedding that is not quantised anew; its rows come out in `dtype`."""
     if isinstance(stored, QuantisedMatrix):
         return StoredEmbedding(stored)
-    return Embedding(stored, dtype)
+    # A copy: a view would keep the whole mapped file in memory beside the packed weights.
+    return Embedding(stored.clone(), dtype)
 
 
 class HeadEmbedding(nn.Module):

@@ -48,8 +48,8 @@ class GroupedLinear(nn.Module):
         self.bias = bias
         self.blocks: tuple[QuantisedMatrix, ...] | None = None if packs else tuple(weights)
         """As they are stored; None once packed."""
-        self.strips: ctypes.Array[structs.Strip] | None = None
-        """Where the C++ library finds them."""
+        self.strips: Tensor | None = None
+        """Where the C++ library finds them: `structs.Strip`s, int64 `[n, 4]`."""
         self._packed: list[Tensor] = []
         if packs:
             self._pack(weights)
@@ -58,7 +58,7 @@ class GroupedLinear(nn.Module):
         native = library()
         assert native is not None
         lanes, first = native.trimode_lanes(), 0
-        strips: list[structs.Strip] = []
+        strips: list[Tensor] = []
         for weight in weights:
             kind, blocks = KIND_NUMBERS[weight.kind], weight.blocks
             assert blocks.stride(1) == 1, "a row's bytes lie together"
@@ -74,17 +74,16 @@ class GroupedLinear(nn.Module):
                 threads(),
             )
             self._packed.append(packed)
-            strips.extend(
-                structs.Strip(
-                    packed.data_ptr() + start // lanes * size,
-                    kind,
-                    first + start,
-                    min(lanes, len(weight) - start),
-                )
-                for start in range(0, len(weight), lanes)
+            starts = torch.arange(0, len(weight), lanes)
+            fields = (
+                packed.data_ptr() + starts // lanes * size,
+                torch.full_like(starts, kind),
+                first + starts,
+                (len(weight) - starts).clamp_(max=lanes),
             )
+            strips.append(torch.stack(fields, dim=1))
             first += len(weight)
-        self.strips = (structs.Strip * len(strips))(*strips)
+        self.strips = torch.cat(strips)
 
     @property
     def weight_bytes(self) -> int:
@@ -99,7 +98,7 @@ class GroupedLinear(nn.Module):
             out=self.out_features,
             in_=self.in_features,
             bias=None if self.bias is None else self.bias.data_ptr(),
-            strip=self.strips,
+            strip=ctypes.cast(self.strips.data_ptr(), ctypes.POINTER(structs.Strip)),
             strips=len(self.strips),
         )
 
@@ -207,9 +206,7 @@ class Int4Format(WeightFormat):
         if head is None:
             linear = self.linear([_eight_bits(embedding())], None)
             return HeadEmbedding(linear), linear
-        stored = embedding()
-        stored = stored if isinstance(stored, QuantisedMatrix) else stored.clone()
-        kept = stored_embedding(stored, self.dtype)
+        kept = stored_embedding(embedding(), self.dtype)
         return kept, self.linear([_eight_bits(head())], None)
 
     def describe(self) -> str:

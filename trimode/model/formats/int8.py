@@ -167,7 +167,7 @@ class Int8Format(WeightFormat):
         if head is None:
             linear = self.linear([self.matrix(embedding())], None)
             return HeadEmbedding(linear), linear
-        kept = stored_embedding(self.matrix(embedding(), copy=True), self.dtype)
+        kept = stored_embedding(embedding(), self.dtype)
         return kept, self.linear([self.matrix(head())], None)
 
     def describe(self) -> str:

@@ -17,7 +17,6 @@ namespace {
 
 template <int I>
 struct Number {
-  static constexpr int value = I;
   constexpr operator int() const { return I; }
 };
 

@@ -296,12 +296,7 @@ class Team {
 // Runs f(i) for each i, in pieces, by a team.
 template <class F>
 void for_each(int64_t count, int64_t threads, const F& f) {
-  Team::run(threads, [&](Member& member) {
-    member.phase(std::min(count, 8 * member.threads()), [&](int64_t p) {
-      const int64_t pieces = std::min(count, 8 * member.threads());
-      for (int64_t i = count * p / pieces; i < count * (p + 1) / pieces; ++i) f(i);
-    });
-  });
+  Team::run(threads, [&](Member& member) { member.rows(count, f); });
 }
 
 }  // namespace
