@@ -66,3 +66,12 @@ def read_json_object(path: Path, *, allowed: str = "a JSON object") -> dict[str,
 def read_json_object_if_there(path: Path) -> dict[str, Any]:
     """The same; an empty object if there is no such file."""
     return read_json_object(path) if path.exists() else {}
+
+
+def json_object_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object of a file of our own, which may be missing or damaged: then an empty one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,6 +1,5 @@
 """Directories that appear whole or not at all."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trimode.errors import CheckpointError
+from trimode.files import json_object_or_empty
 
 
 @contextmanager
@@ -63,11 +63,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 def marked(directory: Path, file: str, field: str) -> bool:
     """Whether a JSON file of the directory has the field that only our files have."""
-    try:
-        fields = json.loads((directory / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(fields, dict) and field in fields
+    return field in json_object_or_empty(directory / file)
 
 
 def _sync(path: Path) -> None:

@@ -25,6 +25,7 @@ from trimode.checkpoints.gguf_header import read_header
 from trimode.checkpoints.save import is_ours
 from trimode.config import DEFAULT_MODEL
 from trimode.errors import CheckpointError, FetchError, InputError, TrimodeError
+from trimode.files import json_object_or_empty
 
 _RECORD = "source.json"
 """Where a cached model came from, and how it is opened: origin, version, hash, mask token."""
@@ -272,11 +273,7 @@ def _write_record(directory: Path, record: dict[str, str | None]) -> None:
 
 def _record(directory: Path) -> dict[str, Any]:
     """The recorded origin of a cached model; empty if there is no record."""
-    try:
-        record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return json_object_or_empty(directory / _RECORD)
 
 
 def _checked_digest(wheel: Path, requirement: str, expected: str | None) -> str:

@@ -23,6 +23,7 @@ from trimode.checkpoints import LoadedModel, cache_directory
 from trimode.checkpoints.atomic import write_text
 from trimode.decoding import CostCurve
 from trimode.decoding.span import led_visibility
+from trimode.files import json_object_or_empty
 from trimode.model import KVCache, Segment, native
 from trimode.model.native.cores import threads
 from trimode.version import __version__
@@ -131,8 +132,8 @@ def keep(model: LoadedModel, measured: Measurement) -> bool:
 def mark(model: LoadedModel, curve: CostCurve, *, doubted: bool) -> None:
     """Note in the cache whether passes disagree with a curve, if that curve is the one kept."""
     path = _path(model)
-    record = _record(path)
-    if record is not None and _curve(record) == curve:
+    record = json_object_or_empty(path)
+    if _curve(record) == curve:
         _write(path, record | {_DOUBTED: doubted})
 
 
@@ -150,16 +151,8 @@ def _write(path: Path, record: dict[str, Any]) -> bool:
 
 def _kept(path: Path) -> CostCurve | None:
     """The curve of a file; None if there is none, or a doubtful one."""
-    record = _record(path)
-    return None if record is None or record.get(_DOUBTED) else _curve(record)
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    record = json_object_or_empty(path)
+    return None if record.get(_DOUBTED) else _curve(record)
 
 
 def _curve(record: dict[str, Any]) -> CostCurve | None:
