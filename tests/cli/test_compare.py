@@ -46,12 +46,14 @@ def test_compare_refuses_a_mode_named_twice(cli, llama):
 
 
 def test_the_table_agrees_with_the_json_objects(cli, letters):
-    arguments = ("compare", letters, "hi", "--max-tokens", 10)
+    arguments = ("compare", letters, "hi", "--max-tokens", 10, "--block-length", 6)
     table = cells(cli(*arguments))
     results = cli(*arguments, "--json").json()["results"]
     assert list(table) == [row["mode"] for row in results]
+    results = [row for row in results if row["mode"] != "auto"]  # which decides by what it times
     for row in results:
-        tokens, nfe, tpf, acceptance, *_ = table[row["mode"]]
+        block, tokens, nfe, tpf, acceptance, *_ = table[row["mode"]]
+        assert block == ("" if row["mode"] == "ar" else "6")
         assert (tokens, nfe) == (str(row["completion_tokens"]), str(row["nfe"]))
         assert tpf == f"{row['tokens_per_forward']:.2f}"
         accepted = row["acceptance_length"]
@@ -67,20 +69,19 @@ def test_the_lossless_modes_are_the_same_as_ar_and_diffusion_says_where_not(cli,
     table = cells(cli("compare", letters, "hi", "--max-tokens", 10))
     assert (table["ar"][-1], table["linear"][-1], table["quadratic"][-1]) == ("", "yes", "yes")
     results = cli("compare", letters, "hi", "--max-tokens", 10, "--json").json()["results"]
-    ar, diffusion = (results[i]["token_ids"] for i in (0, 3))
+    ar, diffusion = (results[i]["token_ids"] for i in (0, -1))
     differs = next(i for i, (a, b) in enumerate(zip(ar, diffusion, strict=True)) if a != b)
     assert table["diffusion"][-1] == f"no, from token {differs + 1}"
 
 
 def test_every_text_that_differs_is_printed(cli, letters):
     arguments = ("compare", letters, "hi", "--max-tokens", 10)
-    ar, *_, diffusion, _ = cli(*arguments, "--json").json()["results"]
+    ar, *_, diffusion = cli(*arguments, "--json").json()["results"]
     assert diffusion["text"] != ar["text"]
     lines = cli(*arguments).out.splitlines()
     assert [line for line in lines if line.startswith(("linear:", "diffusion:"))] == [
         f"diffusion: {diffusion['text']}"
     ]
-    assert "block length 8, in the modes that have blocks (--block-length)" in lines
 
 
 def test_each_row_is_printed_when_its_mode_is_done(start, endless):
@@ -114,7 +115,8 @@ def test_the_lossless_modes_are_the_same_as_ar_while_sampling(cli, letters, temp
 def test_every_json_result_has_the_keys_of_the_design(cli, letters):
     outcome = cli("compare", letters, "hi", "--max-tokens", 3, "--json")
     assert list(outcome.json()) == ["results"]
-    *plain, auto = outcome.json()["results"]
+    ar, auto, *blocks = outcome.json()["results"]
+    plain = [ar, *blocks]
     modes = ["ar", "linear", "quadratic", "diffusion"]
     assert [list(row) for row in plain] == [keys(mode) for mode in modes]
     assert auto["mode"] == "auto"
@@ -182,7 +184,8 @@ def asked(monkeypatch):
 
 
 def test_each_mode_gets_the_options_that_it_reads(cli, letters, asked):
-    arguments = ("--modes", "ar,linear", "--max-tokens", 3, "--threshold", 0.5)
+    blocks = ("--threshold", 0.5, "--block-length", 8)
+    arguments = ("--modes", "ar,linear", "--max-tokens", 3, *blocks)
     assert cli("compare", letters, "hi", *arguments).code == 0
     assert (asked["ar"].block_length, asked["ar"].threshold) == (None, None)
     assert (asked["linear"].block_length, asked["linear"].threshold) == (8, 0.5)
@@ -197,3 +200,39 @@ def test_an_option_that_none_of_the_modes_reads_is_refused(cli, letters, asked):
 def test_a_default_that_none_of_the_modes_reads_is_no_error(cli, letters, asked):
     assert cli("compare", letters, "hi", "--modes", "ar", "--max-tokens", 3).code == 0
     assert asked["ar"].block_length is None
+
+
+def test_the_end_says_what_pays_here(cli, letters):
+    """By figures of this run, whatever they are."""
+    outcome = cli("compare", letters, "hi", "--max-tokens", 10)
+    last = outcome.out.splitlines()[-1]
+    assert last.startswith("Here ")
+    assert "a pass of 8 rows costs" in last or "A pass of 8 rows costs" in last
+    alone = cli("compare", letters, "hi", "--max-tokens", 4, "--modes", "ar").out.splitlines()
+    assert not any(line.startswith("Here ") for line in alone)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "said"),
+    [
+        ({"ar": 100, "auto": 130, "linear": 60}, "Here auto pays: 1.30 times as fast as ar"),
+        ({"ar": 100, "auto": 130, "linear": 60}, "linear lose"),
+        ({"ar": 100, "auto": 101, "diffusion": 300}, "Here ar is as fast as anything"),
+        ({"ar": 100, "auto": 110, "linear": 150}, "Here linear pays: 1.50 times"),
+    ],
+)
+def test_what_pays_is_the_fastest_lossless_mode(letters, speeds, said):
+    from trimode import load
+    from trimode.cli.compare import _what_pays
+
+    assert said in _what_pays(load(letters), speeds)
+
+
+def test_the_demo_answers_two_prompts_in_every_mode(cli, letters):
+    outcome = cli("demo", "--model", letters, "--max-tokens", 8)
+    table = cells(outcome)
+    assert list(table) == ["ar", "auto", "linear", "quadratic", "diffusion"]
+    assert [row[1] for row in table.values()] == ["16"] * 5, "both answers together"
+    assert "prose" in outcome.out
+    assert "code" in outcome.out
+    assert [table[mode][-1] for mode in ("auto", "linear", "quadratic")] == ["yes"] * 3

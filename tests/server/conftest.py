@@ -12,14 +12,15 @@ from trimode.testing.serving import running
 
 
 @contextlib.contextmanager
-def serving(model, **settings):
-    """The address of a server that runs in a thread, and its service."""
+def serving(model, *, measure=None, **settings):
+    """The address of a server that runs in a thread, and its service; see `open_service`."""
     fields = {
         "name": "tiny",
         "defaults": GenerationOptions(temperature=1.0, max_tokens=24),
         "shutdown_timeout": 0.0,
     }
-    service = open_service(ServerSettings(**{**fields, **settings}), lambda: model, measure=None)
+    asked = ServerSettings(**{**fields, **settings})
+    service = open_service(asked, lambda: model, measure=measure)
     with running(service) as server:
         service.http_server = server  # for tests that stop it
         yield server.url, service

@@ -10,6 +10,7 @@ import torch
 
 from trimode.checkpoints.adapters import NLD_DRAFT_ADAPTER, read_adapter
 from trimode.checkpoints.commit_rule import read_commit_rule
+from trimode.checkpoints.draft_head import read_draft_head
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
@@ -20,7 +21,7 @@ from trimode.checkpoints.special_tokens import (
     template_tokens,
 )
 from trimode.config import ModelConfig
-from trimode.decoding import CommitScorer
+from trimode.decoding import CommitScorer, DraftHead
 from trimode.errors import CheckpointError, InputError
 from trimode.model import (
     AdapterScope,
@@ -52,6 +53,8 @@ class LoadedModel:
     path: Path | None = None
     commit_scorer: CommitScorer | None = None
     """The adapter's learned commit rule, if it has one."""
+    draft_head: DraftHead | None = None
+    """The adapter's draft head, if it has one."""
 
     @property
     def transformer(self) -> Transformer:
@@ -216,7 +219,8 @@ def _load(
     check(config, adapters.drafting.row_scope, checkpoint.name)
     model = checkpoint.build(dtype=dtype, device=device, adapter=adapters.drafting)
     scorer = read_commit_rule(adapters.path, model.transformer.embedding.matrix)
-    return replace(model, commit_scorer=scorer)
+    head = read_draft_head(adapters.path, model.runner)
+    return replace(model, commit_scorer=scorer, draft_head=head)
 
 
 def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:

@@ -1,10 +1,11 @@
-"""`trimode compare`: the same prompt in every mode, side by side."""
+"""`trimode compare` and `trimode demo`: the same prompts in every mode, side by side."""
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,15 +19,18 @@ if TYPE_CHECKING:
     from trimode.config import GenerationOptions
     from trimode.engine import GenerationResult
 
-_MODES = "ar,linear,quadratic,diffusion,auto"
+_MODES = "ar,auto,linear,quadratic,diffusion"
+_DEMO_PROMPTS = {
+    "prose": "Write a short letter to a friend about a week at the sea.",
+    "code": "Write a Python class for a bank account with deposit, withdraw and balance methods.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedOptions(opt.DecodingOptions):
     """Decoding options of all modes; each mode takes those that it reads."""
 
-    max_tokens: opt.MaxTokens = 64
-    block_length: opt.BlockLength = 8
+    max_tokens: opt.MaxTokens = 96
     seed: opt.Seed = 0
 
 
@@ -50,11 +54,25 @@ def compare(
     loaded = opt.load_model(model.named(name), progress=not no_progress, asked=asked)
     all_options = _possible(loaded, all_options)
     messages = opt.as_messages(prompt, system)
-    results = _run(loaded, messages, all_options, raw=raw, progress=not no_progress)
+    rows = _run(loaded, [messages], all_options, raw=raw, progress=not no_progress)
     if json_output:
-        sys.stdout.write(json.dumps({"results": [r.to_json() for r in results]}) + "\n")
+        found = [result.to_json() for results in rows for result in results]
+        sys.stdout.write(json.dumps({"results": found}) + "\n")
     else:
-        _print(loaded, results, decoding.block_length or loaded.config.block_length)
+        _print(loaded, rows, ())
+
+
+@grouped
+def demo(
+    *, model: opt.ModelOptions, decoding: ComparedOptions, no_progress: opt.NoProgress = False
+) -> None:
+    """Answer two prompts in every mode, and say what pays on this machine."""
+    all_options = _for_modes(_MODES, decoding)
+    loaded = opt.load_model(model, progress=not no_progress)
+    all_options = _possible(loaded, all_options)
+    prompts = list(_DEMO_PROMPTS.values())
+    rows = _run(loaded, prompts, all_options, raw=False, progress=not no_progress)
+    _print(loaded, rows, tuple(_DEMO_PROMPTS))
 
 
 def _possible(
@@ -94,29 +112,33 @@ def _for_modes(modes: str, decoding: ComparedOptions) -> list["GenerationOptions
 
 def _run(
     model: "LoadedModel",
-    prompt: Any,
+    prompts: Sequence[Any],
     all_options: list["GenerationOptions"],
     *,
     raw: bool,
     progress: bool,
-) -> Iterator["GenerationResult"]:
-    """One run a mode, after a short warm-up each so that the first is not at a disadvantage."""
+) -> Iterator[list["GenerationResult"]]:
+    """The answers of each mode, after a short warm-up so that the first has no disadvantage."""
     from trimode.cli.render import spinner
     from trimode.engine import Engine, GenerationResult, drain, encode_prompt
 
-    ids = encode_prompt(model, prompt, raw=raw)
+    encoded = [encode_prompt(model, prompt, raw=raw) for prompt in prompts]
     for options in all_options:
+        results = []
         with spinner(f"{options.mode}", enabled=progress):
-            for asked in (replace(options, max_tokens=2), options):
-                engine = Engine(model, max_sequences=1)
-                sequence = engine.add(ids, asked)
-                for _ in drain(engine):
-                    pass
-        yield GenerationResult.of(sequence, model.name)
+            for ids in encoded:
+                for asked in (replace(options, max_tokens=2), options):
+                    engine = Engine(model, max_sequences=1)
+                    sequence = engine.add(ids, asked)
+                    for _ in drain(engine):
+                        pass
+                results.append(GenerationResult.of(sequence, model.name))
+        yield results
 
 
-_COLUMNS = {
+_WIDTHS = {
     "mode": 9,
+    "block": 5,
     "tokens": 6,
     "NFE": 5,
     "TPF": 5,
@@ -127,34 +149,48 @@ _COLUMNS = {
 """Columns of the table and their widths; rows are printed before later ones are known."""
 
 
-def _print(model: "LoadedModel", results: Iterator["GenerationResult"], block_length: int) -> None:
-    """Print a table, each row when its mode is done, and every text that differs."""
-    first = next(results)
-    _say(f"{first.mode}: {first.text}")
-    widths = {**_COLUMNS, f"same as {first.mode}": 19}
+def _print(
+    model: "LoadedModel",
+    rows: Iterator[list["GenerationResult"]],
+    prompts: Sequence[str],
+) -> None:
+    """Print a table, each row when its mode is done, every text that differs, and what pays."""
+    from trimode.decoding import Stats
+
+    first = next(rows)
+    for result in first:
+        _say(f"{result.mode}: {result.text}")
+    several = dict.fromkeys(prompts, 6)
+    name = first[0].mode
+    widths = {**_WIDTHS, **several, f"x {name}": 3 + len(name), f"same as {name}": 19}
     _say(_rule("┏━┳┓", widths))
     _say(_cells(list(widths), widths, "┃"))
     _say(_rule("┡━╇┩", widths))
-    others = []
-    for result in chain((first,), results):
-        stats = result.stats
-        acceptance = stats.acceptance_length
-        same = _sameness(result, first)
+    others: list[GenerationResult] = []
+    speeds: dict[str, float] = {}
+    for results in chain((first,), rows):
+        stats = Stats.pooled(result.stats for result in results)
+        mode, acceptance = results[0].mode, stats.acceptance_length
+        speeds[mode] = stats.completion_tokens / sum(result.stats.seconds for result in results)
+        ttft = median(result.stats.time_to_first_token or 0 for result in results)
+        block = results[0].settings.get("block_length")
         row = [
-            result.mode,
+            mode,
+            "" if block is None else str(block),
             str(stats.completion_tokens),
             str(stats.nfe),
             f"{stats.tokens_per_forward:.2f}",
             "" if acceptance is None else f"{acceptance:.2f}",
-            f"{stats.tokens_per_second:.1f}",
-            f"{(stats.time_to_first_token or 0) * 1e3:.0f}",
-            same,
+            f"{speeds[mode]:.1f}",
+            f"{ttft * 1e3:.0f}",
+            *(f"{result.stats.tokens_per_second:.1f}" for result in results if several),
+            f"{speeds[mode] / speeds[name]:.2f}",
+            _sameness(results, first),
         ]
         _say(_cells(row, widths, "│"))
-        if same.startswith("no"):
-            others.append(result)
+        if row[-1].startswith("no"):
+            others += results
     _say(_rule("└─┴┘", widths))
-    _say(f"block length {block_length}, in the modes that have blocks (--block-length)")
     for result in others:
         _say(f"{result.mode}: {result.text}")
     if not model.can_draft:
@@ -163,6 +199,32 @@ def _print(model: "LoadedModel", results: Iterator["GenerationResult"], block_le
             "Its acceptance and its diffusion figures say nothing about the method; linear and "
             "quadratic emit AR's tokens all the same."
         )
+    if name == "ar" and len(speeds) > 1:
+        _say(_what_pays(model, speeds))
+
+
+_WORTH = 1.03
+"""By what factor a mode must be faster than `ar` to be named; less may be chance."""
+
+
+def _what_pays(model: "LoadedModel", speeds: Mapping[str, float]) -> str:
+    """What is fastest on this machine, and why, in a sentence."""
+    from trimode.decoding import LOSSLESS_MODES
+    from trimode.engine.costs import cost_curve
+
+    lossless = {mode: speed for mode, speed in speeds.items() if mode in LOSSLESS_MODES}
+    best = max(lossless, key=lossless.__getitem__)
+    curve = cost_curve(model)
+    steep = curve.seconds(8) / curve.seconds(1)
+    why = f"a pass of 8 rows costs {steep:.1f} times a pass of one row here"
+    ratio = lossless[best] / speeds["ar"]
+    if ratio < _WORTH:
+        return f"Here ar is as fast as anything: {why}, more than the drafts bring."
+    slower = [mode for mode, speed in lossless.items() if speed < speeds["ar"] / _WORTH]
+    found = f"Here {best} pays: {ratio:.2f} times as fast as ar, with the same text."
+    if not slower:
+        return f"{found} {why.capitalize()}."
+    return f"{found} {' and '.join(slower)} lose: {why}."
 
 
 def _say(line: str) -> None:
@@ -186,9 +248,17 @@ def _cells(texts: list[str], widths: dict[str, int], bar: str) -> str:
     return bar + bar.join(cells) + bar
 
 
-def _sameness(result: "GenerationResult", reference: "GenerationResult") -> str:
-    if result is reference:
+def _sameness(
+    results: Sequence["GenerationResult"], references: Sequence["GenerationResult"]
+) -> str:
+    """Whether all answers are the reference's; else where the first that is not departs."""
+    if results is references:
         return ""
+    found = [_same(*pair) for pair in zip(results, references, strict=True)]
+    return next((answer for answer in found if answer != "yes"), "yes")
+
+
+def _same(result: "GenerationResult", reference: "GenerationResult") -> str:
     pairs = zip(result.token_ids, reference.token_ids, strict=False)
     differs = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
     if differs is None and len(result.token_ids) == len(reference.token_ids):

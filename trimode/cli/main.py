@@ -10,12 +10,12 @@ import typer
 
 from trimode.cli import signals
 from trimode.cli.chat import chat
-from trimode.cli.compare import compare
+from trimode.cli.compare import compare, demo
 from trimode.cli.env import env
 from trimode.cli.generate import generate
 from trimode.cli.models import models_app
 from trimode.cli.serve import serve
-from trimode.cli.train import convert, train
+from trimode.cli.train import convert, train, train_head
 from trimode.cli.tune import tune
 from trimode.cli.verify import verify
 from trimode.errors import TrimodeError
@@ -32,12 +32,14 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(compare)
+app.command()(demo)
 app.command()(serve)
 app.command()(tune)
 app.command()(verify)
 app.add_typer(models_app, name="models")
 app.command()(convert)
 app.command()(train)
+app.command()(train_head)
 app.command()(env)
 
 

@@ -1,9 +1,9 @@
 """The decoding modes: generators that yield spans and are sent logits."""
 
-from trimode.decoding.auto.acceptance import Acceptance
+from trimode.decoding.auto.acceptance import Acceptance, DraftRecord
 from trimode.decoding.auto.costs import CostCurve, break_even
 from trimode.decoding.auto.policy import BatchLoad, Plan, Policy
-from trimode.decoding.context import BlockView, CommitScorer, DecodingContext
+from trimode.decoding.context import BlockView, CommitScorer, DecodingContext, DraftHead
 from trimode.decoding.denoising.commit_rules import RULES
 from trimode.decoding.events import Committed, Drafted, Event, TokenLogprob
 from trimode.decoding.modes.registry import (
@@ -30,6 +30,8 @@ __all__ = [
     "CostCurve",
     "Decoder",
     "DecodingContext",
+    "DraftHead",
+    "DraftRecord",
     "Drafted",
     "Event",
     "Keep",

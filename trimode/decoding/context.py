@@ -25,6 +25,27 @@ class BlockView:
     """Un-tempered distribution at each of them, `[masks, vocab]`."""
 
 
+class DraftHead(Protocol):
+    """Guesses the tokens after the newest one without a pass of the model."""
+
+    tokens: Tensor
+    """The tokens that it can guess, `[K]`."""
+    vocab_size: int
+    """The model's."""
+
+    def step(self, state: Tensor, token: int) -> tuple[Tensor, Tensor]:
+        """What may follow a token.
+
+        Args:
+            state: what chose the token, `[dim]`: the model's hidden state, or that of a step.
+            token: the chosen one.
+
+        Returns:
+            The state after it `[dim]`, and logits `[K]` of the token that follows.
+        """
+        ...
+
+
 class CommitScorer(Protocol):
     """Tells which of a block's best candidates will not change any more."""
 
@@ -77,6 +98,8 @@ class DecodingContext:
     show_drafts: bool = False
     commit_scorer: CommitScorer | None = None
     """For the commit rule `learned`."""
+    draft_head: DraftHead | None = None
+    """For the plan `head` of the mode `auto`."""
     policy: Policy | None = None
     """For the mode `auto`."""
     prediction: tuple[int, ...] = ()

@@ -6,7 +6,7 @@ from typing import Literal
 TokenState = Literal["mask", "new", "kept", "revised"]
 """A position of the open block: undecided, filled in this pass, filled earlier, changed."""
 
-PlanKind = Literal["ar", "lookup", "linear", "quadratic"]
+PlanKind = Literal["ar", "lookup", "head", "linear", "quadratic"]
 """What `auto` can do at a step."""
 
 

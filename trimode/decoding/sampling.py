@@ -152,6 +152,26 @@ class Sampler:
             row += self._gumbel(start + i, len(row)).to(row.device)
         return scores
 
+    def scores_among(
+        self, ids: Tensor, logits: Tensor, vocab_size: int, history: Sequence[int]
+    ) -> Tensor:
+        """The scores of some tokens as the next one, for drafts.
+
+        Args:
+            ids: of the tokens, `[k]`; the mask is none of them.
+            logits: theirs, `[k]`.
+            vocab_size: the model's.
+            history: all tokens before.
+
+        Returns:
+            `[k]`; see `scores`.
+        """
+        if self._plain:
+            return logits
+        row = logits.new_full((1, vocab_size), -torch.inf)
+        row[0, ids] = logits
+        return self.scores(row, len(history), history)[0, ids]
+
     def row_choices(self, logits: Tensor) -> list[int] | None:
         """The choice at each row of `[n, vocab]` if none depends on what came before, else None."""
         return _best(self.exclude_mask(logits)).tolist() if self._plain else None

@@ -56,6 +56,8 @@ class Logits:
 
     rows: Tensor
     """fp32 logits of the rows asked for, `[len(span.logits), vocab]`."""
+    hidden: Tensor
+    """What they were computed from, `[len(span.logits), dim]`: states after the final norm."""
     head: Callable[[Sequence[int]], Tensor]
     """Logits `[m, vocab]` of further rows of the same span, computed on demand."""
 

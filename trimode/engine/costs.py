@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -24,7 +25,7 @@ from trimode.checkpoints.atomic import write_text
 from trimode.decoding import CostCurve
 from trimode.decoding.span import led_visibility
 from trimode.files import json_object_or_empty
-from trimode.model import KVCache, Segment, native
+from trimode.model import KVCache, Runner, Segment, native
 from trimode.model.native.cores import threads
 from trimode.version import __version__
 
@@ -96,6 +97,11 @@ def kept_at(model: LoadedModel) -> Path:
     return _path(model)
 
 
+_unkept: WeakKeyDictionary[Runner, CostCurve] = WeakKeyDictionary()
+"""Curves that are not good enough to be kept. This process uses them: it would not get better ones
+by measuring again at once."""
+
+
 def cost_curve(
     model: LoadedModel,
     *,
@@ -110,12 +116,13 @@ def cost_curve(
         advance: called with each row count before it is timed.
     """
     if not again:
-        found = _kept(_path(model))
+        found = _kept(_path(model)) or _unkept.get(model.runner)
         if found is not None:
             return found
     measured = measure(model, advance=advance)
     if measured.doubt is not None:
         logger.warning("the cost of a pass is not kept: %s; is the machine busy?", measured.doubt)
+        _unkept[model.runner] = measured.curve
     else:
         keep(model, measured)
     return measured.curve

@@ -18,6 +18,7 @@ from trimode.decoding import (
     Committed,
     CostCurve,
     DecodingContext,
+    DraftRecord,
     Event,
     Keep,
     Logits,
@@ -95,6 +96,7 @@ class Engine:
             self._set_costs(costs)
         self._load = BatchLoad()
         self._drafts, self._lookups = Acceptance(keep=0.99), Acceptance(keep=0.99)
+        self._heads = DraftRecord(keep=0.99)
         self._steps = 0
         self._ids = itertools.count()
 
@@ -296,8 +298,23 @@ class Engine:
         self._costs, self._check = costs, CostCheck(costs)
         self.scheduler.limits = RowLimits.measured(self.max_rows, costs)
 
+    def preview(self, options: GenerationOptions) -> DecodingContext:
+        """What a request with these options would be decoded with, alone and now.
+
+        Nothing is measured for it, so it may be called from any thread.
+
+        Raises:
+            InputError: see `request.resolve`.
+        """
+        policy = None if self._costs is None else self._policy()
+        return resolve(self.model, (0,), options, policy=policy)  # no default depends on a prompt
+
     def _resolve(self, prompt: tuple[int, ...], options: GenerationOptions) -> DecodingContext:
-        policy = self._policy() if options.mode == "auto" else None
+        by_costs = MODE_SPECS[options.mode].paying_block is not None and not options.block_length
+        if options.mode != "auto" and not by_costs:
+            return resolve(self.model, prompt, options)
+        policy = self._policy()
+        self._load.sequences = min(len(self.live) + len(self.waiting) + 1, self.max_sequences)
         return resolve(self.model, prompt, options, policy=policy)
 
     def _policy(self) -> Policy:
@@ -311,13 +328,13 @@ class Engine:
             lookups=Acceptance(prior=self._lookups),
             load=self._load,
             can_draft=self.model.can_draft,
+            heads=None if self.model.draft_head is None else DraftRecord(prior=self._heads),
         )
 
     def _advance(self, sequence: Sequence, logits: Logits) -> list[Update]:
         """Let the decoder run until it wants another pass or its sequence is finished."""
         updates: list[Update] = []
         sequence.span, sequence.rows_done = None, 0
-        began, plan = time.perf_counter(), None
         request = sequence.decoder.send(logits)
         while not isinstance(request, Span):
             if isinstance(request, Keep):
@@ -325,15 +342,12 @@ class Engine:
                 sequence.cache.keep(request.rows)
             elif isinstance(request, Committed):
                 updates.append(self._commit(sequence, request))
-                plan = request.plan
                 if sequence.finish_reason is not None:
                     return updates
             else:
                 updates.append(Update(sequence, request))
             request = next(sequence.decoder)
         sequence.span = request
-        if plan is not None:
-            self._load.observe_decoder(plan, time.perf_counter() - began)
         return updates
 
     def _commit(self, sequence: Sequence, event: Committed) -> Update:

@@ -96,10 +96,10 @@ def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Log
         if part.completes
     ]
     scores = runner.logits(torch.cat(wanted)).split([len(w) for w in wanted]) if wanted else ()
-    logits = iter(scores)
+    found = zip(scores, wanted, strict=True)
     results: list[Logits | None] = []
     for part, hidden, rows in zip(slices, parts, fresh, strict=True):
-        results.append(Logits(next(logits), _head(runner, hidden)) if part.completes else None)
+        results.append(Logits(*next(found), _head(runner, hidden)) if part.completes else None)
         _note(part, rows)
     return results
 

@@ -4,6 +4,7 @@ No code after this point sees an option that may be missing.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from trimode.checkpoints import LoadedModel
@@ -43,7 +44,7 @@ def resolve(
         model: what will run it.
         prompt: token ids.
         options: what is asked for.
-        policy: of the request, in the mode `auto`.
+        policy: of the request, in the mode `auto` and in those that take the block that pays.
 
     Raises:
         InputError: the prompt is empty, too long or not of this model's vocabulary, the mode does
@@ -68,7 +69,7 @@ def resolve(
         constraint=_constraint(model, options),
         stop_token_ids=frozenset(stop),
     )
-    return DecodingContext(
+    context = DecodingContext(
         sampler=sampler,
         mask_token_id=-1 if mask is None else mask,
         stop_token_ids=frozenset(stop),
@@ -90,9 +91,14 @@ def resolve(
         rolling_block=form.rolling_block,
         show_drafts=options.show_drafts,
         commit_scorer=model.commit_scorer,
+        draft_head=model.draft_head,
         policy=policy,
         prediction=options.prediction,
     )
+    paying = MODE_SPECS[options.mode].paying_block
+    if options.block_length is not None or paying is None:
+        return context
+    return replace(context, block_length=paying(context))
 
 
 def settings_in_force(options: GenerationOptions, context: DecodingContext) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """`auto` emits AR's tokens, whatever it does on the way."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,3 +88,60 @@ def test_ends_at_the_context_limit_like_ar():
     for costs in COSTS.values():
         found = decode(model.model, costs, max_tokens=100)
         assert found.tokens == model.generate(PROMPT, max_tokens=100).tokens
+
+
+class Guesser:
+    """A draft head that guesses the scripted answer, or anything."""
+
+    vocab_size = 31
+    tokens = torch.arange(28)
+
+    def __init__(self, seed: int, dim: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.randn(dim, 28, generator=generator)
+
+    def step(self, state, token):
+        state = state.roll(1) + token
+        return state, 0.1 * state @ self.weight
+
+
+@pytest.mark.parametrize("costs", COSTS.values(), ids=COSTS)
+@pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
+def test_a_head_of_random_weights_changes_no_text(options, costs):
+    for seed in range(3):
+        model = agreeable(seed)
+        expected = model.generate(PROMPT, max_tokens=48, **options).tokens
+        head = Guesser(seed, model.model.config.hidden_size)
+        found = decode(replace(model.model, draft_head=head), costs, max_tokens=48, **options)
+        assert found.tokens == expected
+
+
+class Knowing:
+    """A draft head that knows the answer."""
+
+    vocab_size = 31
+    tokens = torch.arange(28)
+
+    def __init__(self, text) -> None:
+        self.text = text
+
+    def step(self, state, _):
+        """A state is the place of the token; the model's own states do not say it."""
+        place = int(state[0]) + 1 if len(state) == 1 else self.place
+        logits = torch.full((28,), -9.0)
+        logits[self.text[place + 1]] = 9.0
+        return torch.tensor([place]), logits
+
+
+def test_a_head_that_is_right_is_used_where_rows_are_dear():
+    model = agreeable(2)
+    answer = model.generate(PROMPT, max_tokens=60).tokens
+    head = Knowing([*PROMPT, *answer, *[0] * 20])
+    engine = Engine(replace(model.model, draft_head=head), costs=LAPTOP)
+    sequence = engine.add(PROMPT, GenerationOptions(mode="auto", max_tokens=60))
+    while engine.busy:
+        head.place = len(PROMPT) + len(sequence.tokens)  # of the token about to come
+        engine.step()
+    assert sequence.tokens == answer
+    assert sequence.stats.plans["head"] > 5
+    assert sequence.stats.nfe < 30

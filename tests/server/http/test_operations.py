@@ -6,14 +6,17 @@ import httpx2 as httpx
 import openai
 
 from tests.server.asking import (
+    HI,
     ask,
     get,
 )
 from tests.server.conftest import serving
 from trimode import generate
 from trimode.config import MODES, GenerationOptions
-from trimode.decoding import MODE_SPECS
+from trimode.decoding import MODE_SPECS, CostCurve
 from trimode.testing import tiny_model
+
+BLOCKS = ("linear", "quadratic", "diffusion")
 
 
 def test_the_schema_is_served(url):
@@ -36,9 +39,27 @@ def test_props_say_what_each_mode_reads_and_what_applies(url, model):
         assert facts["lossless"] == spec.lossless
         assert facts["reads"] == sorted(spec.reads)
         assert facts["unavailable"] is None
-        applied = generate(model, "a", mode=mode, max_tokens=1).settings
+        length = {"block_length": model.config.block_length} if "block_length" in spec.reads else {}
+        applied = generate(model, "a", mode=mode, max_tokens=1, **length).settings
         known = {name: value for name, value in applied.items() if name in spec.reads}
         assert facts["defaults"] == known
+
+
+def test_props_say_which_block_pays_on_a_measured_machine(model):
+    steep = CostCurve((1, 128), (1.0, 128.0), (1.0, 128.0))
+    flat = CostCurve((1, 128), (1.0, 1.01), (1.0, 1.01))
+    found = {}
+    for name, costs in (("steep", steep), ("flat", flat)):
+        with serving(model, measure=lambda _, costs=costs: costs) as (url, _):
+            modes = props(url)["modes"]
+            found[name] = {mode: modes[mode]["defaults"]["block_length"] for mode in BLOCKS}
+            body = {"model": "tiny", "messages": HI, "decoding": {"mode": "linear"}}
+            answer = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+        assert answer["metrics"]["decoding"]["block_length"] == found[name]["linear"]
+    whole = model.config.block_length
+    assert found["steep"] == {"linear": 2, "quadratic": 2, "diffusion": whole}
+    assert found["flat"]["diffusion"] == whole
+    assert found["flat"]["linear"] > 2
 
 
 def test_props_follow_the_defaults_of_the_server(model):

@@ -67,6 +67,55 @@ class Acceptance:
             self.prior.judge(judged, accepted)
 
 
+@dataclass(slots=True)
+class DraftRecord:
+    """What the drafts of a draft head have brought. Such a draft has as many nodes as pay.
+
+    Means fade, as in `Acceptance`, and begin with those of `prior`, or with the given ones.
+    """
+
+    keep: float = 0.95
+    prior: "DraftRecord | None" = None
+    first_nodes: float = 1.5
+    """Nodes of a draft before anything is known."""
+    first_accepted: float = 0.6
+    """Tokens accepted of a draft before anything is known."""
+    _drafts: float = 0.0
+    _nodes: float = 0.0
+    _hoped: float = 0.0
+    _accepted: float = 0.0
+
+    @property
+    def nodes(self) -> float:
+        """Nodes of a draft."""
+        return self._mean(self._nodes, self.prior.nodes if self.prior else self.first_nodes)
+
+    @property
+    def accepted(self) -> float:
+        """Tokens accepted of a draft."""
+        known = self.prior.accepted if self.prior else self.first_accepted
+        return self._mean(self._accepted, known)
+
+    @property
+    def trust(self) -> float:
+        """Accepted tokens for each that the head's own chances promised."""
+        known = self.prior.trust if self.prior else 1.0
+        weight = _PRIOR_WEIGHT
+        return (known * weight + self._accepted) / (weight + self._hoped)
+
+    def judge(self, nodes: int, hoped: float, accepted: int) -> None:
+        """Learn from a draft: its nodes, the sum of their chances, the tokens accepted."""
+        self._drafts = self._drafts * self.keep + 1
+        self._nodes = self._nodes * self.keep + nodes
+        self._hoped = self._hoped * self.keep + hoped
+        self._accepted = self._accepted * self.keep + accepted
+        if self.prior is not None:
+            self.prior.judge(nodes, hoped, accepted)
+
+    def _mean(self, total: float, known: float) -> float:
+        return (known * _PRIOR_WEIGHT + total) / (_PRIOR_WEIGHT + self._drafts)
+
+
 def expected_runs(chances: Sequence[float]) -> list[float]:
     """Expected length of the leading run of successes among the first 0, 1, 2, ... trials."""
     totals, all_so_far = [0.0], 1.0

@@ -29,13 +29,13 @@ class CostCurve:
         """Rows of the largest pass that takes at most `seconds`; from 1 to `most`."""
         return max(1, bisect_right(range(1, most + 1), seconds, key=self.seconds))
 
-    def seconds(self, rows: int, *, sequences: int = 1, drafting: bool = False) -> float:
+    def seconds(self, rows: float, *, sequences: int = 1, drafting: bool = False) -> float:
         """Time of a pass: linear between measured points, and beyond the last two."""
         return self._alone(rows, self.adapted if drafting else self.plain) + self.sequence * (
             sequences - 1
         )
 
-    def _alone(self, rows: int, times: tuple[float, ...]) -> float:
+    def _alone(self, rows: float, times: tuple[float, ...]) -> float:
         if len(self.rows) == 1:
             return times[0]
         i = min(max(bisect_left(self.rows, rows), 1), len(self.rows) - 1)

@@ -4,14 +4,16 @@ A plan is one or two passes. Its rate is the tokens it is expected to make over 
 
     ar           1               / c(n)
     lookup, k    (1 + A(k) / n)  / c(n + k)
+    head, k      (1 + H)         / c(n (1 + k))
     linear, m    (2 + A(m - 1))  / (c(n (1 + m)) + c(n m))
     quadratic, m (1 + A(m - 1))  / c(n m (m + 1))
 
 c(r) is the measured time of a pass of r rows over the KV caches of n sequences. A(k) is how many of
 k drafted tokens are expected to be accepted. k counts drafted tokens and m counts masks; the first
-mask stands where the pass's own causal row decides. Two simplifications: all n sequences draft in
-the same pass, and only one of them finds something by lookup. The time that decoders take between
-passes is observed and added.
+mask stands where the pass's own causal row decides. A draft head's drafts have as many nodes as
+pay; k and H, the tokens accepted of one, are means of those before. Two simplifications: all n
+sequences draft in the same pass, and only one of them finds something by lookup. The time that
+decoders take before a pass is observed and added.
 
 Every plan emits AR's tokens, so a wrong choice costs time and nothing else. Diffusion does not emit
 AR's tokens, and is never chosen.
@@ -22,7 +24,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 
-from trimode.decoding.auto.acceptance import Acceptance, expected_run, expected_runs
+from trimode.decoding.auto.acceptance import (
+    Acceptance,
+    DraftRecord,
+    expected_run,
+    expected_runs,
+)
 from trimode.decoding.auto.costs import CostCurve
 from trimode.decoding.events import PlanKind
 
@@ -34,6 +41,8 @@ _DRAFT_SIZES = (3, 4, 5, 6, 8, 12, 16, 24, 32)
 _EXPLORE_AFTER = 64
 """Tokens of each request in a batch after which one of them explores: it takes the plan that would
 be best if drafts were better than they are thought to be. All learn from it."""
+_MOST_PATIENCE = 8
+"""The same counts for so many times as many tokens at most, if exploring has not paid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Plan:
 
     kind: PlanKind
     size: int
-    """Masks of `linear` and `quadratic`, draft tokens of `lookup`, 0 of `ar`."""
+    """Masks of `linear` and `quadratic`, draft tokens of `lookup`, nodes of `head`, 0 of `ar`."""
     rate: float
 
 
@@ -54,8 +63,12 @@ class BatchLoad:
     """How many share a pass."""
     unexplored: int = 0
     """Tokens of all requests since one of them explored."""
+    patience: int = 1
+    """Doubles whenever a draft of passes was explored and did not pay."""
+    explored: PlanKind | None = None
+    """The plan explored last."""
     decoder_seconds: dict[PlanKind, float] = field(default_factory=dict)
-    """Time that a sequence's decoder takes between two passes of a plan: sampling, drafting."""
+    """Time that a sequence's decoder takes before a pass of a plan: sampling, drafting."""
 
     def observe_decoder(self, kind: PlanKind, seconds: float) -> None:
         """Learn how long a decoder took; a single disturbance counts little."""
@@ -73,13 +86,15 @@ class Policy:
     load: BatchLoad = field(default_factory=BatchLoad)
     can_draft: bool = True
     """Whether the model's own drafts are worth anything."""
+    heads: DraftRecord | None = None
+    """What the draft head's drafts bring; None if there is no head."""
     _pass_seconds: dict[tuple[PlanKind, int, int], float] = field(default_factory=dict)
     """Time of the plans compared so far, by kind, size and load."""
     _drafts_can_pay: dict[tuple[int, int], bool] = field(default_factory=dict)
     """Whether any draft could pay, by load and most masks."""
-    _best_without_lookup: tuple[tuple[int, int, int] | None, Plan] = (None, Plan("ar", 0, 0.0))
-    """The best plan without lookup, and what it was chosen for: masks, load, and how many drafts
-    had been judged."""
+    _best_own: tuple[tuple[int, int, int] | None, Plan] = (None, Plan("ar", 0, 0.0))
+    """The best of `ar` and the model's own drafts, and what it was chosen for: masks, load, and how
+    many drafts had been judged."""
 
     def choose(self, *, lookup: int, masks: int) -> Plan:
         """The best plan.
@@ -88,19 +103,63 @@ class Policy:
             lookup: length of the draft that lookup has found; 0 for none.
             masks: most masks that fit.
         """
-        if self.load.unexplored >= _EXPLORE_AFTER * self.load.sequences:
-            self.load.unexplored = 0
-            plans = [self._plan("ar", 0, 0.0), *self._copies(lookup), *self._own_drafts(masks)]
-            return self._hopeful(_fastest(plans), plans)
-        situation = masks, self.load.sequences, self.drafts.judgements
-        if self._best_without_lookup[0] != situation:
+        load = self.load
+        if load.unexplored >= _EXPLORE_AFTER * load.sequences * load.patience:
+            load.unexplored = 0
+            plans = [
+                *(self._plan("ar", 0, 0.0), *self._heads(), *self._copies(lookup)),
+                *self._own_drafts(masks),
+            ]
+            best = _fastest(plans)
+            in_vain = best.kind in ("ar", "head") and load.explored not in (None, best.kind)
+            load.patience = min(2 * load.patience, _MOST_PATIENCE) if in_vain else 1
+            found = self._hopeful(best, plans)
+            load.explored = found.kind
+            return found
+        situation = masks, load.sequences, self.drafts.judgements
+        if self._best_own[0] != situation:
             plans = [self._plan("ar", 0, 0.0), *self._own_drafts(masks)]
-            self._best_without_lookup = situation, _fastest(plans)
-        best = self._best_without_lookup[1]
-        return _fastest([best, *self._copies(lookup)]) if lookup else best
+            self._best_own = situation, _fastest(plans)
+        return _fastest([self._best_own[1], *self._heads(), *self._copies(lookup)])
+
+    def paying_size(self, kind: PlanKind, most: int) -> int:
+        """The size of `linear` or `quadratic`, up to `most`, that makes most tokens a second."""
+        drafted = expected_runs(self.drafts.chances(most))
+        plans = [self._plan(kind, m, drafted[m - 1]) for m in _sizes(most, least=2)]
+        return _fastest(plans).size if plans else most
+
+    def _heads(self) -> list[Plan]:
+        """The plan that drafts with the draft head, if there is one."""
+        heads = self.heads
+        if heads is None:
+            return []
+        # A draft ends where no further node pays, so the mean of its nodes is what matters.
+        n, nodes = self.load.sequences, heads.nodes
+        seconds = self.costs.seconds(n * (1 + nodes), sequences=n)
+        seconds += self.load.decoder_seconds.get("head", 0.0) * n
+        return [Plan("head", round(nodes), (1 + heads.accepted) / seconds)]
+
+    def least_chance(self, chances: Sequence[float]) -> float:
+        """The chance that a further node of a draft head's draft needs to be worth its row.
+
+        It must add more to the tokens of the pass than it adds to its time.
+
+        Args:
+            chances: of the nodes before it.
+        """
+        assert self.heads is not None
+        n, nodes = self.load.sequences, len(chances)
+        trust = self.heads.trust
+        before = self.costs.seconds(n * (1 + nodes), sequences=n)
+        after = self.costs.seconds(n * (2 + nodes), sequences=n)
+        between = self.load.decoder_seconds.get("head", 0.0) * n
+        tokens = 1 + trust * sum(chances)
+        return tokens * (after - before) / (before + between) / trust
 
     def _copies(self, most: int) -> list[Plan]:
         """Plans that check what stood in the text before."""
+        if not most:
+            return []
         copied = expected_runs(self.lookups.chances(most))
         return [self._plan("lookup", k, copied[k]) for k in _sizes(most, least=1)]
 
@@ -132,9 +191,11 @@ class Policy:
         Drafts that are not made are not judged. Without exploring, a run of bad luck would never
         be forgotten.
         """
-        if best.kind == "ar":
+        if best.kind in ("ar", "head"):
             # The shortest draft that would win if it were accepted whole: its first places decide.
             for plan in plans:
+                if plan.kind == "head" and best.kind == "ar" and self.load.explored != "head":
+                    return plan
                 if plan.kind in ("lookup", "linear"):
                     drafted = plan.size - (plan.kind == "linear")
                     if self.rate(plan.kind, plan.size, drafted) > best.rate:
@@ -184,6 +245,8 @@ class Policy:
         match kind:
             case "ar" | "lookup":
                 return self.costs.seconds(n + size, sequences=n)
+            case "head":
+                return passes(1 + size)
             case "linear":
                 return passes(1 + size, drafting=True) + passes(size)
             case "quadratic":

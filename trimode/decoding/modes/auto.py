@@ -6,13 +6,17 @@ causal rows, and each of these may be followed by masks that propose what comes 
 - no draft, no masks: `ar`;
 - masks, then a pass with the draft they made: `linear` (docs/design/0006);
 - a draft and masks in one pass: `quadratic`;
-- a draft that stood in the text before: lookup.
+- a draft that stood in the text before: lookup;
+- a draft of the draft head, which is a small network beside the model: head.
 
 So a request can change its mind at every pass.
 """
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
+
+from torch import Tensor
 
 from trimode.decoding.auto.policy import MAX_TREE_MASKS, MAX_TREE_NODES, Plan, Policy
 from trimode.decoding.context import DecodingContext
@@ -20,12 +24,14 @@ from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.modes.spec import ModeSpec
 from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind
 from trimode.decoding.speculation.draft_tree import NOTHING, ROOT, DraftTree
+from trimode.decoding.speculation.head_draft import MAX_HEAD_NODES, head_draft
 from trimode.decoding.speculation.lookup import MAX_DRAFT, Lookup
 from trimode.decoding.speculation.verify import (
     draft_from,
     draft_snapshot,
     first_token,
     follow,
+    judged,
     proposals_of,
     verify_span,
 )
@@ -35,17 +41,20 @@ def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Decode by the policy's plans until the engine closes the generator."""
     policy = context.policy
     assert policy is not None
-    token = yield from first_token(prompt, context)
-    run = _Run([*prompt, token], context)
+    token, state = yield from first_token(prompt, context)
+    run = _Run([*prompt, token], context, state)
     run.lookup.extend(prompt)
     run.lookup.extend((token,))
     step = _Step(Plan("ar", 0, 0.0))
     while True:
         if not step.own_draft:
             step = _plan_afresh(run, policy)
-        accepted, judged = yield from run.verify(step)
-        if judged:
-            (policy.drafts if step.own_draft else policy.lookups).judge(judged, accepted)
+        places, accepted = yield from run.verify(step)
+        if step.plan.kind == "head":
+            assert policy.heads is not None
+            policy.heads.judge(len(step.draft), sum(step.draft.chances), accepted)
+        elif places:
+            (policy.drafts if step.own_draft else policy.lookups).judge(places, accepted)
         policy.committed(accepted + 1)
         step = _plan_after_draft(step.plan, run, policy)
 
@@ -69,7 +78,11 @@ def _plan_afresh(run: "_Run", policy: Policy) -> _Step:
     found, predicted = run.lookup.draft(run.remaining - 1)
     room = run.context.draft_length(len(run.tokens))
     plan = policy.choose(lookup=len(found), masks=min(room, run.remaining))
-    draft = DraftTree.line(found[: plan.size]) if plan.kind == "lookup" else NOTHING
+    draft = NOTHING
+    if plan.kind == "lookup":
+        draft = DraftTree.line(found[: plan.size])
+    elif plan.kind == "head":
+        draft = run.guess(policy)
     masks = min(plan.size, room) if plan.kind in ("linear", "quadratic") else 0
     return _Step(plan, draft, masks, predicted=predicted and bool(draft))
 
@@ -96,6 +109,10 @@ class _Run:
 
     tokens: list[int]
     context: DecodingContext
+    state: Tensor
+    """The hidden state that chose the newest token, `[dim]`."""
+    received: float = field(default_factory=perf_counter)
+    """When the last pass's logits came."""
     lookup: Lookup = field(init=False)
     proposed: DraftTree = NOTHING
     """What the last pass's masks proposed after the newest token."""
@@ -108,21 +125,33 @@ class _Run:
         """Tokens that may still come."""
         return self.context.remaining(len(self.tokens))
 
+    def guess(self, policy: Policy) -> DraftTree:
+        """A draft of the draft head."""
+        head, most = self.context.draft_head, min(MAX_HEAD_NODES, self.remaining - 1)
+        assert head is not None
+        return head_draft(
+            head, self.state, self.tokens, most, self.context.sampler, policy.least_chance
+        )
+
     def verify(
         self, step: _Step
     ) -> Generator[Span | Keep | Committed | Drafted, Logits | None, tuple[int, int]]:
         """One pass: check the draft, take what AR would emit.
 
         Returns:
-            How many places of the draft were right, and how many are judged by that.
+            How many places of the draft are judged, and how many of them were right.
         """
         context, sampler = self.context, self.context.sampler
         plan, masks = step.plan, step.masks
         draft = step.draft.up_to(self.remaining - 1)
         start = len(self.tokens) - 1
         kind: SpanKind = "verify" if draft else "draft" if masks else "decode"
-        logits = yield verify_span(kind, self.tokens[-1], draft, start, masks, context)
+        span = verify_span(kind, self.tokens[-1], draft, start, masks, context)
+        assert context.policy is not None
+        context.policy.load.observe_decoder(plan.kind, perf_counter() - self.received)
+        logits = yield span
         assert logits is not None
+        self.received = perf_counter()
         verified = logits.rows[: 1 + len(draft)]
         emitted, path = follow(sampler, verified, start + 1, draft, self.tokens)
         rows = [0, *(1 + node for node in path)]
@@ -136,6 +165,7 @@ class _Run:
             predicted=len(draft) if step.predicted else 0,
         )
         self.tokens += emitted
+        self.state = logits.hidden[rows[-1]]
         self.lookup.extend(emitted)
         node = path[-1] if path else ROOT
         self.proposed = NOTHING
@@ -146,13 +176,13 @@ class _Run:
             self.proposed = draft_from(proposals, start, self.tokens, MAX_TREE_NODES, context)
             if context.show_drafts:
                 yield draft_snapshot(start - 1, emitted[-1], self.proposed)
-        # Nothing was drafted after a leaf, so nothing there could have been wrong.
-        return len(path), len(path) + draft.has_children(node)
+        return judged(draft, path)
 
 
 def _scratch_rows(context: DecodingContext) -> int:
     tree = min(context.block_length, MAX_TREE_MASKS)
-    return max(context.block_length, tree * tree, MAX_DRAFT) + MAX_TREE_MASKS
+    drafted = max(MAX_DRAFT, 1 + MAX_HEAD_NODES)
+    return max(context.block_length, tree * tree, drafted) + MAX_TREE_MASKS
 
 
 SPEC = ModeSpec(

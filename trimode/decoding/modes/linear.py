@@ -23,6 +23,7 @@ from trimode.decoding.speculation.verify import (
     draft_snapshot,
     first_token,
     follow,
+    judged,
     verify_span,
 )
 
@@ -34,7 +35,7 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
     """Draft and verify until the engine closes the generator; emits exactly AR's tokens."""
     sampler = context.sampler
     tokens = list(prompt)
-    newest = yield from first_token(tokens, context)
+    newest, _ = yield from first_token(tokens, context)
     make_draft = _draft_maker(context)
     while True:
         # The newest token is known but not yet in the KV cache.
@@ -50,6 +51,8 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
         accepted, path = follow(sampler, logits.rows, start + 1, draft, tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
+        if context.policy is not None:
+            context.policy.drafts.judge(*judged(draft, path))
         yield Committed(
             tokens=tuple(accepted),
             logprobs=sampler.logprobs(logits.rows, accepted, rows),
@@ -145,6 +148,15 @@ def _masks(tokens: Sequence[int], context: DecodingContext) -> int:
     return max(1, context.draft_length(len(tokens) - 1) - 1)
 
 
+def _paying_block(context: DecodingContext) -> int:
+    policy, most = context.policy, context.block_length
+    if policy is None or not context.one_pass:
+        return most
+    if context.seed_block:
+        return policy.paying_size("linear", most)
+    return 1 + policy.paying_size("linear", most - 1)
+
+
 SPEC = ModeSpec(
     summary="drafts a block, then a second pass verifies it",
     decode=linear_speculation,
@@ -152,4 +164,5 @@ SPEC = ModeSpec(
     reads=DENOISING_OPTIONS | {"draft_tree"},
     needs_mask=True,
     lossless=True,
+    paying_block=_paying_block,
 )

@@ -18,6 +18,7 @@ from trimode.decoding.speculation.verify import (
     draft_from,
     draft_snapshot,
     follow,
+    judged,
     proposals_of,
     verify_span,
 )
@@ -52,6 +53,8 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         accepted, path = follow(sampler, verified, start + 1, draft, tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
+        if context.policy is not None and kind != "prefill":
+            context.policy.drafts.judge(*judged(draft, path))
         yield Committed(
             tokens=tuple(accepted),
             logprobs=sampler.logprobs(logits.rows, accepted, rows),
@@ -69,6 +72,11 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
             yield draft_snapshot(len(tokens) - 1, tokens[-1], draft)
 
 
+def _paying_block(context: DecodingContext) -> int:
+    policy, most = context.policy, context.block_length
+    return most if policy is None else policy.paying_size("quadratic", most)
+
+
 SPEC = ModeSpec(
     summary="verifies a draft and makes the next one in the same pass",
     decode=quadratic_speculation,
@@ -76,4 +84,5 @@ SPEC = ModeSpec(
     reads=frozenset(("block_length", "draft_tree", "show_drafts")),
     needs_mask=True,
     lossless=True,
+    paying_block=_paying_block,
 )

@@ -36,3 +36,6 @@ class ModeSpec:
     """Whether it needs a model with a mask token."""
     lossless: bool
     """Whether it emits AR's tokens."""
+    paying_block: Callable[[DecodingContext], int] | None = None
+    """The block length that makes most tokens a second here, by the context's policy. None: a block
+    length decides what the text is, or there is none."""

@@ -20,13 +20,17 @@ from trimode.decoding.speculation.draft_tree import ROOT, DraftTree, likeliest_t
 
 def first_token(
     prompt: Sequence[int], context: DecodingContext
-) -> Generator[Span | Committed, Logits | None, int]:
-    """The pass that reads the prompt, whole into the KV cache, and the token it yields."""
+) -> Generator[Span | Committed, Logits | None, tuple[int, Tensor]]:
+    """The pass that reads the prompt, whole into the KV cache.
+
+    Returns:
+        The token that it yields, and the hidden state that chose it, `[dim]`.
+    """
     logits = yield causal_span("prefill", prompt, 0, keep=True, logits=(len(prompt) - 1,))
     assert logits is not None
     token = context.sampler.pick(logits.rows[0], len(prompt), prompt)
     yield Committed(tokens=(token,), logprobs=context.sampler.logprobs(logits.rows, (token,)))
-    return token
+    return token, logits.hidden[0]
 
 
 def verify_span(
@@ -110,6 +114,15 @@ def follow(
         if node is not None:
             path.append(node)
     return accepted, path
+
+
+def judged(draft: DraftTree, path: Sequence[int]) -> tuple[int, int]:
+    """How many places of a draft are judged by the path that was accepted, and how many were right.
+
+    Nothing was drafted after a leaf, so nothing there could have been wrong.
+    """
+    node = path[-1] if path else ROOT
+    return len(path) + draft.has_children(node), len(path)
 
 
 @lru_cache(maxsize=64)

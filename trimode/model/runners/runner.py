@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimode.config import ModelConfig
 from trimode.model.adapter import AdapterRows
@@ -49,7 +49,11 @@ class Runner(ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits `[m, V]` of hidden states `[m, D]`."""
-        return self.transformer.logits(hidden)
+        return self.linear(self.transformer.head, hidden).float()
+
+    def linear(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The product of a linear of the model's weight format, `[T, in]` -> `[T, out]`."""
+        return module(x)
 
     @property
     def kv_dtype(self) -> torch.dtype:

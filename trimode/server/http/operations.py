@@ -8,7 +8,7 @@ from pydantic import BaseModel, StrictStr
 
 from trimode.config import MODES, Mode
 from trimode.decoding import MODE_SPECS, inherited
-from trimode.engine import resolve, settings_in_force
+from trimode.engine import settings_in_force
 from trimode.errors import InputError
 from trimode.server.http.errors import ApiError
 from trimode.server.http.guards import admin_guards, refuse_if_stopping
@@ -78,7 +78,7 @@ def _mode_facts(service: Service, mode: Mode) -> dict[str, Any]:
     spec, options = MODE_SPECS[mode], inherited(service.defaults, mode)
     facts = {"summary": spec.summary, "lossless": spec.lossless, "reads": sorted(spec.reads)}
     try:
-        context = resolve(service.model, (0,), options)  # any prompt: none of this depends on it
+        context = service.worker.engine.preview(options)
     except InputError as error:
         return {**facts, "defaults": {}, "unavailable": str(error)}
     applied = settings_in_force(options, context)

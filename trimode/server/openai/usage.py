@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trimode.decoding import MODE_SPECS
 from trimode.engine import FinishReason, Sequence
 from trimode.server.choices import ModeReason
 from trimode.server.runtime import token_counts
@@ -102,6 +103,8 @@ def decoding_metrics(sequences: list[Sequence], mode_reason: ModeReason) -> dict
             "revisions": stats.revisions,
         }
     }
+    if "block_length" in MODE_SPECS[sequences[0].options.mode].reads:
+        found["decoding"]["block_length"] = sequences[0].context.block_length
     if stats.plans:
         found["decoding"]["plans"] = dict(stats.plans)
     if stats.acceptance_length is not None:

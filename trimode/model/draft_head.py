@@ -1,0 +1,105 @@
+"""A draft head: guesses the tokens after the newest one without a pass of the model.
+
+A step takes the hidden state that chose a token, and the token, and gives a state for what follows:
+
+    x = [state / its scale, embedding(token) / its scale]
+    next state = its scale (a + V silu(b)),   [a, b] = W x
+
+The state times the output embeddings of frequent tokens gives their logits, and the next step
+starts at it. A step multiplies a twentieth of what a pass of one row does.
+
+Sources: EAGLE (arXiv 2401.15077), without its attention layer; Hydra (arXiv 2402.05109).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimode.model.runners import Runner
+
+_AT_ONCE = 32
+"""Columns of an output head that are read at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftHeadConfig:
+    """Sizes of a draft head and the scales of what it reads."""
+
+    dim: int
+    """Of the model's hidden states."""
+    inner: int = 1024
+    state_scale: float = 1.0
+    """Root mean square of the model's hidden states."""
+    embedding_scale: float = 1.0
+    """Root mean square of its embeddings."""
+
+
+class DraftHeadNet(nn.Module):
+    """The weights of a draft head, in floats."""
+
+    def __init__(self, config: DraftHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.enter = nn.Linear(2 * config.dim, config.dim + config.inner)
+        self.leave = nn.Linear(config.inner, config.dim, bias=False)
+
+    def forward(self, state: Tensor, embedded: Tensor) -> Tensor:
+        """The states `[n, dim]` after some tokens.
+
+        Args:
+            state: that chose each token, `[n, dim]`.
+            embedded: the tokens' embeddings, `[n, dim]`.
+        """
+        return _step(self.config, state, embedded, self.enter, self.leave)
+
+
+def _step(
+    config: DraftHeadConfig,
+    state: Tensor,
+    embedded: Tensor,
+    enter: Callable[[Tensor], Tensor],
+    leave: Callable[[Tensor], Tensor],
+) -> Tensor:
+    parts = (state / config.state_scale, embedded / config.embedding_scale)
+    direct, inner = enter(torch.cat(parts, -1)).split((config.dim, config.inner), dim=-1)
+    return config.state_scale * (direct + leave(F.silu(inner)))
+
+
+@torch.inference_mode()
+def head_rows(runner: Runner, tokens: Tensor) -> Tensor:
+    """The output head's weights for some tokens `[K]`, `[K, dim]`, whatever its format."""
+    transformer, dim = runner.transformer, runner.transformer.config.hidden_size
+    if transformer.config.tie_word_embeddings:
+        return transformer.embedding(tokens)
+    ones = torch.eye(dim, dtype=transformer.dtype, device=runner.device).split(_AT_ONCE)
+    return torch.cat([runner.logits(some)[:, tokens] for some in ones]).T.contiguous()
+
+
+class PackedDraftHead:
+    """A draft head in the weight format of its model; see `trimode.decoding.DraftHead`."""
+
+    def __init__(self, net: DraftHeadNet, tokens: Tensor, runner: Runner) -> None:
+        """`tokens`: those that it can guess, `[K]`."""
+        weight_format, transformer = runner.format, runner.transformer
+        self.config, self.tokens = net.config, tokens
+        self.vocab_size = transformer.config.vocab_size
+        self._linear, self._embedding = runner.linear, transformer.embedding
+        bias = net.enter.bias.detach().to(runner.device, weight_format.dtype)
+        self._enter = weight_format.linear([weight_format.matrix(net.enter.weight)], bias)
+        self._leave = weight_format.linear([weight_format.matrix(net.leave.weight)], None)
+        self._head = weight_format.linear([weight_format.matrix(head_rows(runner, tokens))], None)
+
+    def step(self, state: Tensor, token: int) -> tuple[Tensor, Tensor]:
+        """See `trimode.decoding.DraftHead`."""
+        ids = torch.tensor([token], device=state.device)
+        after = _step(
+            self.config,
+            state[None],
+            self._embedding(ids).to(state.dtype),
+            lambda x: self._linear(self._enter, x),
+            lambda x: self._linear(self._leave, x),
+        )
+        return after[0], self._linear(self._head, after)[0].float()
