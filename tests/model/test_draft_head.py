@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from trimode.checkpoints.draft_head import read_draft_head, save_draft_head
 from trimode.errors import CheckpointError
-from trimode.model import build_runner
+from trimode.model import Runner, build_runner
 from trimode.model.draft_head import DraftHeadConfig, DraftHeadNet, PackedDraftHead, head_rows
+from trimode.model.runners import NativeRunner
 from trimode.testing.tiny import tiny_config, tiny_tensors
 
 TOKENS = torch.arange(16, 48)
@@ -75,6 +76,20 @@ def test_a_saved_head_guesses_as_before(tmp_path):
             assert (before - after).abs().max() <= 0.03 * before.abs().max()
     assert torch.equal(again.tokens, TOKENS)
     assert [file.name for file in tmp_path.iterdir()] == ["draft_head.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_the_library_s_step_is_that_of_its_products(dtype):
+    model = runner(dtype)
+    if not isinstance(model, NativeRunner):
+        pytest.skip("no C++ library here")
+    head = PackedDraftHead(network(), TOKENS, model)
+    state, embedded = torch.randn(64), torch.randn(64)
+    with torch.inference_mode():
+        after, logits = model.draft_step(head._parts, state, embedded)
+        plain_after, plain_logits = Runner.draft_step(model, head._parts, state, embedded)
+    assert torch.allclose(after, plain_after, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(logits, plain_logits, rtol=1e-2, atol=1e-2)
 
 
 def test_no_file_is_no_head(tmp_path):

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trimode.errors import CheckpointError
+from trimode.errors import CheckpointError, InputError
 from trimode.model import Runner
 from trimode.model.draft_head import DraftHeadConfig, DraftHeadNet, PackedDraftHead
 
@@ -37,7 +37,9 @@ def read_draft_head(directory: Path, runner: Runner) -> PackedDraftHead | None:
             raise ValueError(f"of a model with hidden states of {config.dim} numbers")
         net = DraftHeadNet(config)
         net.load_state_dict(_floats(stored))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (
+        *(SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, InputError),
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             str(path), f"not readable ({reason})", "a draft head that was trained for this model"

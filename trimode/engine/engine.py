@@ -96,6 +96,7 @@ class Engine:
             self._set_costs(costs)
         self._load = BatchLoad()
         self._drafts, self._lookups = Acceptance(keep=0.99), Acceptance(keep=0.99)
+        self._predictions = Acceptance(keep=0.99, first=0.9)
         self._heads = DraftRecord(keep=0.99)
         self._steps = 0
         self._ids = itertools.count()
@@ -326,6 +327,7 @@ class Engine:
             costs=self._costs,
             drafts=Acceptance(prior=self._drafts),
             lookups=Acceptance(prior=self._lookups),
+            predictions=Acceptance(prior=self._predictions),
             load=self._load,
             can_draft=self.model.can_draft,
             heads=None if self.model.draft_head is None else DraftRecord(prior=self._heads),

@@ -11,14 +11,16 @@ starts at it. A step multiplies a twentieth of what a pass of one row does.
 Sources: EAGLE (arXiv 2401.15077), without its attention layer; Hydra (arXiv 2402.05109).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trimode.errors import InputError
+from trimode.model.native.structs import FEATURE_MULTIPLE
 from trimode.model.runners import Runner
+from trimode.model.runners.runner import DraftHeadParts
 
 _AT_ONCE = 32
 """Columns of an output head that are read at once."""
@@ -35,6 +37,10 @@ class DraftHeadConfig:
     """Root mean square of the model's hidden states."""
     embedding_scale: float = 1.0
     """Root mean square of its embeddings."""
+
+    def __post_init__(self) -> None:
+        if self.inner < 1 or self.inner % FEATURE_MULTIPLE:
+            raise InputError("inner", str(self.inner), f"a multiple of {FEATURE_MULTIPLE}")
 
 
 class DraftHeadNet(nn.Module):
@@ -53,19 +59,10 @@ class DraftHeadNet(nn.Module):
             state: that chose each token, `[n, dim]`.
             embedded: the tokens' embeddings, `[n, dim]`.
         """
-        return _step(self.config, state, embedded, self.enter, self.leave)
-
-
-def _step(
-    config: DraftHeadConfig,
-    state: Tensor,
-    embedded: Tensor,
-    enter: Callable[[Tensor], Tensor],
-    leave: Callable[[Tensor], Tensor],
-) -> Tensor:
-    parts = (state / config.state_scale, embedded / config.embedding_scale)
-    direct, inner = enter(torch.cat(parts, -1)).split((config.dim, config.inner), dim=-1)
-    return config.state_scale * (direct + leave(F.silu(inner)))
+        config = self.config
+        x = torch.cat((state / config.state_scale, embedded / config.embedding_scale), -1)
+        direct, inner = self.enter(x).split((config.dim, config.inner), dim=-1)
+        return config.state_scale * (direct + self.leave(F.silu(inner)))
 
 
 @torch.inference_mode()
@@ -83,23 +80,30 @@ class PackedDraftHead:
 
     def __init__(self, net: DraftHeadNet, tokens: Tensor, runner: Runner) -> None:
         """`tokens`: those that it can guess, `[K]`."""
-        weight_format, transformer = runner.format, runner.transformer
-        self.config, self.tokens = net.config, tokens
-        self.vocab_size = transformer.config.vocab_size
-        self._linear, self._embedding = runner.linear, transformer.embedding
-        bias = net.enter.bias.detach().to(runner.device, weight_format.dtype)
-        self._enter = weight_format.linear([weight_format.matrix(net.enter.weight)], bias)
-        self._leave = weight_format.linear([weight_format.matrix(net.leave.weight)], None)
-        self._head = weight_format.linear([weight_format.matrix(head_rows(runner, tokens))], None)
+        weight_format, config = runner.format, net.config
+        self.tokens, self.vocab_size = tokens, runner.transformer.config.vocab_size
+        self._runner = runner
+
+        def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+            if bias is not None:
+                bias = bias.detach().to(runner.device, weight_format.dtype)
+            made = weight_format.linear([weight_format.matrix(weight.detach())], bias)
+            runner.pack(made)
+            return made
+
+        self._parts = DraftHeadParts(
+            dim=config.dim,
+            inner=config.inner,
+            state_scale=config.state_scale,
+            embedding_scale=config.embedding_scale,
+            enter=linear(net.enter.weight, net.enter.bias),
+            leave=linear(net.leave.weight),
+            words=linear(head_rows(runner, tokens)),
+        )
 
     def step(self, state: Tensor, token: int) -> tuple[Tensor, Tensor]:
         """See `trimode.decoding.DraftHead`."""
+        runner = self._runner
         ids = torch.tensor([token], device=state.device)
-        after = _step(
-            self.config,
-            state[None],
-            self._embedding(ids).to(state.dtype),
-            lambda x: self._linear(self._enter, x),
-            lambda x: self._linear(self._leave, x),
-        )
-        return after[0], self._linear(self._head, after)[0].float()
+        embedded = runner.transformer.embedding(ids)[0].to(state.dtype)
+        return runner.draft_step(self._parts, state, embedded)

@@ -52,8 +52,9 @@ class DraftHeadTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("inner", "words", "steps", "batch_size", "sampled_words"):
+        for name in ("words", "steps", "batch_size", "sampled_words"):
             check_range(name, getattr(self, name), 1, None)
+        DraftHeadConfig(dim=1, inner=self.inner)  # says what is wrong with it
 
 
 @dataclass(frozen=True, slots=True, eq=False)

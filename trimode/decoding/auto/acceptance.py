@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_PRIOR = 0.6
-"""Chance that a drafted token is accepted, before anything is known."""
 _PRIOR_WEIGHT = 4.0
 
 
@@ -18,6 +16,8 @@ class Acceptance:
 
     keep: float = 0.9
     """Share of the counts that stays when a new draft is judged."""
+    first: float = 0.6
+    """The chance before anything is known."""
     prior: "Acceptance | None" = None
     _accepted: list[float] = field(default_factory=list)
     _judged: list[float] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Acceptance:
         """The chance of each of the first `count` tokens of a draft."""
         before = self.prior.chances(count) if self.prior else []
         found: list[float] = []
-        chance = _PRIOR
+        chance = self.first
         for place in range(count):
             if before:  # without a prior, an unreached place is taken to be like the one before it
                 chance = before[place]

@@ -84,6 +84,8 @@ class Policy:
     drafts: Acceptance
     lookups: Acceptance
     load: BatchLoad = field(default_factory=BatchLoad)
+    predictions: Acceptance = field(default_factory=Acceptance)
+    """Of what lookup found in the request's prediction."""
     can_draft: bool = True
     """Whether the model's own drafts are worth anything."""
     heads: DraftRecord | None = None
@@ -96,18 +98,20 @@ class Policy:
     """The best of `ar` and the model's own drafts, and what it was chosen for: masks, load, and how
     many drafts had been judged."""
 
-    def choose(self, *, lookup: int, masks: int) -> Plan:
+    def choose(self, *, lookup: int, masks: int, predicted: bool = False) -> Plan:
         """The best plan.
 
         Args:
             lookup: length of the draft that lookup has found; 0 for none.
             masks: most masks that fit.
+            predicted: whether lookup found it in the request's prediction.
         """
         load = self.load
+        copies = self._copies(lookup, self.predictions if predicted else self.lookups)
         if load.unexplored >= _EXPLORE_AFTER * load.sequences * load.patience:
             load.unexplored = 0
             plans = [
-                *(self._plan("ar", 0, 0.0), *self._heads(), *self._copies(lookup)),
+                *(self._plan("ar", 0, 0.0), *self._heads(), *copies),
                 *self._own_drafts(masks),
             ]
             best = _fastest(plans)
@@ -120,7 +124,7 @@ class Policy:
         if self._best_own[0] != situation:
             plans = [self._plan("ar", 0, 0.0), *self._own_drafts(masks)]
             self._best_own = situation, _fastest(plans)
-        return _fastest([self._best_own[1], *self._heads(), *self._copies(lookup)])
+        return _fastest([self._best_own[1], *self._heads(), *copies])
 
     def paying_size(self, kind: PlanKind, most: int) -> int:
         """The size of `linear` or `quadratic`, up to `most`, that makes most tokens a second."""
@@ -156,11 +160,11 @@ class Policy:
         tokens = 1 + trust * sum(chances)
         return tokens * (after - before) / (before + between) / trust
 
-    def _copies(self, most: int) -> list[Plan]:
+    def _copies(self, most: int, known: Acceptance) -> list[Plan]:
         """Plans that check what stood in the text before."""
         if not most:
             return []
-        copied = expected_runs(self.lookups.chances(most))
+        copied = expected_runs(known.chances(most))
         return [self._plan("lookup", k, copied[k]) for k in _sizes(most, least=1)]
 
     def _own_drafts(self, masks: int) -> list[Plan]:

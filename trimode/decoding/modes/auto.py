@@ -54,7 +54,8 @@ def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
             assert policy.heads is not None
             policy.heads.judge(len(step.draft), sum(step.draft.chances), accepted)
         elif places:
-            (policy.drafts if step.own_draft else policy.lookups).judge(places, accepted)
+            copies = policy.predictions if step.predicted else policy.lookups
+            (policy.drafts if step.own_draft else copies).judge(places, accepted)
         policy.committed(accepted + 1)
         step = _plan_after_draft(step.plan, run, policy)
 
@@ -77,7 +78,7 @@ def _plan_afresh(run: "_Run", policy: Policy) -> _Step:
     """The step of a request that has no draft of the model to verify."""
     found, predicted = run.lookup.draft(run.remaining - 1)
     room = run.context.draft_length(len(run.tokens))
-    plan = policy.choose(lookup=len(found), masks=min(room, run.remaining))
+    plan = policy.choose(lookup=len(found), masks=min(room, run.remaining), predicted=predicted)
     draft = NOTHING
     if plan.kind == "lookup":
         draft = DraftTree.line(found[: plan.size])

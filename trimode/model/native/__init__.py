@@ -19,13 +19,17 @@ import torch
 from trimode.model.native import structs
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 6
+ABI = 7
 
 
 _VOID = None
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trimode_pass": (_VOID, [POINTER(structs.Model), POINTER(structs.Pass)]),
     "trimode_linear": (_VOID, [POINTER(structs.Linear), c_void_p, c_int64, c_void_p, c_int64]),
+    "trimode_draft_step": (
+        _VOID,
+        [POINTER(structs.DraftHead), c_void_p, c_void_p, c_void_p, c_void_p, c_int64],
+    ),
     "trimode_wants_packed": (c_int64, []),
     "trimode_kernels": (c_char_p, [c_int64]),
     "trimode_use_kernels": (_VOID, [c_int64]),

@@ -379,7 +379,7 @@ void run_layer(Member& member, const Model& m, int64_t index, const Pass& pass, 
 
 extern "C" {
 
-int64_t trimode_abi() { return 6; }
+int64_t trimode_abi() { return 7; }
 
 // A size or constant that Python assumes too, by its name in `structs.py`; -1 if there is none.
 int64_t trimode_fact(const char* name) {
@@ -396,6 +396,7 @@ int64_t trimode_fact(const char* name) {
       {"sizeof Model", sizeof(Model)},
       {"sizeof Segment", sizeof(Segment)},
       {"sizeof Pass", sizeof(Pass)},
+      {"sizeof DraftHead", sizeof(DraftHead)},
       {"most_parts", kMostParts},
       {"head_dim_multiple", kHeadDimMultiple},
       {"feature_multiple", kFeatureMultiple},
@@ -498,6 +499,55 @@ void trimode_rows(const Linear* l, const int64_t* outputs, int64_t count, float*
     const Strip* s = std::partition_point(l->strip, end, [&](const Strip& s) { return s.first + s.width <= outputs[i]; });
     unpack_lane(*s, trimode_lanes(), outputs[i] - s->first, l->in, y + i * l->in);
   }
+}
+
+// A step of a draft head: from the state that chose a token and the token's embedding, each [dim], to the state
+// after it [dim] and the logits of what follows [words].
+void trimode_draft_step(const DraftHead* head, const float* state, const float* embedded, float* after, float* logits,
+                        int64_t threads) {
+  const DraftHead& h = *head;
+  const Layout layout = layout_of(h.enter);
+  thread_local Room room;
+  thread_local std::vector<float> x, wide, ones;
+  x.resize(2 * h.dim);
+  wide.resize(h.dim + h.inner);
+  ones.assign(h.inner, 1.0f);
+  for (int64_t i = 0; i < h.dim; ++i) {
+    x[i] = state[i] / h.state_scale;
+    x[h.dim + i] = embedded[i] / h.embedding_scale;
+  }
+  room.reserve(layout, 1, std::max(2 * h.dim, h.inner));
+  // The threads share the caller's buffers, not their own.
+  Room& shared = room;
+  float *read = x.data(), *made = wide.data();
+  const float* unit = ones.data();
+  std::vector<Reader> readers(threads);
+  Team::run(threads, [&](Member& member) {
+    const auto product = [&](const Linear& l, const Target& target) {
+      const int64_t parts = parts_of(l, member.threads());
+      const Quantised q = shared.view(1, l.in);
+      member.phase(parts, [&](int64_t p) {
+        Reader& reader = readers[p % member.threads()];
+        reader = Reader();
+        reader.expect(l, {p, parts});
+        reader.start();
+        multiply(l, {p, parts}, q, {1, nullptr, nullptr}, target, reader);
+      });
+    };
+    member.rows(1, [&](int64_t) { quantise_row(read, h.enter.in, layout, shared.view(1, h.enter.in), 0); });
+    product(h.enter, {made, h.dim + h.inner, false});
+    member.rows(1, [&](int64_t) {
+      swiglu(made + h.dim, unit, h.inner);
+      quantise_row(made + h.dim, h.inner, layout, shared.view(1, h.inner), 0);
+    });
+    product(h.leave, {made, h.dim + h.inner, true});
+    member.rows(1, [&](int64_t) {
+      for (int64_t i = 0; i < h.dim; ++i) after[i] = h.state_scale * made[i];
+      quantise_row(after, h.dim, layout, shared.view(1, h.dim), 0);
+    });
+    product(h.words, {logits, h.words.out, false});
+    if (layout == Layout::tiles) release_tiles();
+  });
 }
 
 // y [rows, out] = linear(x [rows, in]).

@@ -121,7 +121,21 @@ class Pass(Structure):
     ]
 
 
-STRUCTURES = (Strip, Linear, DeltaPart, Projection, Layer, Model, Segment, Pass)
+class DraftHead(Structure):
+    """A draft head."""
+
+    _fields_ = [
+        ("dim", c_int64),
+        ("inner", c_int64),
+        ("state_scale", c_float),
+        ("embedding_scale", c_float),
+        ("enter", Linear),
+        ("leave", Linear),
+        ("words", Linear),
+    ]
+
+
+STRUCTURES = (Strip, Linear, DeltaPart, Projection, Layer, Model, Segment, Pass, DraftHead)
 CONSTANTS = {
     "most_parts": MOST_PARTS,
     "head_dim_multiple": HEAD_DIM_MULTIPLE,

@@ -68,6 +68,15 @@ struct Segment {
   const uint8_t* visible;  // [n, n] or null
 };
 
+// See `trimode/model/draft_head.py`.
+struct DraftHead {
+  int64_t dim, inner;
+  float state_scale, embedding_scale;
+  Linear enter;  // [dim + inner, 2 dim], with a bias
+  Linear leave;  // [dim, inner]
+  Linear words;  // [words, dim]
+};
+
 struct Pass {
   int64_t rows;
   float* x;                    // [rows, hidden]: embeddings in, hidden states after the last norm out

@@ -18,7 +18,7 @@ from trimode.model.formats.int8 import Int8Linear
 from trimode.model.native import group_kernels, library, structs, wants_packed
 from trimode.model.native.cores import threads
 from trimode.model.norm import Norm
-from trimode.model.runners.runner import Runner
+from trimode.model.runners.runner import DraftHeadParts, Runner
 from trimode.model.transformer import Block, Transformer
 
 
@@ -116,10 +116,7 @@ class NativeRunner(Runner):
         native = library()
         assert native is not None
         self._pass = native.trimode_pass
-        if wants_packed():
-            for module in transformer.modules():
-                if isinstance(module, Int8Linear):
-                    module.pack()
+        self.pack(transformer)
         self.products_seconds = 0.0
         """Time that the last pass spent in products with the layers' weights."""
         config = transformer.config
@@ -179,6 +176,37 @@ class NativeRunner(Runner):
     def linear(self, module: nn.Module, x: Tensor) -> Tensor:
         """See `Runner`."""
         return linear(module, x)
+
+    def pack(self, module: nn.Module) -> None:
+        """See `Runner`."""
+        if wants_packed():
+            for part in module.modules():
+                if isinstance(part, Int8Linear):
+                    part.pack()
+
+    def draft_step(
+        self, head: DraftHeadParts, state: Tensor, embedded: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Runner`."""
+        native = library()
+        assert native is not None
+        given = structs.DraftHead(
+            head.dim,
+            head.inner,
+            head.state_scale,
+            head.embedding_scale,
+            _linear(head.enter),
+            _linear(head.leave),
+            _linear(head.words),
+        )
+        state, embedded = state.contiguous(), embedded.contiguous()
+        after, logits = torch.empty(head.dim), torch.empty(given.words.out)
+        native.trimode_draft_step(
+            ctypes.byref(given),
+            *(tensor.data_ptr() for tensor in (state, embedded, after, logits)),
+            threads(),
+        )
+        return after, logits
 
     def describe(self) -> str:
         """See `Runner`."""

@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.config import ModelConfig
@@ -11,6 +13,20 @@ from trimode.model.adapter import AdapterRows
 from trimode.model.attention import Segment
 from trimode.model.formats import WeightFormat
 from trimode.model.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftHeadParts:
+    """A draft head in a model's weight format; see `trimode.model.draft_head`."""
+
+    dim: int
+    inner: int
+    state_scale: float
+    embedding_scale: float
+    enter: nn.Module
+    leave: nn.Module
+    words: nn.Module
+    """Output embeddings of the tokens that it can guess."""
 
 
 class Runner(ABC):
@@ -54,6 +70,27 @@ class Runner(ABC):
     def linear(self, module: nn.Module, x: Tensor) -> Tensor:
         """The product of a linear of the model's weight format, `[T, in]` -> `[T, out]`."""
         return module(x)
+
+    def pack(self, module: nn.Module) -> None:  # noqa: B027 - most formats have one layout
+        """Lay the linears of a module out as this machine's kernels want them."""
+
+    def draft_step(
+        self, head: DraftHeadParts, state: Tensor, embedded: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A step of a draft head.
+
+        Args:
+            head: what makes it.
+            state: that chose a token, `[D]`.
+            embedded: the token's embedding, `[D]`.
+
+        Returns:
+            The state after the token `[D]`, and fp32 logits `[K]` of what follows.
+        """
+        x = torch.cat((state / head.state_scale, embedded / head.embedding_scale))[None]
+        direct, inner = self.linear(head.enter, x).split((head.dim, head.inner), dim=-1)
+        after = head.state_scale * (direct + self.linear(head.leave, F.silu(inner)))
+        return after[0], self.linear(head.words, after)[0].float()
 
     @property
     def kv_dtype(self) -> torch.dtype:
