@@ -61,8 +61,8 @@ MOST_DENOISING_STEPS = 65_536
 
 DECODING_FIELDS: dict[str, str] = {
     "mode": f"{', '.join(MODES[:-1])} or {MODES[-1]}.",
-    "block_length": "Tokens of a draft or of a diffusion block [the model's own; the built-in "
-    "one's: 16].",
+    "block_length": "Tokens of a draft or of a diffusion block [linear, quadratic: what makes most "
+    "tokens a second here; else, and at most, the model's own; the built-in one's: 16].",
     "commit_rule": f"What decides which tokens of a pass are final: {', '.join(COMMIT_RULES)} "
     "[threshold].",
     "threshold": "Bar of the commit rule, in the rule's unit; a probability above 1 commits one "

@@ -1,6 +1,7 @@
 """Fetches, reads and saves checkpoints in the formats of other programs."""
 
 from trimode.checkpoints.adapters import read_adapter, save_adapter
+from trimode.checkpoints.draft_priors import DraftPriors
 from trimode.checkpoints.loader import Checkpoint, LoadedModel, load, open_checkpoint
 from trimode.checkpoints.mask_token import MaskToken, find_mask_token
 from trimode.checkpoints.save import save_checkpoint
@@ -20,6 +21,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "CachedModel",
     "Checkpoint",
+    "DraftPriors",
     "LoadedModel",
     "MaskToken",
     "ResolvedSource",

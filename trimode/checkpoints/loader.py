@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from trimode.checkpoints.adapters import NLD_DRAFT_ADAPTER, read_adapter
 from trimode.checkpoints.commit_rule import read_commit_rule
 from trimode.checkpoints.draft_head import read_draft_head
+from trimode.checkpoints.draft_priors import DraftPriors, read_draft_priors
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
@@ -55,6 +56,8 @@ class LoadedModel:
     """The adapter's learned commit rule, if it has one."""
     draft_head: DraftHead | None = None
     """The adapter's draft head, if it has one."""
+    draft_priors: DraftPriors = field(default_factory=DraftPriors)
+    """How often drafts are right, as far as the adapter says."""
 
     @property
     def transformer(self) -> Transformer:
@@ -220,7 +223,8 @@ def _load(
     model = checkpoint.build(dtype=dtype, device=device, adapter=adapters.drafting)
     scorer = read_commit_rule(adapters.path, model.transformer.embedding.matrix)
     head = read_draft_head(adapters.path, model.runner)
-    return replace(model, commit_scorer=scorer, draft_head=head)
+    priors = read_draft_priors(adapters.path)
+    return replace(model, commit_scorer=scorer, draft_head=head, draft_priors=priors)
 
 
 def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:

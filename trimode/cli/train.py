@@ -265,7 +265,8 @@ def _report(config: "TrainConfig", final: Path, data: Path, dtype: str, max_toke
     from rich.table import Table
 
     from trimode.checkpoints import load
-    from trimode.training.evaluate import measure_modes
+    from trimode.checkpoints.draft_priors import save_draft_priors
+    from trimode.training.evaluate import measure_modes, measure_priors
     from trimode.training.self_generate import user_turns
 
     is_adapter = config.train == "adapter"
@@ -287,6 +288,8 @@ def _report(config: "TrainConfig", final: Path, data: Path, dtype: str, max_toke
                 f"{row.same}/{row.answers}",
             )
         Console(stderr=True).print(table)
+        if is_adapter:
+            save_draft_priors(final, measure_priors(loaded, prompts, max_tokens=max_tokens))
     model = shlex.quote(source)
     adapter = f" --adapter {shlex.quote(str(final))}" if is_adapter else ""
     _say(f'trimode generate -m {model}{adapter} --mode linear "Why is the sky blue?"')

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trimode.checkpoints import LoadedModel
+from trimode.checkpoints import DraftPriors, LoadedModel
 from trimode.config import GenerationOptions
 from trimode.decoding import (
     MODE_SPECS,
@@ -95,9 +95,13 @@ class Engine:
         if costs is not None:
             self._set_costs(costs)
         self._load = BatchLoad()
-        self._drafts, self._lookups = Acceptance(keep=0.99), Acceptance(keep=0.99)
+        priors = model.draft_priors
+        self._drafts = Acceptance(keep=0.99, known=priors.by_place)
+        self._lookups = Acceptance(keep=0.99)
         self._predictions = Acceptance(keep=0.99, first=0.9)
-        self._heads = DraftRecord(keep=0.99)
+        self._heads = DraftRecord(
+            keep=0.99, first_nodes=priors.head_nodes, first_accepted=priors.head_accepted
+        )
         self._steps = 0
         self._ids = itertools.count()
 
@@ -298,6 +302,15 @@ class Engine:
         """Set what a pass costs. How the rows of all passes are shared follows from it."""
         self._costs, self._check = costs, CostCheck(costs)
         self.scheduler.limits = RowLimits.measured(self.max_rows, costs)
+
+    def draft_priors(self, places: int) -> DraftPriors:
+        """What drafts have been worth so far, the first `places` tokens of the model's own.
+
+        The chance of a place that was never reached is that of the one before it.
+        """
+        chances = tuple(round(chance, 4) for chance in self._drafts.chances(max(1, places)))
+        nodes, accepted = round(self._heads.nodes, 3), round(self._heads.accepted, 3)
+        return DraftPriors(by_place=chances, head_nodes=nodes, head_accepted=accepted)
 
     def preview(self, options: GenerationOptions) -> DecodingContext:
         """What a request with these options would be decoded with, alone and now.

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from trimode.checkpoints import LoadedModel
-from trimode.config import Mode
-from trimode.decoding import Stats
-from trimode.engine import generate_batch
+from trimode.checkpoints import DraftPriors, LoadedModel
+from trimode.config import GenerationOptions, Mode
+from trimode.decoding import CostCurve, Stats
+from trimode.engine import Engine, drain, encode_prompt, generate_batch
 from trimode.training.adapter import head_matrix
 from trimode.training.data import Batch
 from trimode.training.objective import LossSum
@@ -45,6 +45,28 @@ def measure_modes(
         pooled = Stats.pooled(result.stats for result in results)
         found.append(ModeFigures(mode, pooled, same, len(answers)))
     return found
+
+
+def measure_priors(model: LoadedModel, prompts: Sequence[str], *, max_tokens: int) -> DraftPriors:
+    """How often the model's drafts, and its draft head's, are right on some prompts."""
+    free = CostCurve((1, 128), (1.0, 1.01), (1.0, 1.01))  # so the longest drafts pay
+    drafting = Engine(model, costs=free)
+    _answer(drafting, prompts, GenerationOptions(mode="linear", max_tokens=max_tokens))
+    found = drafting.draft_priors(model.config.block_length - 2)
+    if model.draft_head is None:
+        return found
+    dear = CostCurve((1, 2, 128), (1.0, 1.15, 30.0), (1.0, 2.0, 60.0))  # so a head's drafts pay
+    guessing = Engine(model, costs=dear)
+    _answer(guessing, prompts, GenerationOptions(mode="auto", max_tokens=max_tokens))
+    head = guessing.draft_priors(1)
+    return replace(found, head_nodes=head.head_nodes, head_accepted=head.head_accepted)
+
+
+def _answer(engine: Engine, prompts: Sequence[str], options: GenerationOptions) -> None:
+    for prompt in prompts:
+        engine.add(encode_prompt(engine.model, prompt), options)
+        for _ in drain(engine):  # one after the other: the load is one
+            pass
 
 
 _EVALUATION_SEED = -1

@@ -18,6 +18,8 @@ class Acceptance:
     """Share of the counts that stays when a new draft is judged."""
     first: float = 0.6
     """The chance before anything is known."""
+    known: Sequence[float] = ()
+    """Chances of the first places, measured before; a place after them is like the last."""
     prior: "Acceptance | None" = None
     _accepted: list[float] = field(default_factory=list)
     _judged: list[float] = field(default_factory=list)
@@ -36,6 +38,8 @@ class Acceptance:
         for place in range(count):
             if before:  # without a prior, an unreached place is taken to be like the one before it
                 chance = before[place]
+            elif place < len(self.known):
+                chance = self.known[place]
             if place < len(self._judged):
                 known = chance * _PRIOR_WEIGHT + self._accepted[place]
                 chance = known / (_PRIOR_WEIGHT + self._judged[place])
