@@ -1,0 +1,376 @@
+"""`trimode eval`: tasks of lm-evaluation-harness, in every mode and at every threshold."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trimode.cli import options as opt
+from trimode.cli.grouped import grouped
+from trimode.errors import InputError
+
+if TYPE_CHECKING:
+    from trimode.checkpoints import LoadedModel
+    from trimode.evaluation.harness.answers import AnswerFile
+    from trimode.evaluation.harness.run import Plan, Scored, Setting
+
+_MODES = "ar,linear,diffusion"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingOptions:
+    """How tasks are decoded."""
+
+    modes: Annotated[
+        str, opt.option("--modes", help="Comma-separated; by default those the model can run.")
+    ] = _MODES
+    thresholds: Annotated[
+        str | None,
+        opt.option("--thresholds", help="Comma-separated, for diffusion: each is a setting."),
+    ] = None
+    block_length: opt.BlockLength = None
+    force: opt.Force = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What tasks ask, and of which rows."""
+
+    data: Annotated[
+        Path | None,
+        opt.option("--data", help="Directory of the local tasks' files, as `make data` makes it."),
+    ] = None
+    include_path: Annotated[
+        Path | None, opt.option("--include-path", help="Directory of further task files.")
+    ] = None
+    limit: Annotated[
+        int | None, opt.option("--limit", help="First rows of each task; all by default.")
+    ] = None
+    num_fewshot: Annotated[
+        int | None, opt.option("--num-fewshot", help="Examples in a prompt [the task's own].")
+    ] = None
+    chat_template: Annotated[
+        bool, opt.option("--chat-template", help="Put prompts into the model's chat template.")
+    ] = False
+    system: opt.System = None
+    max_tokens: Annotated[
+        int | None, opt.option("--max-tokens", help="Tokens of an answer [the task's own].")
+    ] = None
+    sequences: Annotated[int, opt.option("--sequences", help="Requests decoded at once.")] = 64
+    no_sandbox: Annotated[
+        bool, opt.option("--no-sandbox", help="Run code of answers with your own rights.")
+    ] = False
+
+
+@grouped
+def evaluate(
+    tasks: Annotated[
+        list[str], typer.Argument(metavar="TASKS", help="Names, separated by commas or spaces.")
+    ],
+    *,
+    model: opt.ModelOptions,
+    setting: SettingOptions,
+    task: TaskOptions,
+    speed_of_light: Annotated[
+        int | None,
+        typer.Option("--speed-of-light", help="Prompts to find diffusion's limit on, beside."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Directory of results; a run that was interrupted goes on."),
+    ] = None,
+    json_output: opt.Json = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Score a model on tasks, in every mode: accuracy beside speed.
+
+    Tasks are those of lm-evaluation-harness, and ours from local files: gsm8k_local,
+    humaneval_local, humaneval_chat_local, mbpp_local, ifeval_local. Code is run in a sandbox.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("eval", "lm_eval is not installed", "pip install 'trimode[eval]'")
+    _check_numbers(task, speed_of_light)
+    asked = _settings(setting)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars beside our own
+    from trimode.evaluation.harness.answers import AnswerFile
+    from trimode.evaluation.harness.run import Plan, tasks_of
+
+    plan = Plan(
+        tasks=[name for word in tasks for name in word.split(",") if name],
+        data=task.data,
+        limit=task.limit,
+        num_fewshot=task.num_fewshot,
+        chat_template=task.chat_template,
+        system=task.system,
+        sequences=task.sequences,
+        max_gen_toks=task.max_tokens,
+        sandbox=not task.no_sandbox,
+        include_path=task.include_path,
+        progress=not no_progress,
+    )
+    tasks_of(plan)  # a wrong name is found before the weights are read
+    answers = AnswerFile(None if output is None else _directory(output) / "answers.jsonl")
+    loaded = opt.load_model(model, progress=not no_progress)
+    settings = _possible(loaded, asked, chosen=setting.modes != _MODES)
+    if speed_of_light is not None and not any(each.mode == "diffusion" for each in settings):
+        found = f"given, and diffusion is not among the modes ({setting.modes})"
+        raise InputError("speed_of_light", found, "it is a limit of diffusion")
+    _report(loaded, plan, settings, answers, speed_of_light, output, json_output)
+
+
+def _check_numbers(task: TaskOptions, speed_of_light: int | None) -> None:
+    numbers = {
+        "limit": task.limit,
+        "sequences": task.sequences,
+        "max_tokens": task.max_tokens,
+        "speed_of_light": speed_of_light,
+    }
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise InputError(name, str(value), "must be at least 1")
+    if task.num_fewshot is not None and task.num_fewshot < 0:
+        raise InputError("num_fewshot", str(task.num_fewshot), "must be at least 0")
+
+
+def _settings(given: SettingOptions) -> list["Setting"]:
+    """Each mode, and diffusion at each threshold.
+
+    Raises:
+        InputError: a mode or a threshold is no such thing, or is named twice.
+    """
+    from trimode.config import GenerationOptions
+    from trimode.decoding import modes_reading
+    from trimode.evaluation.harness.run import Setting
+
+    names = [name.strip() for name in given.modes.split(",")]
+    modes = [GenerationOptions.from_mapping({"mode": name}).mode for name in names]
+    if len(set(modes)) != len(modes):
+        raise InputError("modes", given.modes, "name each mode once")
+    bars = _numbers(given.thresholds)
+    if bars and "diffusion" not in modes:
+        allowed = "only diffusion's answers depend on one; add it"
+        raise InputError("thresholds", f"given for {given.modes}", allowed)
+    in_blocks = modes_reading("block_length")
+    if given.block_length and not set(in_blocks) & set(modes):
+        raise InputError("block_length", str(given.block_length), f"not read by {given.modes}")
+    found: list[Setting] = []
+    for mode in modes:
+        options: dict[str, Any] = {}
+        if given.block_length is not None and mode in in_blocks:
+            options["block_length"] = given.block_length
+        if mode == "diffusion" and given.force:
+            options["force"] = True
+        for bar in bars if mode == "diffusion" and bars else [None]:
+            each = Setting(mode, bar, options)
+            GenerationOptions.from_mapping(each.fields)
+            found.append(each)
+    return found
+
+
+def _numbers(text: str | None) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise InputError("thresholds", repr(text), "numbers, separated by commas") from None
+    if len(set(found)) != len(found):
+        raise InputError("thresholds", repr(text), "name each threshold once")
+    return found
+
+
+def _possible(model: "LoadedModel", settings: list["Setting"], *, chosen: bool) -> list["Setting"]:
+    """The settings that the model can run; says which are left out unless they were chosen.
+
+    Raises:
+        InputError: the model cannot run what was chosen.
+    """
+    from trimode.cli.render import note
+    from trimode.config import GenerationOptions
+    from trimode.engine import check_mode
+
+    found: list[Setting] = []
+    for each in settings:
+        options = GenerationOptions.from_mapping(each.fields)
+        try:
+            check_mode(model.config, model.adapter_scope, model.name, options)
+        except InputError as error:
+            if chosen:
+                raise
+            note(f"left out: {error}")
+        else:
+            found.append(each)
+    return found
+
+
+def _directory(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("output", f"{path} ({error.strerror})", "a directory") from None
+    return path
+
+
+def _report(
+    model: "LoadedModel",
+    plan: "Plan",
+    settings: Sequence["Setting"],
+    answers: "AnswerFile",
+    speed_of_light: int | None,
+    output: Path | None,
+    json_output: bool,
+) -> None:
+    """Run everything, and print and write what came out."""
+    from trimode.evaluation.harness.run import evaluate as run
+    from trimode.evaluation.speed_of_light import pooled
+    from trimode.evaluation.speed_of_light import speed_of_light as limit
+    from trimode.version import __version__
+
+    scored: list[Scored] = []
+    limits: dict[str, Any] = {}
+    for result, prompts in run(model, plan, settings, answers):
+        scored.append(result)
+        if speed_of_light and result.mode == "diffusion" and result.task not in limits and prompts:
+            blocks = [
+                block
+                for prompt in prompts[:speed_of_light]
+                for block in limit(model, prompt, blocks=1)
+            ]
+            limits[result.task] = asdict(pooled(blocks))
+    facts = {
+        "trimode": __version__,
+        "model": model.name,
+        "kernel": model.runner.format.name,
+        "sequences": plan.sequences,
+        "limit": plan.limit,
+        "chat_template": plan.chat_template,
+        "results": [_fields(each) for each in scored],
+        "aup": _areas(scored),
+        **({"speed_of_light": limits} if speed_of_light else {}),
+    }
+    if output is not None:
+        text = json.dumps(facts, indent=1) + "\n"
+        (output / "results.json").write_text(text, encoding="utf-8")
+        (output / "plot.svg").write_text(_plot(scored, limits), encoding="utf-8")
+    if json_output:
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        _print(facts)
+        if output is not None:
+            sys.stdout.write(f"written: {output / 'results.json'}, {output / 'plot.svg'}\n")
+
+
+def _fields(scored: "Scored") -> dict[str, Any]:
+    """A result as JSON: ratios beside the counts they come from."""
+    usage = scored.usage
+    return {
+        **asdict(scored),
+        "tokens_per_forward": usage and usage.tokens_per_forward,
+        "tokens_per_second": usage and usage.tokens_per_second,
+    }
+
+
+def _areas(scored: Sequence["Scored"]) -> dict[str, dict[str, float]]:
+    """AUP by task and mode; the best accuracy of all modes is what each is weighed against."""
+    from trimode.evaluation.parallelism import accuracy_under_parallelism
+
+    found: dict[str, dict[str, float]] = {}
+    for task in dict.fromkeys(each.task for each in scored):
+        own = [each for each in scored if each.task == task and each.usage is not None]
+        best = max((each.value for each in own), default=0.0)
+        for mode in dict.fromkeys(each.mode for each in own):
+            points = [
+                (each.usage.tokens_per_forward or 0.0, each.value)
+                for each in own
+                if each.mode == mode and each.usage is not None
+            ]
+            area = accuracy_under_parallelism(points, best)
+            found.setdefault(task, {})[mode] = round(area, 2)
+    return found
+
+
+def _plot(scored: Sequence["Scored"], limits: dict[str, dict[str, Any]]) -> str:
+    """Accuracy over speed for each task, and what commit rules reach of the speed of light."""
+    from trimode.evaluation.plot import Panel, Point, plot
+    from trimode.evaluation.speed_of_light import THRESHOLDS
+
+    panels = []
+    for task in dict.fromkeys(each.task for each in scored if each.usage):
+        points = [
+            Point(
+                series=each.mode,
+                label=each.setting,
+                x=each.usage.tokens_per_forward or 0.0,
+                y=100 * each.value,
+                low=100 * each.low,
+                high=100 * each.high,
+            )
+            for each in scored
+            if each.task == task and each.usage
+        ]
+        panels.append(Panel(task, "tokens per forward pass", "accuracy, %", points))
+    for task, limit in limits.items():
+        heights = {"speed of light": limit["acceptance"], "greedy": limit["greedy_acceptance"]}
+        points = [
+            Point(name, name if bar == THRESHOLDS[0] else "", bar, height, height, height)
+            for name, height in heights.items()
+            for bar in (THRESHOLDS[0], THRESHOLDS[-1])
+        ]
+        for bar in THRESHOLDS:
+            height, _ = limit["rules"][f"threshold {bar:g}"]
+            points.append(Point("rule threshold", f"{bar:g}", bar, height, height, height))
+        panels.append(Panel(f"{task}: diffusion", "threshold", "tokens filled a pass", points))
+    return plot(panels)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    table = Table(title=f"{facts['model']}, {facts['kernel']}, {facts['sequences']} at once")
+    for name in ("task", "setting"):
+        table.add_column(name)
+    for name in ("accuracy, %", "95 %", "rows", "TPF", "tok/s", "cut off", "AUP"):
+        table.add_column(name, justify="right")
+    shown: set[tuple[str, str]] = set()
+    for each in facts["results"]:
+        key = each["task"], each["mode"]
+        area = facts["aup"].get(key[0], {}).get(key[1])
+        table.add_row(
+            each["task"],
+            each["setting"] + ("*" if each["shared"] else ""),
+            f"{100 * each['value']:.1f}",
+            f"{100 * each['low']:.1f} to {100 * each['high']:.1f}",
+            str(each["rows"]),
+            _figure(each["tokens_per_forward"], 2),
+            _figure(each["tokens_per_second"], 1),
+            str(each["truncated"]) if each["usage"] else "",
+            "" if key in shown else _figure(area, 1),
+        )
+        shown.add(key)
+    console.print(table)
+    metrics = dict.fromkeys((each["task"], each["metric"]) for each in facts["results"])
+    console.print("; ".join(f"{t}: {m.removesuffix(',none')}" for t, m in metrics), highlight=False)
+    if any(each["shared"] for each in facts["results"]):
+        console.print("* log-likelihoods are ar's in every mode: not run again", highlight=False)
+    for task, found in facts.get("speed_of_light", {}).items():
+        console.print(f"{task}: {_limit(found)}", highlight=False)
+
+
+def _limit(found: dict[str, Any]) -> str:
+    """The speed of light in a sentence."""
+    text = (
+        f"diffusion's limit is {found['acceptance']:.2f} tokens a pass, "
+        f"{found['tokens_per_forward']:.2f} with the pass that closes a block; greedy parallel "
+        f"acceptance reaches {found['greedy_acceptance']:.2f}"
+    )
+    return text + f" ({found['blocks']} blocks of {found['block_length']})"
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
