@@ -96,10 +96,10 @@ def evaluate(
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("eval", "lm_eval is not installed", "pip install 'trimode[eval]'")
     _check_numbers(task, speed_of_light)
-    asked = _settings(setting)
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars beside our own
+    asked = _settings(setting)
     from trimode.evaluation.harness.answers import AnswerFile
-    from trimode.evaluation.harness.run import Plan, tasks_of
+    from trimode.evaluation.harness.run import Plan, check
 
     plan = Plan(
         tasks=[name for word in tasks for name in word.split(",") if name],
@@ -114,7 +114,7 @@ def evaluate(
         include_path=task.include_path,
         progress=not no_progress,
     )
-    tasks_of(plan)  # a wrong name is found before the weights are read
+    check(plan)  # before the weights are read
     answers = AnswerFile(None if output is None else _directory(output) / "answers.jsonl")
     loaded = opt.load_model(model, progress=not no_progress)
     settings = _possible(loaded, asked, chosen=setting.modes != _MODES)
@@ -232,14 +232,12 @@ def _report(
 
     scored: list[Scored] = []
     limits: dict[str, Any] = {}
+    filling = next((each.options for each in settings if each.mode == "diffusion"), {})
     for result, prompts in run(model, plan, settings, answers):
         scored.append(result)
         if speed_of_light and result.mode == "diffusion" and result.task not in limits and prompts:
-            blocks = [
-                block
-                for prompt in prompts[:speed_of_light]
-                for block in limit(model, prompt, blocks=1)
-            ]
+            asked = prompts[:speed_of_light]
+            blocks = [block for prompt in asked for block in limit(model, prompt, **filling)]
             limits[result.task] = asdict(pooled(blocks))
     facts = {
         "trimode": __version__,
@@ -328,35 +326,36 @@ def _plot(scored: Sequence["Scored"], limits: dict[str, dict[str, Any]]) -> str:
 
 
 def _print(facts: dict[str, Any]) -> None:
+    """The table, a block of rows for each task."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    table = Table(title=f"{facts['model']}, {facts['kernel']}, {facts['sequences']} at once")
-    for name in ("task", "setting"):
-        table.add_column(name)
+    title = f"{facts['model']}, {facts['kernel']}, {facts['sequences']} at once"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("task, setting", no_wrap=True)
     for name in ("accuracy, %", "95 %", "rows", "TPF", "tok/s", "cut off", "AUP"):
-        table.add_column(name, justify="right")
-    shown: set[tuple[str, str]] = set()
-    for each in facts["results"]:
-        key = each["task"], each["mode"]
-        area = facts["aup"].get(key[0], {}).get(key[1])
-        table.add_row(
-            each["task"],
-            each["setting"] + ("*" if each["shared"] else ""),
-            f"{100 * each['value']:.1f}",
-            f"{100 * each['low']:.1f} to {100 * each['high']:.1f}",
-            str(each["rows"]),
-            _figure(each["tokens_per_forward"], 2),
-            _figure(each["tokens_per_second"], 1),
-            str(each["truncated"]) if each["usage"] else "",
-            "" if key in shown else _figure(area, 1),
-        )
-        shown.add(key)
+        table.add_column(name, justify="right", no_wrap=True)
+    results = facts["results"]
+    for task in dict.fromkeys(each["task"] for each in results):
+        own = [each for each in results if each["task"] == task]
+        table.add_row(f"{task}: {own[0]['metric'].removesuffix(',none')}")
+        for i, each in enumerate(own):
+            first = each["mode"] not in {before["mode"] for before in own[:i]}
+            area = facts["aup"].get(task, {}).get(each["mode"])
+            table.add_row(
+                f"  {each['setting']}{'*' if each['shared'] else ''}",
+                f"{100 * each['value']:.1f}",
+                f"{100 * each['low']:.1f} to {100 * each['high']:.1f}",
+                str(each["rows"]),
+                _figure(each["tokens_per_forward"], 2),
+                _figure(each["tokens_per_second"], 1),
+                str(each["truncated"]) if each["usage"] else "",
+                _figure(area, 1) if first else "",
+            )
     console.print(table)
-    metrics = dict.fromkeys((each["task"], each["metric"]) for each in facts["results"])
-    console.print("; ".join(f"{t}: {m.removesuffix(',none')}" for t, m in metrics), highlight=False)
-    if any(each["shared"] for each in facts["results"]):
+    if any(each["shared"] for each in results):
         console.print("* log-likelihoods are ar's in every mode: not run again", highlight=False)
     for task, found in facts.get("speed_of_light", {}).items():
         console.print(f"{task}: {_limit(found)}", highlight=False)
@@ -364,12 +363,15 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _limit(found: dict[str, Any]) -> str:
     """The speed of light in a sentence."""
-    text = (
-        f"diffusion's limit is {found['acceptance']:.2f} tokens a pass, "
-        f"{found['tokens_per_forward']:.2f} with the pass that closes a block; greedy parallel "
-        f"acceptance reaches {found['greedy_acceptance']:.2f}"
+    reached = max(found["rules"].items(), key=lambda rule: rule[1][0])
+    return (
+        f"at the speed of light, diffusion fills {found['acceptance']:.2f} tokens a pass and makes "
+        f"{found['tokens_per_forward']:.2f} with the pass that closes a block. Greedy parallel "
+        f"acceptance fills {found['greedy_acceptance']:.2f}, and ends at the same text in "
+        f"{100 * found['greedy_exact']:.0f} %; the boldest commit rule, {reached[0]}, fills "
+        f"{reached[1][0]:.2f}, and does so in {100 * reached[1][1]:.0f} % "
+        f"(blocks: {found['blocks']}, of {found['block_length']:g} tokens)"
     )
-    return text + f" ({found['blocks']} blocks of {found['block_length']})"
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -67,9 +67,9 @@ def scorer(name: str, *, sandbox: bool = True) -> Scorer:
         return _python_tests(sandbox)
     if ":" in name:
         return _own(name)
-    known = ", ".join([*_SCORERS, "python-tests", "MODULE:FUNCTION"])
-    meant = near_miss(name, [*_SCORERS, "python-tests"])
-    raise InputError("score", repr(name), f"allowed: {known}" + (f" ({meant}?)" if meant else ""))
+    meant = near_miss(name, NAMES)
+    allowed = f"allowed: {', '.join(NAMES)}" + (f" ({meant}?)" if meant else "")
+    raise InputError("score", repr(name), allowed)
 
 
 def exact(answer: str, reference: Any, row: Mapping[str, Any]) -> Score:
@@ -192,6 +192,8 @@ _SCORERS: dict[str, Scorer] = {
     "json": json_value,
     "regex": regex,
 }
+NAMES = (*_SCORERS, "python-tests", "MODULE:FUNCTION")
+"""Everything that `scorer` takes."""
 
 
 def _python_tests(sandbox: bool) -> Scorer:

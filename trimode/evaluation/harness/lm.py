@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval import utils  # type: ignore[import-not-found]
 from lm_eval.api.model import TemplateLM  # type: ignore[import-not-found]
 from lm_eval.api.registry import register_model  # type: ignore[import-not-found]
@@ -27,6 +28,7 @@ SEQUENCES = 64
 """Requests decoded at once."""
 MAX_GEN_TOKS = 256
 """Tokens of an answer if the task does not say; as lm-evaluation-harness's own classes."""
+_USUAL_DEVICE = "cuda:0"
 _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -38,7 +40,8 @@ class TrimodeLM(TemplateLM):
         model: name, path, hub:org/name or pypi:package==version; or a model that is loaded.
         pretrained: another name for `model`, as lm-evaluation-harness's own classes call it.
         dtype: see `trimode.load`.
-        device: see `trimode.load`; None is auto.
+        device: see `trimode.load`. None is auto, and so is `cuda:0` where there is no CUDA, since
+            lm-evaluation-harness's command line gives that if nobody chose.
         adapter: see `trimode.load`.
         offline: do not use the network.
         sequences: requests decoded at once.
@@ -76,7 +79,7 @@ class TrimodeLM(TemplateLM):
             self.model = load(
                 pretrained or model,
                 dtype=dtype,
-                device=device or "auto",
+                device=_device(device),
                 adapter=adapter,
                 offline=offline,
                 check=lambda config, scope, name: check_mode(config, scope, name, self.options),
@@ -182,7 +185,9 @@ class TrimodeLM(TemplateLM):
         return [found[i] for i in range(len(pairs))]
 
     def _bar(self, total: int, disable: bool) -> tqdm:
-        return tqdm(total=total, disable=disable or not self.progress, desc=self.title)
+        """Progress on stderr, if that is a terminal."""
+        hidden = True if disable or not self.progress else None
+        return tqdm(total=total, disable=hidden, desc=self.title)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list:
         """Log-likelihood of whole texts, in windows of the model's context."""
@@ -287,6 +292,12 @@ class TrimodeLM(TemplateLM):
         if len(ids) > room:
             logger.warning("a prompt of %d tokens is cut on the left to %d", len(ids), room)
         return ids[-room:]
+
+
+def _device(device: str | None) -> str:
+    if device is None or (device == _USUAL_DEVICE and not torch.cuda.is_available()):
+        return "auto"
+    return device
 
 
 def _sequences(sequences: int, batch_size: int | str | None, most: int | None) -> int:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -172,3 +172,13 @@ def mbpp_passes(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, flo
     row = {"test_setup_code": doc["test_setup_code"]}
     score = scorer("python-tests", sandbox=_sandbox())(results[0], doc["test_list"], row)
     return {"pass@1": score.value}
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "gsm8k_local": gsm8k,
+    "humaneval_local": humaneval,
+    "humaneval_chat_local": humaneval,
+    "mbpp_local": mbpp,
+    "ifeval_local": ifeval,
+}
+"""By task: what reads its rows, and raises if it cannot be run."""

@@ -109,6 +109,22 @@ def tasks_of(plan: Plan) -> TaskManager:
     return manager
 
 
+def check(plan: Plan) -> TaskManager:
+    """The tasks of a plan, once it is known that they can run: that takes no model.
+
+    Raises:
+        InputError: a task is unknown, its data is missing, or code cannot be run here.
+    """
+    if not plan.tasks:
+        raise InputError("tasks", "none", "name one at least")
+    manager = tasks_of(plan)
+    local.place.data, local.place.sandbox = plan.data, plan.sandbox
+    for task in plan.tasks:
+        if task in local.LOADERS:
+            local.LOADERS[task]()
+    return manager
+
+
 def evaluate(
     model: LoadedModel, plan: Plan, settings: Sequence[Setting], answers: AnswerFile
 ) -> Iterator[tuple[Scored, list[list[int]]]]:
@@ -126,8 +142,7 @@ def evaluate(
     Raises:
         InputError: a task's data is missing, or code cannot be run here.
     """
-    manager = tasks_of(plan)
-    local.place.data, local.place.sandbox = plan.data, plan.sandbox
+    manager = check(plan)
     for task in plan.tasks:
         known: list[Scored] = []
         for setting in settings:
