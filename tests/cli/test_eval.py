@@ -95,7 +95,7 @@ def test_a_run_has_a_table_a_plot_and_a_file(cli, letters, data, tmp_path):
     assert (limit["blocks"], limit["block_length"]) == (2, 4)
     svg = ElementTree.parse(out / "plot.svg").getroot()
     texts = {element.text for element in svg.iter() if element.text}
-    assert {"gsm8k_local", "diffusion 0.9", "speed of light"} <= texts
+    assert {"gsm8k_local", "diffusion", "0.9", "speed of light"} <= texts
     before = (out / "results.json").read_text()
     lines = (out / "answers.jsonl").read_text()
     assert len(lines.splitlines()) == 16

@@ -301,7 +301,7 @@ def _plot(scored: Sequence["Scored"], limits: dict[str, dict[str, Any]]) -> str:
         points = [
             Point(
                 series=each.mode,
-                label=each.setting,
+                label="" if each.threshold is None else f"{each.threshold:g}",
                 x=each.usage.tokens_per_forward or 0.0,
                 y=100 * each.value,
                 low=100 * each.low,
@@ -314,51 +314,63 @@ def _plot(scored: Sequence["Scored"], limits: dict[str, dict[str, Any]]) -> str:
     for task, limit in limits.items():
         heights = {"speed of light": limit["acceptance"], "greedy": limit["greedy_acceptance"]}
         points = [
-            Point(name, name if bar == THRESHOLDS[0] else "", bar, height, height, height)
+            Point(name, "", bar, height, height, height)
             for name, height in heights.items()
             for bar in (THRESHOLDS[0], THRESHOLDS[-1])
         ]
         for bar in THRESHOLDS:
             height, _ = limit["rules"][f"threshold {bar:g}"]
             points.append(Point("rule threshold", f"{bar:g}", bar, height, height, height))
-        panels.append(Panel(f"{task}: diffusion", "threshold", "tokens filled a pass", points))
+        panels.append(
+            Panel(
+                f"{task}: diffusion's speed of light", "threshold", "tokens filled a pass", points
+            )
+        )
     return plot(panels)
+
+
+_COLUMNS = ("accuracy, %", "95 %", "rows", "TPF", "tok/s", "cut off", "AUP")
 
 
 def _print(facts: dict[str, Any]) -> None:
     """The table, a block of rows for each task."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True)
-    title = f"{facts['model']}, {facts['kernel']}, {facts['sequences']} at once"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("task, setting", no_wrap=True)
-    for name in ("accuracy, %", "95 %", "rows", "TPF", "tok/s", "cut off", "AUP"):
-        table.add_column(name, justify="right", no_wrap=True)
     results = facts["results"]
+    lines: list[tuple[str, ...]] = [("", *_COLUMNS)]
     for task in dict.fromkeys(each["task"] for each in results):
         own = [each for each in results if each["task"] == task]
-        table.add_row(f"{task}: {own[0]['metric'].removesuffix(',none')}")
+        lines.append((f"{task}: {own[0]['metric'].removesuffix(',none')}",))
         for i, each in enumerate(own):
             first = each["mode"] not in {before["mode"] for before in own[:i]}
-            area = facts["aup"].get(task, {}).get(each["mode"])
-            table.add_row(
-                f"  {each['setting']}{'*' if each['shared'] else ''}",
-                f"{100 * each['value']:.1f}",
-                f"{100 * each['low']:.1f} to {100 * each['high']:.1f}",
-                str(each["rows"]),
-                _figure(each["tokens_per_forward"], 2),
-                _figure(each["tokens_per_second"], 1),
-                str(each["truncated"]) if each["usage"] else "",
-                _figure(area, 1) if first else "",
+            lines.append(
+                _row(each, facts["aup"].get(task, {}).get(each["mode"]) if first else None)
             )
-    console.print(table)
+    whole = [line for line in lines if len(line) > 1]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    _say(f"{facts['model']}, {facts['kernel']}, {facts['sequences']} at once")
+    for first, *cells in lines:
+        shown = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=False)]
+        _say("  ".join([first.ljust(widths[0]) if cells else first, *shown]))
     if any(each["shared"] for each in results):
-        console.print("* log-likelihoods are ar's in every mode: not run again", highlight=False)
+        _say("* log-likelihoods are ar's in every mode: not run again")
     for task, found in facts.get("speed_of_light", {}).items():
-        console.print(f"{task}: {_limit(found)}", highlight=False)
+        _say(f"{task}: {_limit(found)}")
+
+
+def _row(result: dict[str, Any], area: float | None) -> tuple[str, ...]:
+    return (
+        f"  {result['setting']}{'*' if result['shared'] else ''}",
+        f"{100 * result['value']:.1f}",
+        f"{100 * result['low']:.1f} to {100 * result['high']:.1f}",
+        str(result["rows"]),
+        _figure(result["tokens_per_forward"], 2),
+        _figure(result["tokens_per_second"], 1),
+        str(result["truncated"]) if result["usage"] else "",
+        _figure(area, 1),
+    )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line.rstrip()}\n")
 
 
 def _limit(found: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ class Point:
 
     series: str
     label: str
+    """What tells it from others of its series; the legend names the series."""
     x: float
     y: float
     low: float
@@ -98,7 +99,8 @@ def _panel(panel: Panel, names: Sequence[str]) -> str:
         for p in own:
             x, y = across(p.x), up(p.y)
             parts.append(f'<path d="M{x:.1f} {up(p.low):.1f}V{up(p.high):.1f}" stroke="{colour}"/>')
-            hint = f"{p.label}: {p.x:.3g}, {p.y:.3g} ({p.low:.3g} to {p.high:.3g})"
+            name = f"{p.series} {p.label}".strip()
+            hint = f"{name}: {p.x:.3g}, {p.y:.3g} ({p.low:.3g} to {p.high:.3g})"
             parts.append(f"<g><title>{escape(hint)}</title>{_mark(i, x, y)}</g>")
             parts.append(f'<text class="small" x="{x + 7:.1f}" y="{y - 6:.1f}">'
                          f"{escape(p.label)}</text>")  # fmt: skip
