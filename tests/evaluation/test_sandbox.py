@@ -49,6 +49,19 @@ thread.start(); thread.join()
 
 
 @needs_bwrap
+def test_twenty_threads_are_within_the_limits():
+    program = """
+import threading, time
+threads = [threading.Thread(target=time.sleep, args=(0.2,)) for _ in range(20)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    assert outcome(program) == Outcome(True, "passed")
+
+
+@needs_bwrap
 def test_a_failed_assertion_says_which():
     found = outcome("assert 1 + 1 == 3, 'sums are off'")
     assert not found.passed
@@ -109,7 +122,7 @@ def test_files_outside_are_neither_read_nor_written(tmp_path):
 @needs_bwrap
 def test_nothing_of_the_environment_is_handed_on(monkeypatch):
     monkeypatch.setenv("API_KEY", "sesame")
-    assert outcome("import os\nassert 'API_KEY' not in os.environ").passed
+    assert outcome("import os\nassert 'sesame' not in str(os.environ)").passed
     assert outcome("import os\nassert os.getuid() != 0").passed
 
 

@@ -173,6 +173,8 @@ def _walls(limits: Limits, python: Path) -> list[str]:
     ]
     alone = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"]
     alone += ["--new-session", "--clearenv", "--cap-drop", "ALL"]
+    # Each thread would reserve 128 MiB of the address space for an arena of its own.
+    alone += ["--setenv", "MALLOC_ARENA_MAX", "1"]
     return [_bwrap(), *alone, *visible, "--proc", "/proc", *memory]
 
 
