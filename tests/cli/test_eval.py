@@ -274,6 +274,32 @@ def test_bad_input_is_named(cli, nld, data, given, error):
 
 
 @needs_lm_eval
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("unsafe_code: true", "error: tasks: sky runs answers outside our sandbox; use the task"),
+        ("doc_to_text: !function nowhere.f", "error: tasks: sky cannot be loaded"),
+        ("dataset_kwargs: {data_files: /nowhere.json}", "error: tasks: sky cannot be loaded"),
+    ],
+)
+def test_a_task_that_cannot_run_is_refused_before_the_model_is_loaded(
+    cli, tmp_path, monkeypatch, line, error
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "sky.jsonl"
+    path.write_text(json.dumps({"question": "Blue?", "answer": 0}) + "\n")
+    kept = [
+        each
+        for each in MULTIPLE_CHOICE.format(path=path).splitlines()
+        if each.partition(":")[0] != line.partition(":")[0]
+    ]
+    (tmp_path / "sky.yaml").write_text("\n".join([*kept, line]))
+    outcome = cli("eval", "sky", "--include-path", str(tmp_path), "--model", "/nowhere")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith(error), outcome.err
+
+
+@needs_lm_eval
 def test_modes_that_a_model_lacks_are_left_out_unless_asked_for(cli, llama, data):
     asked = ("eval", "gsm8k_local", "--model", llama, "--data", str(data), *SHORT, "--json")
     outcome = cli(*asked)

@@ -120,6 +120,23 @@ def test_answers_that_are_code(answer, right):
 
 
 @needs_bwrap
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)",
+        "open('/etc/hostname').read()",
+        "while True: __import__('os').fork()",
+        "x = bytearray(10 * 2**30)",
+        "import time; time.sleep(30)",
+        "open('/tmp/x', 'wb').write(bytes(2**25))",
+        "import os, signal; os.kill(os.getppid(), signal.SIGKILL); os._exit(0)",
+    ],
+)
+def test_code_that_tries_to_leave_the_sandbox_is_scored_as_failed(attempt):
+    assert value("python-tests", f"{ADD}{attempt}", "assert add(1, 2) == 3") == 0
+
+
+@needs_bwrap
 def test_the_forms_of_humaneval_and_mbpp():
     row = {
         "prompt": "import math\n\ndef area(r):\n    '''Area of a circle.'''\n",

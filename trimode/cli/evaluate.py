@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,6 @@ from trimode.errors import InputError
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
-    from trimode.evaluation.harness.answers import AnswerFile
     from trimode.evaluation.harness.run import Plan, Scored, Setting
 
 _MODES = "ar,linear,diffusion"
@@ -100,6 +99,7 @@ def evaluate(
     asked = _settings(setting)
     from trimode.evaluation.harness.answers import AnswerFile
     from trimode.evaluation.harness.run import Plan, check
+    from trimode.evaluation.harness.run import evaluate as run
 
     plan = Plan(
         tasks=[name for word in tasks for name in word.split(",") if name],
@@ -114,14 +114,15 @@ def evaluate(
         include_path=task.include_path,
         progress=not no_progress,
     )
-    check(plan)  # before the weights are read
+    manager = check(plan)  # before the weights are read
     answers = AnswerFile(None if output is None else _directory(output) / "answers.jsonl")
     loaded = opt.load_model(model, progress=not no_progress)
     settings = _possible(loaded, asked, chosen=setting.modes != _MODES)
     if speed_of_light is not None and not any(each.mode == "diffusion" for each in settings):
         found = f"given, and diffusion is not among the modes ({setting.modes})"
         raise InputError("speed_of_light", found, "it is a limit of diffusion")
-    _report(loaded, plan, settings, answers, speed_of_light, output, json_output)
+    results = run(loaded, plan, settings, answers, manager)
+    _report(loaded, plan, settings, results, speed_of_light, output, json_output)
 
 
 def _check_numbers(task: TaskOptions, speed_of_light: int | None) -> None:
@@ -219,13 +220,12 @@ def _report(
     model: "LoadedModel",
     plan: "Plan",
     settings: Sequence["Setting"],
-    answers: "AnswerFile",
+    results: Iterator[tuple["Scored", list[list[int]]]],
     speed_of_light: int | None,
     output: Path | None,
     json_output: bool,
 ) -> None:
     """Run everything, and print and write what came out."""
-    from trimode.evaluation.harness.run import evaluate as run
     from trimode.evaluation.speed_of_light import pooled
     from trimode.evaluation.speed_of_light import speed_of_light as limit
     from trimode.version import __version__
@@ -233,7 +233,7 @@ def _report(
     scored: list[Scored] = []
     limits: dict[str, Any] = {}
     filling = next((each.options for each in settings if each.mode == "diffusion"), {})
-    for result, prompts in run(model, plan, settings, answers):
+    for result, prompts in results:
         scored.append(result)
         if speed_of_light and result.mode == "diffusion" and result.task not in limits and prompts:
             asked = prompts[:speed_of_light]

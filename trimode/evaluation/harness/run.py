@@ -11,7 +11,7 @@ import lm_eval  # type: ignore[import-not-found]
 from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
 
 from trimode.checkpoints import LoadedModel
-from trimode.errors import InputError
+from trimode.errors import InputError, TrimodeError
 from trimode.evaluation.harness import local
 from trimode.evaluation.harness.answers import Answer, AnswerFile, Usage
 from trimode.evaluation.harness.lm import SEQUENCES, TrimodeLM
@@ -122,11 +122,31 @@ def check(plan: Plan) -> TaskManager:
     for task in plan.tasks:
         if task in local.LOADERS:
             local.LOADERS[task]()
+        else:
+            _check_loads(task, manager, sandbox=plan.sandbox)
     return manager
 
 
+def _check_loads(task: str, manager: TaskManager, *, sandbox: bool) -> None:
+    """Raise InputError if a task cannot be loaded, or would run answers outside the sandbox."""
+    try:
+        loaded = manager.load([task])["tasks"]
+    except TrimodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a task file is a program, and its data may be far
+        allowed = "a task whose data can be read here; those named ..._local read files"
+        raise InputError("tasks", f"{task} cannot be loaded ({error})", allowed) from None
+    if sandbox and any(each.get_config("unsafe_code") for each in loaded.values()):
+        allowed = "use the task of that name with _local, or say --no-sandbox"
+        raise InputError("tasks", f"{task} runs answers outside our sandbox", allowed)
+
+
 def evaluate(
-    model: LoadedModel, plan: Plan, settings: Sequence[Setting], answers: AnswerFile
+    model: LoadedModel,
+    plan: Plan,
+    settings: Sequence[Setting],
+    answers: AnswerFile,
+    manager: TaskManager,
 ) -> Iterator[tuple[Scored, list[list[int]]]]:
     """Run every task in every setting.
 
@@ -135,14 +155,14 @@ def evaluate(
         plan: what is run.
         settings: how.
         answers: those that are known already, and where new ones go.
+        manager: what `check` made of the plan.
 
     Yields:
         Each result, and the prompts that it had, as token ids.
 
     Raises:
-        InputError: a task's data is missing, or code cannot be run here.
+        InputError: an option of a task is unknown to us, or leaves no room for a prompt.
     """
-    manager = check(plan)
     for task in plan.tasks:
         known: list[Scored] = []
         for setting in settings:
@@ -171,6 +191,7 @@ def _simple_evaluate(lm: TrimodeLM, task: str, plan: Plan, manager: TaskManager)
         system_instruction=plan.system,
         gen_kwargs=given,
         bootstrap_iters=0,  # the interval is ours
+        confirm_run_unsafe_code=not plan.sandbox,
         log_samples=True,
     )
     assert found is not None
