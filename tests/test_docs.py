@@ -59,6 +59,15 @@ def test_docs_protocols_has_the_clients_that_are_run():
     assert "\n".join(catalogue.table()) in text, "write tests/clients/catalogue.py's table()"
 
 
+def test_docs_evaluation_names_every_scorer_and_local_task():
+    from trimode.evaluation.scoring import NAMES
+
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    tasks = (ROOT / "trimode" / "evaluation" / "harness" / "tasks").glob("*.yaml")
+    for name in (*NAMES, *(task.stem for task in tasks)):
+        assert f"| `{name}` |" in text, f"docs/evaluation.md has no row for {name}"
+
+
 def folders():
     """Every folder of the repository that holds files of ours."""
     top = ("trimode", "benchmarks", "reproduce", "examples", "docs")

@@ -12,6 +12,7 @@ from trimode.cli import signals
 from trimode.cli.chat import chat
 from trimode.cli.compare import compare, demo
 from trimode.cli.env import env
+from trimode.cli.evaluate import evaluate
 from trimode.cli.generate import generate
 from trimode.cli.models import models_app
 from trimode.cli.serve import serve
@@ -36,6 +37,7 @@ app.command()(demo)
 app.command()(serve)
 app.command()(tune)
 app.command()(verify)
+app.command("eval")(evaluate)
 app.add_typer(models_app, name="models")
 app.command()(convert)
 app.command()(train)

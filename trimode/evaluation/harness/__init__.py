@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness, in every mode. Needs the extra `eval`."""
