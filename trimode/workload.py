@@ -225,9 +225,7 @@ class _Reader:
             if prompt is None and messages is None and "conversations" in given:
                 messages = _sharegpt(given.pop("conversations"), where)
         _check_prompt(prompt, messages, where)
-        if messages is None:
-            return prompt, None
-        return self._cut(messages, where)
+        return (str(prompt), None) if messages is None else self._cut(messages, where)
 
     def _cut(self, messages: list[dict[str, Any]], where: str) -> tuple[Prompt, Any]:
         """A conversation up to the assistant's last words, and those words."""

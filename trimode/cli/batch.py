@@ -23,6 +23,7 @@ from trimode.cli.render import note
 from trimode.cli.signals import Terminated
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
+from trimode.journal import changes, intact_rows, locked
 from trimode.rows import content_digest
 from trimode.workload import Columns, Line, read_lines
 
@@ -268,29 +269,11 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs away from the output.
-
-        Raises:
-            InputError: another run writes it, or it cannot be written.
-        """
-        from filelock import FileLock, Timeout
-
+        """Keep other runs away from the output; see `trimode.journal.locked`."""
         if self.output.is_dir():
             raise InputError("output", f"{self.output} is a directory", "must be a file")
-        if not self.output.parent.is_dir():
-            raise InputError("output", f"no directory {self.output.parent}", "create it first")
-        path = self.output.with_name(f".{self.output.name}.lock")
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            found = f"{self.output} is being written by another run"
-            raise InputError("output", found, "wait for it, or give another file") from None
-        try:
+        with locked(self.output):
             yield
-        finally:
-            path.unlink(missing_ok=True)
-            lock.release()
 
     def open(self, *, overwrite: bool) -> set[int]:
         """Line numbers that are done already.
@@ -305,24 +288,13 @@ class Journal:
         rows = self._rows()
         if not rows and self.path.exists() and not self._header().startswith(self._content()):
             raise InputError("output", f"{self.path} is no journal", "move it away")
-        if rows and (changes := self._changes(rows[0])):
-            found = f"{self.path} was left by another input or other options ({changes})"
+        if rows and (changed := changes(rows[0].get("made_with"), self.made_with)):
+            found = f"{self.path} was left by another input or other options ({changed})"
             raise InputError("output", found, "run it as it was, remove it or pass --overwrite")
         lost = self._content().count(b"\n", self._intact) if rows else 0
         if lost > 0:  # a torn last line has no end
             note(f"{self.path}: line {len(rows) + 1} is damaged; {lost} lines are computed again")
         return {row["line"] for row in rows[1:]}
-
-    def _changes(self, header: Mapping[str, Any]) -> str:
-        """What differs between the journal's run and this one, in words; empty if nothing does."""
-        before = header.get("made_with")
-        if not isinstance(before, dict):
-            return "written by another version"
-        return ", ".join(
-            "another input" if name == "input" else f"{name} was {before.get(name)!r}, is {value!r}"
-            for name, value in self.made_with.items()
-            if before.get(name) != value
-        )
 
     def _header(self) -> bytes:
         return (json.dumps({"made_with": self.made_with}) + "\n").encode()
@@ -359,16 +331,5 @@ class Journal:
 
     def _rows(self) -> list[dict[str, Any]]:
         """Rows up to the first torn one; remembers the end of the intact part."""
-        rows, self._intact = [], 0
-        if not self.path.exists():
-            return rows
-        for raw in self.path.read_bytes().splitlines(keepends=True):
-            try:
-                row = json.loads(raw) if raw.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                break
-            rows.append(row)
-            self._intact += len(raw)
+        rows, self._intact = intact_rows(self.path)
         return rows

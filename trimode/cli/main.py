@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trimode.cli import signals
+from trimode.cli.bench import bench
 from trimode.cli.chat import chat
 from trimode.cli.compare import compare
 from trimode.cli.env import env
@@ -33,6 +34,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(compare)
 app.command()(serve)
+app.command()(bench)
 app.command()(tune)
 app.command()(verify)
 app.add_typer(models_app, name="models")
