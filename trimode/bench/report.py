@@ -162,6 +162,16 @@ def table_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def narrow_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same for a terminal of 80 columns: what decides."""
+    header, rows = table_rows(summary)
+    wanted = [i for i, name in enumerate(header) if name not in _WIDE_ONLY]
+    return [header[i] for i in wanted], [[row[i] for i in wanted] for row in rows]
+
+
+_WIDE_ONLY = frozenset(("TTFT ms", "ms/token", "accepted"))
+
+
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 

@@ -20,6 +20,8 @@ _GROUP = 3
 """Prompts of a group at one request at a time: few, so that settings take turns often."""
 _FINALISTS = 2
 """Settings beside the baseline that are measured to the end, if they can be told from the rest."""
+_RECENT = 8
+"""Groups of which the longest says how long the next one may take."""
 _CLEARLY_SLOWER = 0.9
 """Share of the best setting's rate below which a setting is dropped without an interval."""
 
@@ -95,7 +97,7 @@ def measure_level(
     for rung in range(rungs):
         until = math.inf if level.budget is None else level.budget * (rung + 1) / rungs
         while done < len(passes):
-            next_cycle = sum(_expected(level.tallies[setting]) for setting in alive)
+            next_cycle = sum(max(level.tallies[s].wall[-_RECENT:], default=0.0) for s in alive)
             if done and level.spent + next_cycle > until:
                 break
             _cycle(level, alive, passes[done], done, targets, record)

@@ -545,16 +545,17 @@ def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from trimode.bench.report import table_rows
+    from trimode.bench.report import narrow_rows
 
     console = Console(soft_wrap=True)
-    header, rows = table_rows(summary)
-    table = Table()
+    header, rows = narrow_rows(summary)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(header):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)

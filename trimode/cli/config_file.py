@@ -80,7 +80,7 @@ def _checked(path: Path, name: str, value: Any, parameter: Any) -> Any:
         }.get(kind, numeric or isinstance(each, str))
         if not fits:
             raise InputError(place, repr(each), f"must be {_WORDS.get(kind, 'a text')}")
-        if numeric and kind in (int, float):
+        if isinstance(each, int | float) and kind in (int, float):
             low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
             check_range(place, each, -inf if low is None else low, high)
     found = [each if kind in _WORDS else str(each) for each in several]
