@@ -49,8 +49,27 @@ class Record:
         """Whether all is measured."""
         return any(row["kind"] == "end" for row in self.rows)
 
+    def check(self, made_with: Mapping[str, Any]) -> None:
+        """Check that what is there belongs to this run; nothing may be there.
+
+        Args:
+            made_with: what the results depend on, by name.
+
+        Raises:
+            InputError: it belongs to another run, or is no result.
+        """
+        if self.rows:
+            changed = changes(self.rows[0].get("made_with"), _as_read(made_with))
+            if changed:
+                found = f"{self.path} was left by another run ({changed})"
+                raise InputError("output", found, "give another directory, or pass --overwrite")
+        elif self.path.exists():
+            start = self.path.read_bytes()[: len(_START)]
+            if not _START.startswith(start):
+                raise InputError("output", f"{self.path} is no result", "move it away")
+
     def begin(self, made_with: Mapping[str, Any], facts: Mapping[str, Any], *, anew: bool) -> bool:
-        """Write the header, or check that it is this run's; returns whether a run goes on.
+        """Write the header, unless the run goes on; returns whether it does.
 
         Args:
             made_with: what the results depend on, by name.
@@ -58,25 +77,17 @@ class Record:
             anew: whether to drop what is there.
 
         Raises:
-            InputError: what is there belongs to another run.
+            InputError: see `check`.
         """
-        made_with = json.loads(json.dumps(made_with))  # as it is read back
         if anew:
             self.rows, self._intact = [], 0
             self._answers, self._seconds = {}, {}
-        if self.rows:
-            changed = changes(self.rows[0].get("made_with"), made_with)
-            if changed:
-                found = f"{self.path} was left by another run ({changed})"
-                raise InputError("output", found, "give another directory, or pass --overwrite")
-            self._cut()
-            return True
-        if self.path.exists() and self.path.stat().st_size and not anew:
-            start = self.path.read_bytes()[:20]
-            if not b'{"kind": "header"'.startswith(start[:17]):
-                raise InputError("output", f"{self.path} is no result", "move it away")
+        else:
+            self.check(made_with)
         self._cut()
-        header = {"kind": "header", "version": VERSION, "made_with": made_with, **facts}
+        if self.rows:
+            return True
+        header = {"kind": "header", "version": VERSION, "made_with": _as_read(made_with), **facts}
         self.append([header])
         return False
 
@@ -129,6 +140,14 @@ class Record:
         self.path.parent.mkdir(exist_ok=True)
         with self.path.open("ab") as file:
             os.truncate(file.fileno(), self._intact)
+
+
+_START = b'{"kind": "header", "version": '
+
+
+def _as_read(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they are once they were written and read."""
+    return json.loads(json.dumps(made_with))
 
 
 def _complete(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

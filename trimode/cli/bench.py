@@ -242,6 +242,8 @@ def run_workload(asked: Asked) -> dict[str, Any]:
         output.mkdir(exist_ok=True)
         record = Record(output)
         made_with = _made_with(asked, source)
+        if not asked.results.overwrite:
+            record.check(made_with)
         if asked.results.overwrite or not record.finished:
             prepared = _prepare(asked, grid, lines)
             plan = Plan(
@@ -269,7 +271,6 @@ def run_workload(asked: Asked) -> dict[str, Any]:
                 raise
             record.append([{"kind": "end"}])
         else:
-            record.begin(made_with, {}, anew=False)  # refuses what another run has left
             note(f"{record.path} is complete; --overwrite measures anew")
         summary = write_report(output, record.rows, max_quality_loss=effort.max_quality_loss)
     _print(summary, output, as_json=asked.results.json_output)
