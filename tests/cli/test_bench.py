@@ -297,3 +297,50 @@ def test_two_results_are_compared(cli, letters, workload, tmp_path):
     said = cli("bench", "--compare", tmp_path / "a", tmp_path / "a")
     assert said.out.startswith("ar x1: 1.000 times as fast (1.000 to 1.000, may be noise)")
     assert_one_line_error(cli("bench", "--compare", tmp_path, tmp_path), 2, "no results")
+
+
+def test_tune_with_a_workload_searches_more_block_lengths(cli, letters, workload, tmp_path):
+    out = tmp_path / "out"
+    outcome = cli("tune", letters, workload, "--output", out, *QUICK, "--concurrency", "1")
+    assert outcome.code == 0, outcome.err
+    header = results(tmp_path)[0]
+    lengths = {row["block_length"] for row in header["settings"] if row["mode"] == "linear"}
+    assert lengths == {3, 4, 5, 6, 8, 12, 16, 32}
+    assert (out / "trimode.yaml").exists()
+
+
+def test_tune_says_what_another_machine_would_do_with_it(cli, letters, workload, tmp_path):
+    out = tmp_path / "out"
+    found = cli("tune", letters, workload, "--output", out, *QUICK, "--cost-curve", "b200-8b",
+                "--block-lengths", 4, "--json").json()  # fmt: skip
+    assert found["computed"]
+    assert found["block_length"] == 4
+    assert [row["load"] for row in found["loads"]] == [1, 2, 4, 8, 16, 32, 64, 128]
+    cycles = [row for row in results(tmp_path) if row.get("setting") == "linear block 4 x1"]
+    made = sum(row.get("cycle_tokens", 0) for row in cycles)
+    tried = sum(row.get("cycles", 0) for row in cycles)
+    assert found["acceptance"] == pytest.approx(max(2.0, made / tried))
+
+
+def test_tune_computes_from_an_acceptance_alone(cli):
+    outcome = cli("tune", "--cost-curve", "b200-8b", "--acceptance", "6.72")
+    assert "computed, not measured" in outcome.out
+    assert "linear beats ar below 32 requests at a time" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--cost-curve", "h100-8b", "--acceptance", "3"), "cost_curve: 'h100-8b'; a file of"),
+        (("--cost-curve", "b200-8b"), "acceptance: missing; give it, or a workload"),
+        (("--acceptance", "3"), "acceptance: 3; goes with --cost-curve"),
+        (("--block-length", "3"), "block_length: 3; goes with --acceptance"),
+        (("--score", "exact"), "score: exact; goes with a workload"),
+        (("--output", "x"), "output: given; goes with a workload"),
+        (("a.csv", "b.csv"), "workload: 'a.csv b.csv'; give [MODEL] [WORKLOAD]"),
+        (("a.csv",), "workload: a.csv is not a file"),
+    ],
+)
+def test_tune_ignores_no_option_in_silence(cli, monkeypatch, options, words):
+    monkeypatch.setattr("trimode.cli.options.load_model", None)
+    assert_one_line_error(cli("tune", *options), 2, words)

@@ -210,8 +210,12 @@ def bench(
     )
 
 
-def run_workload(asked: Asked) -> dict[str, Any]:
+def run_workload(asked: Asked, *, show: bool = True) -> dict[str, Any]:
     """Measure a workload and write the report; returns the summary.
+
+    Args:
+        asked: all options.
+        show: whether to print the table and the recommendation.
 
     Raises:
         InputError: something is wrong that was given.
@@ -273,7 +277,8 @@ def run_workload(asked: Asked) -> dict[str, Any]:
         else:
             note(f"{record.path} is complete; --overwrite measures anew")
         summary = write_report(output, record.rows, max_quality_loss=effort.max_quality_loss)
-    _print(summary, output, as_json=asked.results.json_output)
+    if show:
+        _print(summary, output, as_json=asked.results.json_output)
     if not any(row["baseline"] and row["prompts"] for row in summary["settings"]):
         raise TrimodeError(f"nothing could be measured; {output / 'report.html'} says why")
     return summary
