@@ -19,6 +19,8 @@ class FakeTarget:
         self.rates, self.noise, self.dice = rates, noise, random.Random(seed)
         self.stop_after, self.groups, self.texts = stop_after, [], texts or {}
 
+    gone = None
+
     def warm_up(self, setting, prompt):  # noqa: ARG002
         return 0.01
 

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+import threading
 import time
 import types
 
@@ -175,6 +176,64 @@ def test_a_server_of_ours_is_measured_mode_by_mode(cli, workload, tmp_path):
     linear = next(row for row in summary["settings"] if row["mode"] == "linear")
     assert linear["equal"] == 1.0
     assert summary["deploy"] is None
+
+
+def test_a_server_that_dies_in_the_middle_is_gone_on_with_when_it_is_back(cli, workload, tmp_path):
+    from trimode.server import ServerSettings, open_server, open_service
+    from trimode.testing import tiny_model
+
+    service = open_service(ServerSettings(name="tiny"), tiny_model)
+    out, port = tmp_path / "out", 0
+    seen: list[str] = []
+
+    def command():
+        url = f"http://127.0.0.1:{port}/v1"
+        options = ("--url", url, "--api-key", "s3cret", "--output", out, "--modes", "ar,linear")
+        grid = ("--block-lengths", 4, "--concurrency", 1)
+        return cli("bench", workload, *options, *grid, *QUICK)
+
+    from trimode.bench.remote import RemoteTarget
+
+    real = RemoteTarget.measure
+
+    def measure(self, setting, prompts, round_):
+        seen.append(setting.key)
+        if len(seen) == 3:
+            server.should_exit = True
+            thread.join()
+        return real(self, setting, prompts, round_)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemoteTarget, "measure", measure)
+        patch.setattr("trimode.bench.remote.MOST_FAILURES", 2)
+        server = open_server(service)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        port = int(server.url.rpartition(":")[2])
+        outcome = command()
+    assert outcome.code == 1
+    assert "stopped answering; the same command goes on when it is back" in outcome.err
+    before = results(tmp_path)
+    assert before[-1]["kind"] == "gone"
+    assert "s3cret" not in (out / "results.jsonl").read_text()
+    again = open_service(ServerSettings(name="tiny"), tiny_model)
+    server = open_server(again, port=port)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    outcome = command()
+    server.should_exit = True
+    thread.join()
+    assert outcome.code == 0, outcome.err
+    after = results(tmp_path)
+    assert after[: len(before)] == before
+    assert after[-1]["kind"] == "end"
+    answers = [row for row in after if row["kind"] == "answer"]
+    assert len(answers) == 12
+    assert not any("error" in row for row in answers)
 
 
 def test_a_dead_server_is_said_before_the_model_is_loaded(bench, monkeypatch):

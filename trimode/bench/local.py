@@ -52,6 +52,11 @@ class LocalTarget:
                 found[number] = error
         return found
 
+    @property
+    def gone(self) -> str | None:
+        """See `Target.gone`."""
+        return None
+
     def warm_up(self, setting: Setting, prompt: int) -> float:
         """Answer one prompt, alone."""
         (answer,) = self._run(self._new_engine(setting), replace(setting, concurrency=1), [prompt])

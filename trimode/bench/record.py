@@ -28,6 +28,7 @@ class Record:
     rung         settings that are measured no more, and why
     likelihood   what AR thinks of an answer
     score        what a scorer thinks of it
+    gone         a server that answers no more; what it did not answer is measured later
     end          all is measured
     """
 

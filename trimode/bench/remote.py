@@ -67,7 +67,7 @@ class RemoteTarget:
         self._client = httpx.Client(
             headers=headers, timeout=timeout, limits=httpx.Limits(max_connections=None)
         )
-        self._failures = 0
+        self._failures, self._why = 0, ""
         self._lock = threading.Lock()
         self.model, self.is_ours = self._first_model()
         modes = self._modes() if self.is_ours else {}
@@ -78,9 +78,9 @@ class RemoteTarget:
         """The model's own, of a server of ours."""
 
     @property
-    def gone(self) -> bool:
-        """Whether the server could not be reached several times in succession."""
-        return self._failures >= MOST_FAILURES
+    def gone(self) -> str | None:
+        """See `Target.gone`: it could not be reached several times in succession."""
+        return self._why if self._failures >= MOST_FAILURES else None
 
     def _first_model(self) -> tuple[str, bool]:
         """The name of the served model, and whether the server is trimode's."""
@@ -179,6 +179,7 @@ class RemoteTarget:
         answer.finished = time.perf_counter() - began
         with self._lock:
             self._failures = 0 if reached else self._failures + 1
+            self._why = self._why if reached else str(answer.error)
         return answer
 
     def _stream(

@@ -125,7 +125,12 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
     if len(results.loads) == 1:
         said.append("Only one load was measured (--concurrency).")
     if not results.finished:
-        said.append("The run was interrupted; the same command goes on.")
+        said += [
+            f"{target} stopped answering ({why}); the same command goes on when it is back."
+            for target, why in results.gone.items()
+        ]
+        if not results.gone:
+            said.append("The run was interrupted; the same command goes on.")
     return said
 
 

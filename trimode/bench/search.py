@@ -100,6 +100,8 @@ def measure_level(
             next_cycle = sum(max(level.tallies[s].wall[-_RECENT:], default=0.0) for s in alive)
             if done and level.spent + next_cycle > until:
                 break
+            if targets[level.baseline.target].gone:
+                return
             _cycle(level, alive, passes[done], done, targets, record)
             done += 1
             share, left = _progress(level, alive, done, len(passes))
@@ -171,11 +173,18 @@ def _cycle(
     round_, group = place
     first = turn % len(alive)
     for setting in (*alive[first:], *alive[:first]):
+        target = targets[setting.target]
+        if target.gone:
+            continue
         answers = record.group(setting, round_, group)
         if answers is None:
             began = time.perf_counter()
-            answers = targets[setting.target].measure(setting, level.groups[group], round_)
+            answers = target.measure(setting, level.groups[group], round_)
             wall = round(time.perf_counter() - began, 6)
+            if target.gone:  # the group is measured again when the run goes on
+                row = {"kind": "gone", "target": setting.target, "load": level.concurrency}
+                record.append([{**row, "error": target.gone}])
+                continue
             record.add_group(setting, round_, group, answers, wall)
         else:
             wall = record.seconds(setting, round_, group)

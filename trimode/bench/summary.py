@@ -65,6 +65,8 @@ class Results:
         """`rows`: of results.jsonl."""
         self.header = rows[0]
         self.finished = any(row["kind"] == "end" for row in rows)
+        self.gone = {row["target"]: row["error"] for row in rows if row["kind"] == "gone"}
+        """Servers that stopped answering, and why."""
         self.settings = [Setting.from_json(row) for row in self.header["settings"]]
         self.prompts = {row["prompt"]: row for row in rows if row["kind"] == "prompt"}
         self.dropped: dict[str, tuple[int, float]] = {}

@@ -10,6 +10,11 @@ from trimode.bench.settings import Setting
 class Target(Protocol):
     """Answers groups of prompts in a setting."""
 
+    @property
+    def gone(self) -> str | None:
+        """Why it answers no more; None if it does."""
+        ...
+
     def warm_up(self, setting: Setting, prompt: int) -> float:
         """Answer one prompt; returns the seconds that it took."""
         ...

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -248,6 +249,7 @@ def run_workload(asked: Asked, *, show: bool = True) -> dict[str, Any]:
         made_with = _made_with(asked, source)
         if not asked.results.overwrite:
             record.check(made_with)
+        gone: list[str] = []
         if asked.results.overwrite or not record.finished:
             prepared = _prepare(asked, grid, lines)
             plan = Plan(
@@ -273,12 +275,17 @@ def run_workload(asked: Asked, *, show: bool = True) -> dict[str, Any]:
             except (KeyboardInterrupt, Terminated):
                 sys.stderr.write("stopped; the same command goes on\n")
                 raise
-            record.append([{"kind": "end"}])
+            gone = [name for name, target in prepared.targets.items() if target.gone]
+            if not gone:
+                record.append([{"kind": "end"}])
         else:
             note(f"{record.path} is complete; --overwrite measures anew")
         summary = write_report(output, record.rows, max_quality_loss=effort.max_quality_loss)
     if show:
         _print(summary, output, as_json=asked.results.json_output)
+    if gone:
+        names = ", ".join(gone)
+        raise TrimodeError(f"{names} stopped answering; the same command goes on when it is back")
     if not any(row["baseline"] and row["prompts"] for row in summary["settings"]):
         raise TrimodeError(f"nothing could be measured; {output / 'report.html'} says why")
     return summary
@@ -501,13 +508,22 @@ def _facts(asked: Asked, prepared: _Prepared) -> dict[str, Any]:
     """What a reader needs to judge the figures."""
     model = asdict(asked.model) | {"model": asked.model.model or DEFAULT_MODEL}
     return {
-        "command": " ".join(["trimode", *sys.argv[1:]]),
+        "command": _command(sys.argv[1:]),
         "workload": str(asked.source),
         "machine": facts(),
         "model": model,
         "models": prepared.models,
         "settings": [setting.to_json() for setting in prepared.settings],
     }
+
+
+def _command(words: list[str]) -> str:
+    """The command line for readers, without the key."""
+    shown = [re.sub(r"^--api-key=.*", "--api-key=...", word) for word in words]
+    for i, word in enumerate(words[:-1]):
+        if word == "--api-key":
+            shown[i + 1] = "..."
+    return shlex.join(["trimode", *shown])
 
 
 class _Progress:
