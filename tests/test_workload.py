@@ -179,3 +179,25 @@ def test_a_directory_as_datasets_saves_it_is_read(tmp_path):
     (tmp_path / "state.json").write_text("{}")
     found = [(line.prompt, line.reference) for line in read_workload(tmp_path, DEFAULTS)]
     assert found == [("a", "x"), ("b", None)]
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+def test_a_form_of_answers_becomes_their_grammar(rows):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    plain, formed, some = rows(
+        {"prompt": "p", "response_format": {"type": "text"}},
+        {"prompt": "p", "response_format": form},
+        {"prompt": "p", "response_format": {"type": "json_object"}},
+    )
+    assert (plain.form, plain.options.grammar) == (None, None)
+    assert formed.form == form
+    assert "integer" in formed.options.grammar
+    assert some.options.grammar not in (None, formed.options.grammar)
+
+
+@pytest.mark.parametrize("form", [{}, [], "json", {"type": "xml"}, {"type": "json_schema"}])
+def test_a_form_that_is_none_is_refused(rows, form):
+    with pytest.raises(InputError, match="line 1: response_format: "):
+        rows({"prompt": "p", "response_format": form})

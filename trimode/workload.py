@@ -38,7 +38,8 @@ REFERENCE_COLUMNS = (
 )  # fmt: skip
 """Names of the column that holds the right answer, the first one that a file has."""
 _OPTIONS = frozenset(option.name for option in fields(GenerationOptions))
-_KNOWN = ("prompt", "messages", *_OPTIONS, *ALIASES)
+_FORM = "response_format"
+_KNOWN = ("prompt", "messages", _FORM, *_OPTIONS, *ALIASES)
 _ENVELOPE = frozenset(("custom_id", "method", "url", "body"))
 _URLS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 """Endpoints of OpenAI's batch format, and what holds the prompt there."""
@@ -84,6 +85,8 @@ class Line:
     """Whether the prompt is text to go on with, whatever the command says."""
     reference: Any = None
     """The right answer; None if the row has none. Only `read_workload` looks for it."""
+    form: Mapping[str, Any] | None = None
+    """OpenAI's `response_format`, if the answer must be JSON; its grammar is among the options."""
     given: frozenset[str] = frozenset()
     """Options that the row itself gives."""
 
@@ -193,7 +196,10 @@ class _Reader:
         prompt, answer = self._prompt(row, given)
         if reference is None:
             reference = answer
+        form = _form(given.pop(_FORM, None), row)
         values, others = self._options(row, given)
+        if form is not None:
+            values["grammar"] = _grammar_of(form, row.where)
         try:
             defaults = self.defaults
             if "mode" in values:
@@ -202,7 +208,16 @@ class _Reader:
         except InputError as error:
             raise InputError(f"{where}: {error.field}", error.found, error.allowed) from None
         given_options = frozenset(values) | ({"mode"} if "mode" in given else set())
-        return Line(row.number, prompt, options, columns | others, raw, reference, given_options)
+        return Line(
+            number=row.number,
+            prompt=prompt,
+            options=options,
+            columns=columns | others,
+            raw=raw,
+            reference=reference,
+            form=form,
+            given=given_options,
+        )
 
     def _prompt(self, row: Row, given: dict[str, Any]) -> tuple[Prompt, Any]:
         """Take the prompt out of a row, and the answer if a conversation goes on with it."""
@@ -265,6 +280,35 @@ class _Reader:
                 found = f"{key}, as {ids[key]}"
                 raise InputError(f"{row.where}: {name}", found, "each row needs its own")
             ids[key] = row.where.removeprefix(f"{self.path} ")
+
+
+def _form(value: Any, row: Row) -> dict[str, Any] | None:
+    """OpenAI's `response_format` of a row; None if any text will do."""
+    where = f"{row.where}: {'body.' if 'body' in row.fields else ''}{_FORM}"
+    if row.is_text and isinstance(value, str):
+        value = parse_json(value, where)
+    if value is None:
+        return None
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        raise InputError(where, repr(value), "type must be text, json_object or json_schema")
+    if kind == "json_schema" and not isinstance(_schema_of(value), dict):
+        raise InputError(where, "no json_schema.schema", "must be a JSON schema")
+    return None if kind == "text" else value
+
+
+def _schema_of(form: Mapping[str, Any]) -> Any:
+    named = form.get("json_schema")
+    return named.get("schema") if isinstance(named, dict) else None
+
+
+def _grammar_of(form: Mapping[str, Any], where: str) -> str:
+    from trimode.text.grammar import json_grammar
+
+    try:
+        return json_grammar(_schema_of(form))
+    except InputError as error:
+        raise InputError(f"{where}: {_FORM}", error.found, error.allowed) from None
 
 
 def _lower(name: str) -> str:

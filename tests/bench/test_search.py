@@ -8,6 +8,7 @@ import pytest
 from tests.bench.fakes import FakeTarget, local, run
 from trimode.bench.recommend import recommend
 from trimode.bench.record import RESULTS, Record
+from trimode.bench.report import _unsure
 from trimode.bench.statistics import mean
 from trimode.bench.summary import summarise
 from trimode.errors import InputError
@@ -85,6 +86,18 @@ def test_a_budget_is_kept_by_measuring_less_and_every_setting_is_measured(tmp_pa
     assert len(results.measured["linear block 8 x1"].first) > 2 * slowest
 
 
+def test_a_budget_that_is_too_short_is_said_and_kept_as_far_as_can_be(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("trimode.bench.search.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(FakeTarget, "measure", ticking(clock, FakeTarget.measure))
+    results, _ = run(tmp_path, machine(("linear", 8)), prompts=40, repeats=3, budget=1.5)
+    measured = [m for m in results.measured.values() if m.first]
+    assert 1 <= len(measured) < len(results.measured)
+    assert clock[0] < 4.0
+    said = _unsure(results, summarise(results))
+    assert any("too short to measure" in line and "auto x1" in line for line in said)
+
+
 def ticking(clock, real):
     def measure(self, setting, prompts, round_):
         answers = real(self, setting, prompts, round_)
@@ -128,9 +141,12 @@ def test_a_file_that_is_cut_anywhere_is_completed(tmp_path, share):
     assert untimed(tmp_path) == before
 
 
+TIMES = ("seconds", "warm_up_seconds")
+
+
 def untimed(directory):
     rows = [json.loads(line) for line in (directory / RESULTS).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def test_results_of_another_run_are_refused_and_what_changed_is_named(tmp_path):

@@ -344,6 +344,19 @@ def test_rows_without_a_reference_are_said_and_not_scored(bench, scoring, worklo
     assert "score: no row has a reference; name the column" in refused.err
 
 
+def test_answers_that_must_be_json_are_in_every_mode(bench, workload, tmp_path):
+    """Columns of a table hold JSON as text; the answer is one digit in an array."""
+    schema = {"type": "array", "items": {"enum": [1]}, "minItems": 1, "maxItems": 1}
+    form = json.dumps({"type": "json_schema", "json_schema": {"schema": schema}})
+    quoted = '"' + form.replace('"', '""') + '"'
+    workload.write_text("prompt,response_format\n" + f"a,{quoted}\n" * 4)
+    outcome = bench("--modes", "ar,linear", "--concurrency", "1")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert [row["valid_json"] for row in summary["settings"]] == [1.0] * len(summary["settings"])
+    assert all(json.loads(r["text"]) == [1] for r in results(tmp_path) if r["kind"] == "answer")
+
+
 def test_two_results_are_compared(cli, letters, workload, tmp_path):
     for name in ("a", "b"):
         cli("bench", workload, "-m", letters, "--output", tmp_path / name, *QUICK, "--modes",

@@ -34,6 +34,8 @@ class Asked:
     prompt: Prompt
     raw: bool
     options: GenerationOptions
+    form: Mapping[str, Any] | None = None
+    """The `response_format`."""
 
 
 def _never() -> bool:
@@ -244,6 +246,8 @@ class RemoteTarget:
             decoding = {"mode": setting.mode, "block_length": setting.block_length,
                         "threshold": setting.threshold}  # fmt: skip
             body["decoding"] = {name: v for name, v in decoding.items() if v is not None}
+        if asked.form is not None:
+            body["response_format"] = asked.form
         if asked.raw:
             return "completions", body | {"prompt": asked.prompt}
         prompt = asked.prompt

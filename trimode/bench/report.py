@@ -96,6 +96,9 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
         for row in rows
         for reason, count in row["errors"].items()
     ]
+    never = [row["key"] for row in rows if not row["answers"]]
+    if never and results.finished:
+        said.append(f"The time budget was too short to measure {', '.join(never)} at all.")
     if any(row["dropped"] for row in rows):
         names = ", ".join(row["key"] for row in rows if row["dropped"])
         said.append(
@@ -104,7 +107,7 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
         )
     usable = asked - len(summary["left_out"])
     repeats = results.header["made_with"].get("repeats", 1)
-    short = [r for r in rows if not r["dropped"] and r["answers"] < usable * repeats]
+    short = [r for r in rows if not r["dropped"] and 0 < r["answers"] < usable * repeats]
     if short:
         least = min(short, key=lambda row: row["answers"])
         said.append(
@@ -137,8 +140,10 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
 def table_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table of all settings, as text."""
     scored = any("score" in row for row in summary["settings"])
+    formed = any("valid_json" in row for row in summary["settings"])
+    optional = [name for name, shown in (("score", scored), ("JSON", formed)) if shown]
     header = ["setting", "load", "tok/s", "x base", "interval", "TTFT ms", "ms/token", "TPF",
-              "accepted", "equal", *(["score"] if scored else []), "answers"]  # fmt: skip
+              "accepted", "equal", *optional, "answers"]  # fmt: skip
     rows = []
     for row in summary["settings"]:
         if "tokens" not in row:
@@ -147,6 +152,7 @@ def table_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             continue
         gain = row.get("speedup") or {}
         score = [_number(row.get("score", {}).get("estimate"), 3)] if scored else []
+        valid = [f"{row['valid_json']:.0%}" if "valid_json" in row else ""] if formed else []
         bounds = (gain.get("low"), gain.get("high"))
         rows.append(
             [
@@ -161,6 +167,7 @@ def table_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 _number(row["acceptance_length"], 2),
                 "" if row["baseline"] or "equal" not in row else f"{row['equal']:.0%}",
                 *score,
+                *valid,
                 str(row["answers"]),
             ]
         )

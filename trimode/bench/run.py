@@ -195,6 +195,8 @@ def prompt_rows(lines: Mapping[int, Line], skipped: Mapping[int, str]) -> list[d
             "asked": line.prompt,
             "columns": dict(line.columns),
         }
+        if line.form is not None:
+            row["form"] = dict(line.form)
         if line.reference is not None:
             row["reference"] = line.reference
         if number in skipped:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trimode.bench.answers import Answer
 from trimode.bench.record import Record
@@ -62,11 +63,13 @@ class Level:
     """Seconds; None: everything is measured."""
     groups: Sequence[Sequence[int]] = ()
     tallies: dict[Setting, Tally] = field(default_factory=dict)
+    warm_up: float = 0.0
+    """Seconds before the first group."""
 
     @property
     def spent(self) -> float:
-        """Seconds of all groups."""
-        return sum(sum(tally.wall) for tally in self.tallies.values())
+        """Seconds of all groups and of warming up."""
+        return self.warm_up + sum(sum(tally.wall) for tally in self.tallies.values())
 
 
 def measure_level(
@@ -123,33 +126,50 @@ def _groups(
     repeats: int,
 ) -> list[list[int]]:
     """The prompts in groups; how large they are is recorded. Warms all settings up."""
-    known = next(
-        (r for r in record.of_kind("level") if r["concurrency"] == level.concurrency), None
-    )
-    first = targets[level.baseline.target].warm_up(level.baseline, prompts[0])
-    for setting in level.settings:
-        if setting != level.baseline:
-            targets[setting.target].warm_up(setting, prompts[0])
-    if known is not None:
-        size = known["group_size"]
-    else:
-        size = max(_GROUP, 2 * level.concurrency) if level.concurrency > 1 else _GROUP
-        if level.budget is not None and level.concurrency == 1:
-            # The first rung must hold a group of every setting.
-            each = level.budget / _rungs(len(level.settings) - 1) / len(level.settings)
-            size = max(1, min(size, int(each / max(first, 1e-6))))
-        record.append(
-            [
-                {
-                    "kind": "level",
-                    "concurrency": level.concurrency,
-                    "group_size": size,
-                    "repeats": repeats,
-                    "budget": level.budget,
-                }
-            ]
-        )
+    levels = list(record.of_kind("level"))
+    known = next((row for row in levels if row["concurrency"] == level.concurrency), None)
+    if known is None:
+        known = _planned(level, prompts[0], targets, levels, repeats)
+        record.append([known])
+    else:  # the process is new
+        targets[level.baseline.target].warm_up(level.baseline, prompts[0])
+    level.warm_up = known["warm_up_seconds"]
+    size = known["group_size"]
     return [list(prompts[at : at + size]) for at in range(0, len(prompts), size)]
+
+
+def _planned(
+    level: Level,
+    prompt: int,
+    targets: Mapping[str, Target],
+    levels: Sequence[Mapping[str, Any]],
+    repeats: int,
+) -> dict[str, Any]:
+    """Warm up each way that is new; decide how large groups are."""
+    times: dict[str, float] = {}
+    for row in levels:
+        times |= row["warm_up"]
+    began = time.perf_counter()
+    for setting in level.settings:
+        if setting.way not in times:
+            took = targets[setting.target].warm_up(setting, prompt)
+            times[setting.way] = round(took, 6)
+    spent = round(time.perf_counter() - began, 6)
+    size = _GROUP if level.concurrency == 1 else 2 * level.concurrency
+    if level.budget is not None:
+        # The first rung must hold a group of every setting.
+        rung = (level.budget - spent) / _rungs(len(level.settings) - 1)
+        cycle = sum(times[setting.way] for setting in level.settings)
+        size = max(1, min(size, int(rung / max(cycle, 1e-6))))
+    return {
+        "kind": "level",
+        "concurrency": level.concurrency,
+        "group_size": size,
+        "repeats": repeats,
+        "budget": level.budget,
+        "warm_up": times,
+        "warm_up_seconds": spent,
+    }
 
 
 def _rungs(contenders: int) -> int:
@@ -172,9 +192,11 @@ def _cycle(
     """Let every setting that is left answer one group; another one begins each time."""
     round_, group = place
     first = turn % len(alive)
-    for setting in (*alive[first:], *alive[:first]):
+    for setting in (*alive[first:], *alive[:first]):  # the baseline is the very first
         target = targets[setting.target]
-        if target.gone:
+        # Even one group of each setting may be too much.
+        over = level.budget is not None and level.spent > level.budget
+        if target.gone or (over and setting != level.baseline and turn == 0):
             continue
         answers = record.group(setting, round_, group)
         if answers is None:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from trimode.bench.answers import Answer
-from trimode.bench.quality import agreement, loops, same
+from trimode.bench.quality import agreement, is_json, loops, same
 from trimode.bench.settings import Setting, baseline_of
 from trimode.bench.statistics import (
     LEAST_GROUPS,
@@ -165,6 +165,7 @@ def _of_setting(
         **_timing(good),
         **_accounting(good),
         **_quality(measured, base, confidence),
+        **_validity(measured, {n for n, row in results.prompts.items() if "form" in row}),
     }
     paired = pairs(base, measured)
     if measured is not base and paired:
@@ -242,6 +243,13 @@ def _quality(measured: Measured, base: Measured, confidence: float) -> dict[str,
         if lost and measured is not base:
             found["score_loss"] = asdict(mean(lost, confidence=confidence))
     return found
+
+
+def _validity(measured: Measured, asked: set[int]) -> dict[str, Any]:
+    """Of the answers that were to be JSON, the share that is."""
+    formed = [answer for number, answer in measured.first.items() if number in asked]
+    valid = sum(is_json(answer.text) for answer in formed)
+    return {"valid_json": valid / len(formed)} if formed else {}
 
 
 def _perplexity_ratio(

@@ -429,6 +429,7 @@ def _server(asked: Asked, url: str, lines: dict[int, Line]) -> "RemoteTarget":
             else opt.as_messages(line.prompt, asked.prompt.system),
             _is_raw(asked, line),
             line.options,
+            line.form,
         )
         for number, line in lines.items()
     }
