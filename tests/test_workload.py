@@ -201,3 +201,11 @@ def test_a_form_of_answers_becomes_their_grammar(rows):
 def test_a_form_that_is_none_is_refused(rows, form):
     with pytest.raises(InputError, match="line 1: response_format: "):
         rows({"prompt": "p", "response_format": form})
+
+
+def test_a_table_may_hold_conversations_as_json(tmp_path):
+    path = tmp_path / "p.csv"
+    text = json.dumps([share(turn) for turn in TURNS[:1]]).replace('"', '""')
+    path.write_text(f'id,conversations\n1,"{text}"\n')
+    (line,) = read_workload(path, DEFAULTS)
+    assert line.prompt == TURNS[:1]

@@ -238,7 +238,10 @@ class _Reader:
             if row.is_text and isinstance(messages, str):
                 messages = parse_json(messages, f"{where}: messages")
             if prompt is None and messages is None and "conversations" in given:
-                messages = _sharegpt(given.pop("conversations"), where)
+                turns = given.pop("conversations")
+                if row.is_text:
+                    turns = parse_json(turns, f"{where}: conversations")
+                messages = _sharegpt(turns, where)
         _check_prompt(prompt, messages, where)
         return (str(prompt), None) if messages is None else self._cut(messages, where)
 

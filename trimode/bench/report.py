@@ -115,6 +115,11 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
             f"{least['key']} answered {least['answers']} of {usable * repeats} requests, "
             f"{least['prompts']} of {usable} prompts at least once."
         )
+    if results.header.get("busy"):
+        said.append(
+            "Other programs were busy when passes were timed, by which auto decides: on an idle "
+            "machine it may do better."
+        )
     cut = [row for row in rows if row["baseline"] and row.get("truncated", 0) > _MANY_TRUNCATED]
     if cut:
         said.append(

@@ -388,6 +388,8 @@ class _Prepared:
     model: "LoadedModel | None"
     models: dict[str, str]
     """What each target runs."""
+    busy: bool = False
+    """Whether other programs disturbed the timing of passes, by which `auto` decides."""
 
 
 def _prepare(asked: Asked, grid: "Grid", lines: dict[int, Line]) -> _Prepared:
@@ -483,6 +485,7 @@ def _prepare_local(asked: Asked, grid: "Grid", lines: dict[int, Line], prepared:
     target: LocalTarget = LocalTarget(
         model, prompts, {i: lines[i].options for i in prompts}, cost_curve(model)
     )
+    prepared.busy = not is_kept(model)
     found = fit(target, grid.settings(LOCAL, model.config.block_length), list(prompts))
     for setting, error in found.left_out.items():
         if named:
@@ -514,6 +517,7 @@ def _facts(asked: Asked, prepared: _Prepared) -> dict[str, Any]:
         "machine": facts(),
         "model": model,
         "models": prepared.models,
+        "busy": prepared.busy,
         "settings": [setting.to_json() for setting in prepared.settings],
     }
 
