@@ -256,7 +256,7 @@ def _no_gain(results: Results, verdicts: Mapping[int, Sequence[Verdict]]) -> lis
         second = (
             f"The best of {len(found)} other settings, {in_words(setting)} with "
             f"{load_in_words(setting.concurrency)}, makes {best.speedup.estimate:.2f} times as "
-            f"many tokens a second ({_interval(best.speedup)}), which is not shown to exceed "
-            f"{LEAST_GAIN:g}."
+            f"many tokens a second (interval {_interval(best.speedup)}), which is not shown to "
+            f"exceed {LEAST_GAIN:g}."
         )
     return [first, second]

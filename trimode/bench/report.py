@@ -113,7 +113,8 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
         said.append(
             f"The time budget ended before every prompt was asked {repeats} times: "
             f"{least['key']} answered {least['answers']} of {usable * repeats} requests, "
-            f"{least['prompts']} of {usable} prompts at least once."
+            f"{least['prompts']} of {usable} prompts at least once. A longer --budget narrows the "
+            "intervals."
         )
     if results.header.get("busy"):
         said.append(
@@ -260,18 +261,18 @@ def _plots_by_load(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         ranked = sorted(rows, key=lambda row: -row["tokens_per_second"]["estimate"])
         compared = [row for row in ranked if "speedup" in row]
         speeds = [
-            Point(row["way"], _colour(row), row["speedup"]["estimate"], row["speedup"]["low"],
+            Point(row["short"], _colour(row), row["speedup"]["estimate"], row["speedup"]["low"],
                   row["speedup"]["high"], marked=row["key"] in best)
             for row in compared
         ]  # fmt: skip
         qualities = {quality_of(row) for row in rows}
         dots = [
-            Point(row["way"], _colour(row), row["tokens_per_second"]["estimate"],
+            Point(row["short"], _colour(row), row["tokens_per_second"]["estimate"],
                   y=quality_of(row), marked=row["key"] in best)
             for row in rows
         ]  # fmt: skip
         times = [
-            (row["way"], _colour(row), [part / row["tokens"] * 1e3 for part in _parts(row)])
+            (row["short"], _colour(row), [part / row["tokens"] * 1e3 for part in _parts(row)])
             for row in ranked
         ]
         scored = any("score" in row for row in rows)
@@ -320,7 +321,7 @@ def _by_load(summary: Mapping[str, Any]) -> str:
             best[place] = several
     series = [
         (
-            several[0]["way"],
+            several[0]["short"],
             _colour(several[0]),
             [(row["concurrency"], row["tokens_per_second"]["estimate"]) for row in several],
         )

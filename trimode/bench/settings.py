@@ -43,6 +43,14 @@ class Setting:
         return f"{place}{self.mode}{block}{bar}"
 
     @property
+    def short(self) -> str:
+        """The same in few letters, for plots: b is the block length, t the threshold."""
+        place = "" if self.target == LOCAL else f"{self.target.partition('://')[2]} "
+        block = "" if self.block_length is None else f" b{self.block_length}"
+        bar = "" if self.threshold is None else f" t{self.threshold:g}"
+        return f"{place}{self.mode}{block}{bar}"
+
+    @property
     def key(self) -> str:
         """The setting with its load."""
         return f"{self.way} x{self.concurrency}"

@@ -148,6 +148,7 @@ def _of_setting(
     found: dict[str, Any] = {
         **setting.to_json(),
         "way": setting.way,
+        "short": setting.short,
         "lossless": setting.lossless,
         "baseline": measured is base,
         "answers": len(measured.answers),

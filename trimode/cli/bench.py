@@ -574,6 +574,7 @@ def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     from trimode.bench.report import narrow_rows
@@ -585,7 +586,9 @@ def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    # Cut columns say nothing; a narrow terminal wraps long lines.
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, needed)).print(table)
     for sentence in summary["recommendation"]["sentences"]:
         console.print(sentence, highlight=False, markup=False)
     for line in summary["unsure"]:
