@@ -11,6 +11,7 @@ import types
 import pytest
 import yaml
 
+from tests.bench.test_remote import server  # noqa: F401 - a fixture
 from tests.cli.conftest import assert_one_line_error
 from trimode.testing.serving import running
 
@@ -158,8 +159,8 @@ def test_a_server_of_ours_is_measured_mode_by_mode(cli, workload, tmp_path):
     from trimode.testing import tiny_model
 
     service = open_service(ServerSettings(name="tiny"), tiny_model)
-    with running(service) as server:
-        url = f"{server.url}/v1"
+    with running(service) as ours:
+        url = f"{ours.url}/v1"
         grid = ("--modes", "ar,linear", "--block-lengths", 4, "--concurrency", "1,2")
         out = tmp_path / "out"
         outcome = cli("bench", workload, "--url", url, "--output", out, *QUICK, *grid)
@@ -176,6 +177,21 @@ def test_a_server_of_ours_is_measured_mode_by_mode(cli, workload, tmp_path):
     linear = next(row for row in summary["settings"] if row["mode"] == "linear")
     assert linear["equal"] == 1.0
     assert summary["deploy"] is None
+
+
+def test_another_server_is_a_baseline_beside_the_model_here(bench, server, tmp_path):  # noqa: F811
+    found = server(lambda handler, _: handler.stream("some", "text", usage=5))
+    outcome = bench("--url", found.url, "--modes", "ar,linear", "--concurrency", "1")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    ways = {row["way"]: row for row in summary["settings"]}
+    assert ways["ar"]["baseline"]
+    other = ways[f"{found.url} as it is"]
+    assert other["tokens"] == 5 * 6
+    assert other["equal"] == 0
+    assert f"{found.url} with one request at a time makes " in outcome.out
+    assert summary["recommendation"]["mode"] in ("ar", "linear")
+    assert summary["deploy"] is not None
 
 
 def test_a_server_that_dies_in_the_middle_is_gone_on_with_when_it_is_back(cli, workload, tmp_path):

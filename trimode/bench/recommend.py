@@ -51,6 +51,7 @@ def recommend(
         for load in results.loads
     }
     best = {load: _best(found) for load, found in verdicts.items()}
+    others = _other_servers(summary)
     choice = next((best[load] for load in results.loads if best[load] is not None), None)
     base = results.baseline(results.loads[0]).setting
     if choice is None:
@@ -59,6 +60,7 @@ def recommend(
             "mode": base.mode,
             "way": base.way,
             "sentences": _no_gain(results, verdicts),
+            "others": others,
             "loads": {str(load): None for load in results.loads},
         }
     choice = _steadiest(verdicts, choice)
@@ -74,11 +76,22 @@ def recommend(
         "load": setting.concurrency,
         "holds_up_to": holds,
         "sentences": _gain(results, figures, verdicts, choice, holds, confidence),
+        "others": others,
         "loads": {
             str(load): None if found is None else found.measured.setting.way
             for load, found in best.items()
         },
     }
+
+
+def _other_servers(summary: Mapping[str, Any]) -> list[str]:
+    """How fast servers are that we cannot configure, in sentences."""
+    return [
+        f"{row['target']} with {load_in_words(row['concurrency'])} makes "
+        f"{row['speedup']['estimate']:.2f} times as many tokens a second as the baseline."
+        for row in summary["settings"]
+        if row["mode"] == AS_IT_IS and "speedup" in row
+    ]
 
 
 def _verdicts(

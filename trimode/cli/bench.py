@@ -589,7 +589,8 @@ def _print(summary: dict[str, Any], output: Path, *, as_json: bool) -> None:
     # Cut columns say nothing; a narrow terminal wraps long lines.
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, needed)).print(table)
-    for sentence in summary["recommendation"]["sentences"]:
+    advice = summary["recommendation"]
+    for sentence in (*advice["sentences"], *advice["others"]):
         console.print(sentence, highlight=False, markup=False)
     for line in summary["unsure"]:
         console.print(f"- {line}", highlight=False, markup=False)
