@@ -352,7 +352,7 @@ def test_answers_are_scored_by_their_references(bench, scoring, tmp_path):
 def test_rows_without_a_reference_are_said_and_not_scored(bench, scoring, workload, tmp_path):
     workload.write_text("prompt,answer,topic\nhi,,t\nho,x,t\n")
     outcome = bench("--score", "length", "--modes", "ar", "--concurrency", "1")
-    assert "1 rows have no reference and are not scored: 2" in outcome.err
+    assert "rows without a reference, which are not scored (1): line 2" in outcome.err
     assert [row["prompt"] for row in results(tmp_path) if row["kind"] == "score"] == [1]
     workload.write_text("prompt\nhi\n")
     refused = bench("--score", "length", "--overwrite")

@@ -149,11 +149,11 @@ def _json(found: Interval) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any]) -> str:
     """One setting in a sentence."""
-    said = f"{row['key']}: {_words(row['speed'])} on {row['prompts']} prompts"
+    said = f"{row['key']}: {_words(row['speed'])} on {_count(row['prompts'], 'prompt')}"
     if "beside_baseline" in row:
         said += f"; beside {row['baseline']} {_words(row['beside_baseline'])}"
     if row["changed_answers"]:
-        said += f"; {row['changed_answers']} answers changed"
+        said += f"; {_count(row['changed_answers'], 'answer')} changed"
     return said
 
 
@@ -163,3 +163,7 @@ def _words(found: Mapping[str, Any]) -> str:
     noise = "more than noise" if found["more_than_noise"] else "may be noise"
     bounds = f"{found['low']:.3f} to {found['high']:.3f}"
     return f"{found['estimate']:.3f} times as fast ({bounds}, {noise})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -328,7 +328,7 @@ def _check_references(lines: dict[int, Line]) -> None:
         raise InputError("score", "no row has a reference", "name the column: --reference-column")
     if without:
         shown = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
-        note(f"{len(without)} rows have no reference and are not scored: {shown}")
+        note(f"rows without a reference, which are not scored ({len(without)}): line {shown}")
 
 
 def _grid(asked: Asked) -> "Grid":
