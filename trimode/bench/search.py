@@ -23,7 +23,7 @@ _FINALISTS = 2
 """Settings beside the baseline that are measured to the end, if they can be told from the rest."""
 _RECENT = 8
 """Groups of which the longest says how long the next one may take."""
-_CLEARLY_SLOWER = 0.9
+_CLEARLY_SLOWER = 0.75
 """Share of the best setting's rate below which a setting is dropped without an interval."""
 
 
