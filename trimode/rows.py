@@ -1,11 +1,13 @@
-"""Rows of a user's file: JSONL, JSON, CSV, TSV or Parquet, each row with the place it comes from.
+"""Rows of a user's file: JSONL, JSON, CSV, TSV, Parquet, Arrow, each with the place it comes from.
 
 Every command that reads rows reads them here, so all of them take the same files.
 """
 
 import csv
+import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,26 +37,36 @@ class Row:
     """Whether every value is text, since the format knows no other type."""
 
 
-def read_rows(path: Path, *, line_column: str | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path, *, line_column: str | None = None, split: str | None = None
+) -> Iterator[Row]:
     """Rows of a file; the suffix says the format, and anything unknown is JSONL.
 
     A byte order mark, Windows line ends and empty lines are accepted.
 
     Args:
-        path: the file.
+        path: the file, or the directory of a data set: as `datasets` saves it, or as the hub has
+            it.
         line_column: what a line of a `.txt` file is; by default such files are read as JSONL.
+        split: the part of a directory that has several.
 
     Raises:
         InputError: the file cannot be read, or a row is damaged; names the line.
     """
+    if path.is_dir():
+        for part in _files_of_split(path, split):
+            yield from read_rows(part)
+        return
+    if split is not None:
+        raise InputError("split", repr(split), f"{path} is a file, which has no parts")
     suffix = path.suffix.lower()
     if suffix == ".txt" and line_column is not None:
         for number, line in enumerate(read_text(path).split("\n"), 1):
             if line.strip():
                 yield Row(number, f"{path} line {number}", {line_column: line.strip()})
         return
-    if suffix == ".parquet":
-        yield from _parquet(path)
+    if suffix in (".parquet", ".arrow"):
+        yield from _arrow(path)
     elif suffix in (".csv", ".tsv"):
         yield from _csv(path, "\t" if suffix == ".tsv" else None)
     elif suffix == ".json":
@@ -199,20 +211,78 @@ def _header(cells: list[str], where: str) -> list[str]:
     return names
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _arrow(path: Path) -> Iterator[Row]:
+    """A Parquet file, or a file that `datasets` has saved."""
     try:
+        import pyarrow  # type: ignore[import-not-found]
         from pyarrow import parquet  # type: ignore[import-not-found]
     except ImportError:
-        found = "Parquet needs the package pyarrow"
+        what = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+        found = f"{what} needs the package pyarrow"
         raise InputError(str(path), found, "pip install 'trimode[data]', or give JSONL") from None
     try:
-        rows = parquet.read_table(path).to_pylist()
+        if path.suffix.lower() == ".parquet":
+            rows = parquet.read_table(path).to_pylist()
+        else:
+            with pyarrow.memory_map(str(path)) as file:
+                rows = pyarrow.ipc.open_stream(file).read_all().to_pylist()
     except Exception as error:  # noqa: BLE001 - any failure of the reader means the same
-        raise InputError(str(path), f"not readable ({error})", "a Parquet file") from None
+        raise InputError(str(path), f"not readable ({error})", "a Parquet or Arrow file") from None
     for number, fields in enumerate(rows, 1):
         # A column that a row lacks is null in Parquet.
         given = {name: value for name, value in fields.items() if value is not None}
         yield Row(number, f"{path} row {number}", given)
+
+
+_TABLES = frozenset((".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv"))
+_ABOUT_A_DATA_SET = frozenset(
+    ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+)
+
+
+def _files_of_split(directory: Path, split: str | None) -> list[Path]:
+    """The files of one part of a data set, in order.
+
+    Raises:
+        InputError: there is none, or several and none is named.
+    """
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(directory.rglob("*")):
+        inner = path.relative_to(directory)
+        hidden = any(part.startswith(".") for part in inner.parts)
+        left_by_datasets = path.name in _ABOUT_A_DATA_SET or path.name.startswith("cache-")
+        if path.suffix.lower() in _TABLES and path.is_file() and not (hidden or left_by_datasets):
+            splits.setdefault(_split_of(inner), []).append(path)
+    if not splits:
+        raise InputError(str(directory), "no rows in it", f"needs files in {FORMATS}")
+    names = ", ".join(splits)
+    if split is not None:
+        if split not in splits:
+            raise InputError("split", repr(split), f"{directory} has {names}")
+        return splits[split]
+    if len(splits) > 1:
+        raise InputError(str(directory), f"has the parts {names}", "choose one: --split NAME")
+    return next(iter(splits.values()))
+
+
+def _split_of(path: Path) -> str:
+    """The part that a file belongs to: `train` of train/data-00000-of-00001.arrow, of
+    data/train-00000-of-00001.parquet and of train.jsonl.
+    """
+    name = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+    folders = [part for part in path.parent.parts if part != "data"]
+    return folders[-1] if name == "data" and folders else name
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a directory with their names."""
+    if not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(path)}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 def parse_json(text: str | bytes, where: str, allowed: str = "must be JSON") -> Any:

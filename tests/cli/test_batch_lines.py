@@ -7,8 +7,8 @@ import pytest
 
 from tests.cli.conftest import assert_one_line_error
 from trimode import decoding
-from trimode.cli.batch import read_lines
 from trimode.config import GenerationOptions
+from trimode.workload import read_lines
 
 
 @pytest.fixture

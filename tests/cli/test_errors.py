@@ -136,8 +136,10 @@ def test_an_input_file_that_is_not_there_is_refused(cli, nld, tmp_path):
     assert_one_line_error(cli("generate", nld, "--input", missing), 2, "input: ", str(missing))
 
 
-def test_a_directory_as_input_file_is_refused(cli, nld, tmp_path):
-    assert_one_line_error(cli("generate", nld, "--input", tmp_path), 2, "input: ", str(tmp_path))
+def test_a_directory_without_rows_as_input_is_refused(cli, nld, tmp_path):
+    assert_one_line_error(
+        cli("generate", nld, "--input", tmp_path), 2, "no rows in it", str(tmp_path)
+    )
 
 
 def test_an_input_file_that_is_not_utf8_is_refused_with_the_byte(cli, nld, tmp_path):

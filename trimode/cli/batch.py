@@ -5,7 +5,6 @@ appears whole, in input order, when the last prompt is done; then the journal is
 was killed leaves the journal, and the same command continues from it.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -24,49 +23,20 @@ from trimode.cli.render import note
 from trimode.cli.signals import Terminated
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
-from trimode.rows import Row, near_miss, parse_json, read_rows
+from trimode.journal import changes, intact_rows, locked
+from trimode.rows import content_digest
+from trimode.workload import Columns, Line, read_lines
 
 if TYPE_CHECKING:
     from trimode.engine import Engine, Sequence
 
-ALIASES = {
-    "max_new_tokens": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-    "temp": "temperature",
-    "block_size": "block_length",
-    "canvas_length": "block_length",
-    "confidence_threshold": "threshold",
-    "steps": "max_denoising_steps",
-}
-"""Names other programs use for our options."""
-_OPTIONS = frozenset(option.name for option in fields(GenerationOptions))
-_KNOWN = ("prompt", "messages", *_OPTIONS, *ALIASES)
-_ENVELOPE = frozenset(("custom_id", "method", "url", "body"))
-_URLS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
-"""Endpoints of OpenAI's batch format, and what holds the prompt there."""
-_WITHOUT_EFFECT = {
-    "user": None,
-    "metadata": None,
-    "store": None,
-    "service_tier": None,
-    "stream": False,
-    "n": 1,
-}
-"""Fields of an OpenAI body that change no answer, with the only value allowed, if only one is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One prompt of the input file."""
-
-    number: int
-    prompt: str | list[dict[str, Any]]
-    options: GenerationOptions
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """What the result repeats first: the id, and columns that say nothing to us."""
-    raw: bool = False
-    """Whether the prompt is text to go on with, whatever the command says."""
+PromptColumn = Annotated[
+    str | None,
+    typer.Option("--prompt-column", help="The column of prompts, if it has no usual name."),
+]
+Split = Annotated[
+    str | None, typer.Option("--split", help="The part of a data set's directory: train, test.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +50,8 @@ class BatchOptions:
             help="JSONL, CSV, Parquet or OpenAI batch: a prompt or messages a row, and options.",
         ),
     ] = None
+    prompt_column: PromptColumn = None
+    split: Split = None
     output_file: Annotated[
         Path | None, typer.Option("--output", help="JSONL of results; resumes if interrupted.")
     ] = None
@@ -103,8 +75,8 @@ def run_batch(
     if batch.concurrency < 1:
         raise InputError("concurrency", str(batch.concurrency), "must be at least 1")
     assert batch.input_file is not None
-    source = opt.existing_file(batch.input_file, "input")
-    lines = read_lines(source, defaults)
+    source = existing_rows(batch.input_file, "input")
+    lines = _lines(batch, source, defaults)
     if batch.output_file is None:
         engine = _engine(batch, model, lines, progress=progress)
         line_of = _queue(engine, prompt, source, lines)
@@ -134,6 +106,26 @@ def run_batch(
     _say(totals, progress)
 
 
+def existing_rows(path: Path, field: str) -> Path:
+    """The path, if it is a readable file or a directory.
+
+    Raises:
+        InputError: it is not.
+    """
+    return path if path.is_dir() else opt.existing_file(path, field)
+
+
+def _lines(batch: BatchOptions, source: Path, defaults: GenerationOptions) -> list[Line]:
+    columns = Columns(prompt=batch.prompt_column, split=batch.split)
+    return read_lines(source, defaults, columns=columns, is_taken=_is_taken, say=note)
+
+
+def _is_taken(name: str) -> bool:
+    from trimode.engine.result import RESULT_FIELDS
+
+    return name in RESULT_FIELDS
+
+
 def _say(totals: str, progress: bool) -> None:
     if totals and progress:
         sys.stderr.write(f"{totals}\n")
@@ -148,151 +140,6 @@ def _engine(
     from trimode.engine import Engine
 
     return Engine(loaded, max_sequences=batch.concurrency)
-
-
-def read_lines(path: Path, defaults: GenerationOptions) -> list[Line]:
-    """Parse and check a file of prompts.
-
-    Raises:
-        InputError: names the file and the line.
-    """
-    lines = []
-    ids: dict[str, str] = {}
-    renamed: Counter[str] = Counter()
-    models: Counter[str] = Counter()
-    for row in read_rows(path, line_column="prompt"):
-        line = _parse(row, defaults, renamed, models)
-        name = next((k for k in ("custom_id", "id") if line.columns.get(k) is not None), None)
-        if name is not None:
-            key = json.dumps(line.columns[name], sort_keys=True)
-            if key in ids:
-                found = f"{key}, as {ids[key]}"
-                raise InputError(f"{row.where}: {name}", found, "each row needs its own")
-            ids[key] = row.where.removeprefix(f"{path} ")
-        lines.append(line)
-    if not lines:
-        raise InputError(str(path), "no prompts", "needs rows with a prompt or messages")
-    for name in sorted(renamed):
-        note(f"column {name} has the name of a result's field: it is input_{name} in the output")
-    if models:
-        note(f"rows name the model {', '.join(sorted(models))}; the model of this command answers")
-    return lines
-
-
-def _parse(
-    row: Row, defaults: GenerationOptions, renamed: Counter[str], models: Counter[str]
-) -> Line:
-    """One row; counts columns that are renamed and models that are named."""
-    where, given = row.where, dict(row.fields)
-    columns: dict[str, Any] = {"id": given.pop("id")} if "id" in given else {}
-    raw = False
-    if "body" in given and ("custom_id" in given or "url" in given):
-        given, columns, raw = _openai(given, columns, where)
-    named_model = given.pop("model", None)
-    if named_model is not None:
-        models[str(named_model)] += 1
-    prompt, messages = given.pop("prompt", None), given.pop("messages", None)
-    if row.is_text and isinstance(messages, str):
-        messages = parse_json(messages, f"{where}: messages")
-    _check_prompt(prompt, messages, where)
-    values: dict[str, object] = {}
-    for name, value in given.items():
-        option = ALIASES.get(name, name)
-        if option in _OPTIONS:
-            values[option] = _from_text(value) if row.is_text else value
-            continue
-        meant = near_miss(name, _KNOWN)
-        if meant is not None and meant not in row.fields:
-            raise InputError(f"{where}: {name}", "no such option", f"did you mean {meant}?")
-        if _is_taken(name):
-            renamed[name] += 1
-            name = f"input_{name}"
-        columns[name] = value
-    try:
-        if "mode" in values:
-            defaults = _for_mode(defaults, values.pop("mode"))
-        options = defaults.updated(values)
-    except InputError as error:
-        raise InputError(f"{where}: {error.field}", error.found, error.allowed) from None
-    return Line(row.number, prompt if messages is None else messages, options, columns, raw)
-
-
-def _check_prompt(prompt: Any, messages: Any, where: str) -> None:
-    if (prompt is None) == (messages is None):
-        found = "neither prompt nor messages" if prompt is None else "prompt and messages"
-        raise InputError(where, found, "needs one of them")
-    if messages is None and not (isinstance(prompt, str) and prompt):
-        raise InputError(f"{where}: prompt", repr(prompt), "must be a string, not empty")
-    if messages is not None and not (isinstance(messages, list) and messages):
-        raise InputError(f"{where}: messages", repr(messages), "must be a list, not empty")
-    for i, message in enumerate(messages or ()):
-        if not isinstance(message, dict):
-            found = type(message).__name__
-            raise InputError(f"{where}: messages[{i}]", found, "must be an object")
-
-
-def _openai(
-    given: dict[str, Any], columns: dict[str, Any], where: str
-) -> tuple[dict[str, Any], dict[str, Any], bool]:
-    """The body of a row in OpenAI's batch format, the other columns, and whether it is raw text."""
-    others = {name: value for name, value in given.items() if name not in _ENVELOPE}
-    if others:
-        raise InputError(f"{where}: {next(iter(others))}", "given", "goes into body")
-    if given.get("custom_id") is not None:
-        columns = {"custom_id": given["custom_id"], **columns}
-    if given.get("method", "POST") != "POST":
-        raise InputError(f"{where}: method", repr(given["method"]), "must be POST")
-    url, body = given.get("url", "/v1/chat/completions"), given["body"]
-    if url not in _URLS:
-        raise InputError(f"{where}: url", repr(url), f"allowed: {', '.join(_URLS)}")
-    if not isinstance(body, dict):
-        raise InputError(f"{where}: body", type(body).__name__, "must be a JSON object")
-    asked = _body(body, where)
-    if _URLS[url] not in asked:
-        raise InputError(f"{where}: body.{_URLS[url]}", "missing", f"{url} needs it")
-    return asked, columns, url == "/v1/completions"
-
-
-def _body(body: dict[str, Any], where: str) -> dict[str, Any]:
-    """The fields of a body that we read, under our names."""
-    asked: dict[str, Any] = {}
-    for name, value in body.items():
-        if value is None:
-            continue
-        if name in _WITHOUT_EFFECT:
-            only = _WITHOUT_EFFECT[name]
-            if only is not None and value != only:
-                raise InputError(f"{where}: body.{name}", repr(value), f"must be {only!r}")
-            continue
-        if name not in ("model", "top_logprobs") and name not in _KNOWN:
-            raise InputError(f"{where}: body.{name}", "given", "not done in a batch; remove it")
-        asked[name] = value
-    top = asked.pop("top_logprobs", 0)
-    if isinstance(asked.get("logprobs"), bool):
-        asked["logprobs"] = top if asked["logprobs"] else None
-    return asked
-
-
-def _is_taken(name: str) -> bool:
-    from trimode.engine.result import RESULT_FIELDS
-
-    return name in RESULT_FIELDS
-
-
-def _from_text(value: Any) -> object:
-    """What a cell of a table means as an option: a number, true, a list; else its text."""
-    try:
-        return json.loads(value)
-    except (TypeError, ValueError, RecursionError):
-        return {"TRUE": True, "FALSE": False}.get(value.upper(), value)
-
-
-def _for_mode(defaults: GenerationOptions, mode: object) -> GenerationOptions:
-    """The command's options for a line that gives its own mode: those that this mode reads."""
-    from trimode.decoding import inherited
-
-    options = defaults.updated({"mode": mode})
-    return inherited(options, options.mode)
 
 
 def _queue(
@@ -395,7 +242,7 @@ def _made_with(
 ) -> dict[str, Any]:
     """What the results depend on, by name."""
     loaded = {"model": model.model, "dtype": model.dtype, "adapter": model.adapter}
-    content = {"input": hashlib.sha256(source.read_bytes()).hexdigest()}
+    content = {"input": content_digest(source)}
     made_with = content | loaded | asdict(prompt) | asdict(defaults)
     return json.loads(json.dumps(made_with))  # as it is read back
 
@@ -422,29 +269,11 @@ class Journal:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs away from the output.
-
-        Raises:
-            InputError: another run writes it, or it cannot be written.
-        """
-        from filelock import FileLock, Timeout
-
+        """Keep other runs away from the output; see `trimode.journal.locked`."""
         if self.output.is_dir():
             raise InputError("output", f"{self.output} is a directory", "must be a file")
-        if not self.output.parent.is_dir():
-            raise InputError("output", f"no directory {self.output.parent}", "create it first")
-        path = self.output.with_name(f".{self.output.name}.lock")
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            found = f"{self.output} is being written by another run"
-            raise InputError("output", found, "wait for it, or give another file") from None
-        try:
+        with locked(self.output):
             yield
-        finally:
-            path.unlink(missing_ok=True)
-            lock.release()
 
     def open(self, *, overwrite: bool) -> set[int]:
         """Line numbers that are done already.
@@ -459,24 +288,13 @@ class Journal:
         rows = self._rows()
         if not rows and self.path.exists() and not self._header().startswith(self._content()):
             raise InputError("output", f"{self.path} is no journal", "move it away")
-        if rows and (changes := self._changes(rows[0])):
-            found = f"{self.path} was left by another input or other options ({changes})"
+        if rows and (changed := changes(rows[0].get("made_with"), self.made_with)):
+            found = f"{self.path} was left by another input or other options ({changed})"
             raise InputError("output", found, "run it as it was, remove it or pass --overwrite")
         lost = self._content().count(b"\n", self._intact) if rows else 0
         if lost > 0:  # a torn last line has no end
             note(f"{self.path}: line {len(rows) + 1} is damaged; {lost} lines are computed again")
         return {row["line"] for row in rows[1:]}
-
-    def _changes(self, header: Mapping[str, Any]) -> str:
-        """What differs between the journal's run and this one, in words; empty if nothing does."""
-        before = header.get("made_with")
-        if not isinstance(before, dict):
-            return "written by another version"
-        return ", ".join(
-            "another input" if name == "input" else f"{name} was {before.get(name)!r}, is {value!r}"
-            for name, value in self.made_with.items()
-            if before.get(name) != value
-        )
 
     def _header(self) -> bytes:
         return (json.dumps({"made_with": self.made_with}) + "\n").encode()
@@ -513,16 +331,5 @@ class Journal:
 
     def _rows(self) -> list[dict[str, Any]]:
         """Rows up to the first torn one; remembers the end of the intact part."""
-        rows, self._intact = [], 0
-        if not self.path.exists():
-            return rows
-        for raw in self.path.read_bytes().splitlines(keepends=True):
-            try:
-                row = json.loads(raw) if raw.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                break
-            rows.append(row)
-            self._intact += len(raw)
+        rows, self._intact = intact_rows(self.path)
         return rows

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimode.cli import options as opt
-from trimode.cli.batch import ALIASES
 from trimode.cli.grouped import grouped
 from trimode.config import DECODING_FIELDS
 from trimode.errors import InputError, TrimodeError
+from trimode.workload import ALIASES
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel

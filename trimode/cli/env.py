@@ -17,15 +17,16 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile
 
 def env(json_output: Json = False) -> None:
     """Versions, machine, and the kernels used here."""
-    facts = _facts()
+    found = facts()
     if json_output:
-        typer.echo(json.dumps(facts))
+        typer.echo(json.dumps(found))
         return
-    for name, value in facts.items():
+    for name, value in found.items():
         typer.echo(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
 
 
-def _facts() -> dict[str, Any]:
+def facts() -> dict[str, Any]:
+    """Versions and machine, by name."""
     import torch
 
     from trimode.checkpoints import cache_directory

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trimode.cli import signals
+from trimode.cli.bench import bench
 from trimode.cli.chat import chat
 from trimode.cli.compare import compare, demo
 from trimode.cli.env import env
@@ -35,6 +36,7 @@ app.command()(chat)
 app.command()(compare)
 app.command()(demo)
 app.command()(serve)
+app.command()(bench)
 app.command()(tune)
 app.command()(verify)
 app.command("eval")(evaluate)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trimode.cli import options as opt
+from trimode.cli.config_file import take_config
 from trimode.cli.grouped import grouped
 from trimode.config import SERVED_MAX_TOKENS
 from trimode.errors import InputError
@@ -106,13 +107,23 @@ def serve(
     network: NetworkOptions,
     limits: LimitOptions,
     record: RecordOptions,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            callback=take_config,
+            is_eager=True,
+            help="YAML of these options by their long names, as `trimode bench` writes it.",
+        ),
+    ] = None,
     no_progress: opt.NoProgress = False,
 ) -> None:
     """Serve a model to OpenAI clients.
 
     Decoding options are defaults for requests that do not give them. OpenAI's own default is
-    --temperature 1.
+    --temperature 1. The command line and the environment win over --config.
     """
+    del config  # read by its callback
     if record.log not in _LOGS:
         raise InputError("log", repr(record.log), f"allowed: {', '.join(_LOGS)}")
     check_address(network.host, network.port)

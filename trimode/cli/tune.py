@@ -1,12 +1,32 @@
-"""`trimode tune`: what a pass costs here, and from which acceptance speculation pays."""
+"""`trimode tune`: what a pass costs here, and from which acceptance speculation pays.
+
+With a workload: `trimode bench` with the search on. With --cost-curve: what another machine would
+do.
+"""
 
 import json
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from trimode.cli import options as opt
+from trimode.cli.bench import (
+    AnswerOptions,
+    Asked,
+    BenchedModel,
+    EffortOptions,
+    GridOptions,
+    ResultOptions,
+    ServerOptions,
+    WorkloadOptions,
+    run_workload,
+)
 from trimode.cli.grouped import grouped
+from trimode.config import DEFAULT_BLOCK_LENGTH, DEFAULT_MODEL, MOST_BLOCK_LENGTH, check_range
+from trimode.errors import InputError
 
 if TYPE_CHECKING:
     from trimode.decoding import CostCurve
@@ -14,20 +34,188 @@ if TYPE_CHECKING:
 _BLOCKS = (3, 4, 6, 8, 12, 16, 32)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherMachine:
+    """A machine that is not here."""
+
+    cost_curve: Annotated[
+        str | None,
+        typer.Option(
+            "--cost-curve",
+            help="What another machine would do: a file of `tune --json`, or b200-8b, "
+            "dgx-spark-8b-fp8, dgx-spark-8b-int4, gb200-8b-fp8, rtx-pro-6000-8b-fp8.",
+        ),
+    ] = None
+    acceptance: Annotated[
+        float | None,
+        typer.Option("--acceptance", help="Tokens a cycle of linear, instead of a workload."),
+    ] = None
+    block_length: Annotated[
+        int | None, typer.Option("--block-length", help="At which --acceptance was measured [32].")
+    ] = None
+
+
 @grouped
 def tune(
-    name: opt.ModelArgument = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL] [WORKLOAD]", help="As --model; a file of prompts."),
+    ] = None,
     *,
-    model: opt.ModelOptions,
-    json_output: opt.Json = False,
-    no_progress: opt.NoProgress = False,
+    model: BenchedModel,
+    machine: OtherMachine,
+    workload: WorkloadOptions,
+    answers: AnswerOptions,
+    prompt: opt.PromptOptions,
+    grid: GridOptions,
+    servers: ServerOptions,
+    effort: EffortOptions,
+    results: ResultOptions,
 ) -> None:
-    """Measure the cost of a pass; `--mode auto` decides by it.
+    """Measure what a pass costs, or find the best setting.
 
     Run it when the machine is otherwise idle. The first request in mode auto measures by itself
-    if no figures are kept yet. Figures of a busy machine are shown and not kept.
+    if no figures are kept yet. Figures of a busy machine are shown and not kept. With a workload it
+    is `trimode bench` with more block lengths. With --cost-curve it computes what another machine
+    would do with the acceptance that the workload has here.
     """
-    loaded = opt.load_model(model.named(name), progress=not no_progress)
+    name, source = _model_and_workload(words or [])
+    model = model.named(name)
+    asked = Asked(
+        source=source or Path(),
+        model=model,
+        workload=workload,
+        answers=answers,
+        prompt=prompt,
+        grid=grid,
+        servers=servers,
+        effort=effort,
+        results=results,
+        search=True,
+    )
+    _refuse_without_effect(machine, asked, has_workload=source is not None)
+    if machine.cost_curve is not None:
+        _other_machine(machine, asked, has_workload=source is not None)
+        return
+    if source is not None:
+        run_workload(asked)
+        return
+    _costs(replace(model, model=model.model or DEFAULT_MODEL), results)
+
+
+def _model_and_workload(words: list[str]) -> tuple[str | None, Path | None]:
+    """Tell a model from a file of prompts.
+
+    Raises:
+        InputError: there are two models or two workloads.
+    """
+    workloads = [word for word in words if _is_workload(Path(word))]
+    models = [word for word in words if word not in workloads]
+    if len(models) > 1 or len(workloads) > 1:
+        allowed = "give [MODEL] [WORKLOAD]"
+        raise InputError("workload", f"{' '.join(words)!r}", allowed)
+    return next(iter(models), None), next(map(Path, workloads), None)
+
+
+_ROWS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+
+
+def _is_workload(path: Path) -> bool:
+    """Whether a word names prompts: by its suffix, or a directory without a model in it."""
+    if path.suffix.lower() in _ROWS:
+        return True
+    return path.is_dir() and not (path / "config.json").exists()
+
+
+def _refuse_without_effect(machine: OtherMachine, asked: Asked, *, has_workload: bool) -> None:
+    """Raise InputError for an option that nothing would read."""
+    if machine.cost_curve is None and machine.acceptance is not None:
+        raise InputError("acceptance", f"{machine.acceptance:g}", "goes with --cost-curve")
+    if machine.acceptance is None and machine.block_length is not None:
+        found = str(machine.block_length)
+        raise InputError("block_length", found, "goes with --acceptance; see --block-lengths")
+    check_range("block_length", machine.block_length, 1, MOST_BLOCK_LENGTH)
+    if has_workload:
+        if machine.acceptance is not None:
+            found = f"{machine.acceptance:g}"
+            raise InputError("acceptance", found, "leave it out: the workload's is measured")
+        return
+    groups = (asked.workload, asked.answers, asked.prompt, asked.grid, asked.servers, asked.effort)
+    for group in groups:
+        for field in fields(group):
+            value = getattr(group, field.name)
+            if value != field.default and field.name != "api_key":  # which the environment may set
+                raise InputError(field.name, str(value), "goes with a workload: tune FILE")
+    for field in ("output", "overwrite"):
+        if getattr(asked.results, field):
+            raise InputError(field, "given", "goes with a workload: tune FILE")
+
+
+def _other_machine(machine: OtherMachine, asked: Asked, *, has_workload: bool) -> None:
+    """Compute what another machine would do."""
+    from trimode.bench.machines import expect, find_machine
+
+    assert machine.cost_curve is not None
+    found = find_machine(machine.cost_curve)
+    if has_workload:
+        quiet = replace(asked, grid=replace(asked.grid, modes="ar,linear", concurrency="1"))
+        if asked.grid.modes is not None or asked.grid.concurrency != GridOptions().concurrency:
+            raise InputError(
+                "modes", "given", "with --cost-curve only linear is measured, at load 1"
+            )
+        acceptance, length = _measured_acceptance(run_workload(quiet, show=False))
+    elif machine.acceptance is None:
+        raise InputError("acceptance", "missing", "give it, or a workload to measure it on")
+    else:
+        acceptance, length = machine.acceptance, machine.block_length or DEFAULT_BLOCK_LENGTH
+    rows = expect(found, acceptance, length)
+    if asked.results.json_output:
+        facts = {"computed": True, "source": found.source, "acceptance": acceptance,
+                 "block_length": length, "loads": rows}  # fmt: skip
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"computed, not measured: tokens/s on {found.source}")
+    for column in ("requests", "ar", f"linear {length}", "auto", "what auto does"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        rates = (f"{row[mode]:.0f}" for mode in ("ar", "linear", "auto"))
+        table.add_row(str(row["load"]), *rates, row["auto_plan"])
+    console = Console(soft_wrap=True)
+    console.print(table)
+    said = f"At {acceptance:.2f} tokens a cycle of linear with block length {length}: "
+    console.print(said + crossing(rows), highlight=False)
+
+
+def _measured_acceptance(summary: dict[str, Any]) -> tuple[float, int]:
+    """The acceptance of the longest draft that was measured, and its length.
+
+    Raises:
+        InputError: nothing was drafted.
+    """
+    drafted = [row for row in summary["settings"] if row.get("acceptance_length")]
+    if not drafted:
+        raise InputError("workload", "no draft was verified", "the model must be able to draft")
+    longest = max(drafted, key=lambda row: row["block_length"])
+    return max(2.0, longest["acceptance_length"]), longest["block_length"]
+
+
+def crossing(rows: list[dict[str, Any]]) -> str:
+    """From which load on ar beats linear, in words."""
+    ar_wins = [row["load"] for row in rows if row["best"] == "ar"]
+    if not ar_wins:
+        return f"linear beats ar up to {rows[-1]['load']} requests at a time."
+    if len(ar_wins) == len(rows):
+        return "ar beats linear at every load."
+    return f"linear beats ar below {ar_wins[0]} requests at a time; from there on ar does."
+
+
+def _costs(model: opt.ModelOptions, results: ResultOptions) -> None:
+    """Time passes, and say what the costs mean."""
+    json_output, no_progress = results.json_output, results.no_progress
+    loaded = opt.load_model(model, progress=not no_progress)
     from rich.console import Console
     from rich.table import Table
 

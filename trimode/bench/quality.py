@@ -1,0 +1,35 @@
+"""What an answer is worth, beside `ar`'s to the same prompt."""
+
+import json
+from collections.abc import Sequence
+
+from trimode.bench.answers import Answer
+from trimode.evaluation import text_quality
+
+
+def same(answer: Answer, reference: Answer) -> bool:
+    """Whether two answers are equal: token by token, or as texts if a server hides its tokens."""
+    if answer.token_ids is not None and reference.token_ids is not None:
+        return answer.token_ids == reference.token_ids
+    return answer.text == reference.text
+
+
+def agreement(answer: Answer, reference: Answer) -> float:
+    """Share of the longer answer's places with the same token, or word if tokens are hidden."""
+    ours: Sequence[object] = answer.text.split()
+    theirs: Sequence[object] = reference.text.split()
+    if answer.token_ids is not None and reference.token_ids is not None:
+        ours, theirs = answer.token_ids, reference.token_ids
+    return text_quality.agreement(ours, theirs).per_token
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is JSON, perhaps in a fence."""
+    stripped = text.strip()
+    if stripped.startswith("```"):
+        stripped = stripped.split("\n", 1)[-1].rsplit("```", 1)[0]
+    try:
+        json.loads(stripped)
+    except (ValueError, RecursionError):
+        return False
+    return True
