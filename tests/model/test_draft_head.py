@@ -6,7 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.decoding.test_sampling import sampler
 from trimode.checkpoints.draft_head import read_draft_head, save_draft_head
+from trimode.decoding.auto.policy import NodeWorth
+from trimode.decoding.speculation.head_draft import head_draft
 from trimode.errors import CheckpointError
 from trimode.model import Runner, build_runner
 from trimode.model.draft_head import DraftHeadConfig, DraftHeadNet, PackedDraftHead, head_rows
@@ -90,6 +93,48 @@ def test_the_library_s_step_is_that_of_its_products(dtype):
         plain_after, plain_logits = Runner.draft_step(model, head._parts, state, embedded)
     assert torch.allclose(after, plain_after, rtol=1e-4, atol=1e-4)
     assert torch.allclose(logits, plain_logits, rtol=1e-2, atol=1e-2)
+
+
+class StepByStep:
+    """A head without its fast way to a tree, with embeddings of its words in fp16 as there."""
+
+    def __init__(self, head, model):
+        self.head, self.model = head, model
+        self.tokens, self.vocab_size = head.tokens, head.vocab_size
+
+    def step(self, state, token):
+        if token not in TOKENS:
+            return self.head.step(state, token)
+        parts = self.head._parts
+        return self.model.draft_step(parts, state, parts.embedded[token - 16].float())
+
+    def tree(self, *_):
+        return None
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("slope", [0.0, 0.02, 0.1, 0.5, 2.0])
+@pytest.mark.parametrize("trust", [1.0, 0.6])
+def test_the_library_s_tree_is_the_one_made_step_by_step(dtype, tied, slope, trust):
+    model = runner(dtype, tie_word_embeddings=tied)
+    if not isinstance(model, NativeRunner):
+        pytest.skip("no C++ library here")
+    head = PackedDraftHead(network(), TOKENS, model)
+    worth = NodeWorth(tuple(slope * (1 + i / 8) for i in range(8)), trust)
+    lengths = set()
+    for seed in range(20):
+        state = 3 * torch.randn(64, generator=torch.Generator().manual_seed(seed))
+        history, most = [20, 50 + seed], 1 + seed % 8
+        with torch.inference_mode():
+            found = head_draft(head, state, history, most, sampler(), worth)
+            expected = head_draft(StepByStep(head, model), state, history, most, sampler(), worth)
+        assert found.chances == pytest.approx(expected.chances, rel=1e-3)
+        assert found.tokens == expected.tokens
+        assert found.parents == expected.parents
+        lengths.add(len(found))
+    assert slope != 2.0 or lengths == {0}, "nothing pays"
+    assert slope > 0.1 or max(lengths) > 1
 
 
 def test_no_file_is_no_head(tmp_path):

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from trimode.config import CommitRuleName
-from trimode.decoding.auto.policy import Policy
+from trimode.decoding.auto.policy import NodeWorth, Policy
 from trimode.decoding.sampling import Sampler
 
 
@@ -42,6 +42,16 @@ class DraftHead(Protocol):
 
         Returns:
             The state after it `[dim]`, and logits `[K]` of the token that follows.
+        """
+        ...
+
+    def tree(
+        self, state: Tensor, token: int, most: int, branches: int, worth: NodeWorth
+    ) -> tuple[list[int], list[int], list[float]] | None:
+        """The draft of `head_draft` for a sampler that takes the likeliest token.
+
+        Returns:
+            Tokens, parents and chances; None if it has no faster way than step by step.
         """
         ...
 

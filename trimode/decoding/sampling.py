@@ -63,7 +63,7 @@ class Sampler:
         return self.options.temperature < _GREEDY_BELOW
 
     @property
-    def _plain(self) -> bool:
+    def plain(self) -> bool:
         """Whether a choice is the argmax of its row, whatever came before."""
         asked = self.options
         changed = asked.frequency_penalty or asked.presence_penalty or asked.logit_bias
@@ -142,7 +142,7 @@ class Sampler:
         self, logits: Tensor, start: int, history: Sequence[int], allowed: np.ndarray | None
     ) -> Tensor:
         logits = self.exclude_mask(logits)
-        if self._plain:
+        if self.plain:
             return logits
         scores = self._adjusted(logits, start, history, allowed)
         if self.greedy:
@@ -166,7 +166,7 @@ class Sampler:
         Returns:
             `[k]`; see `scores`.
         """
-        if self._plain:
+        if self.plain:
             return logits
         row = logits.new_full((1, vocab_size), -torch.inf)
         row[0, ids] = logits
@@ -174,7 +174,7 @@ class Sampler:
 
     def row_choices(self, logits: Tensor) -> list[int] | None:
         """The choice at each row of `[n, vocab]` if none depends on what came before, else None."""
-        return _best(self.exclude_mask(logits)).tolist() if self._plain else None
+        return _best(self.exclude_mask(logits)).tolist() if self.plain else None
 
     @property
     def reports_logprobs(self) -> bool:

@@ -12,6 +12,7 @@ Sources: EAGLE (arXiv 2401.15077), without its attention layer; Hydra (arXiv 240
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,20 @@ def head_rows(runner: Runner, tokens: Tensor) -> Tensor:
     return torch.cat([runner.logits(some)[:, tokens] for some in ones]).T.contiguous()
 
 
+class Worth(Protocol):
+    """See `trimode.decoding.auto.policy.NodeWorth`."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of 0, 1, 2, ... nodes."""
+        ...
+
+    @property
+    def trust(self) -> float:
+        """In chances."""
+        ...
+
+
 class PackedDraftHead:
     """A draft head in the weight format of its model; see `trimode.decoding.DraftHead`."""
 
@@ -99,11 +114,27 @@ class PackedDraftHead:
             enter=linear(net.enter.weight, net.enter.bias),
             leave=linear(net.leave.weight),
             words=linear(head_rows(runner, tokens)),
+            embedded=runner.transformer.embedding(tokens).detach().half(),
         )
+        self._ids = tokens.tolist()
 
     def step(self, state: Tensor, token: int) -> tuple[Tensor, Tensor]:
         """See `trimode.decoding.DraftHead`."""
-        runner = self._runner
+        return self._runner.draft_step(self._parts, state, self._embedding(token, state))
+
+    def tree(
+        self, state: Tensor, token: int, most: int, branches: int, worth: "Worth"
+    ) -> tuple[list[int], list[int], list[float]] | None:
+        """See `trimode.decoding.DraftHead`."""
+        embedded = self._embedding(token, state)
+        found = self._runner.draft_tree(
+            self._parts, state, embedded, most, branches, worth.shares, worth.trust
+        )
+        if found is None:
+            return None
+        words, parents, chances = found
+        return [self._ids[word] for word in words], parents, chances
+
+    def _embedding(self, token: int, state: Tensor) -> Tensor:
         ids = torch.tensor([token], device=state.device)
-        embedded = runner.transformer.embedding(ids)[0].to(state.dtype)
-        return runner.draft_step(self._parts, state, embedded)
+        return self._runner.transformer.embedding(ids)[0].to(state.dtype)

@@ -100,6 +100,9 @@ class Guesser:
         generator = torch.Generator().manual_seed(seed)
         self.weight = torch.randn(dim, 28, generator=generator)
 
+    def tree(self, *_):
+        return None
+
     def step(self, state, token):
         state = state.roll(1) + token
         return state, 0.1 * state @ self.weight
@@ -124,6 +127,9 @@ class Knowing:
 
     def __init__(self, text) -> None:
         self.text = text
+
+    def tree(self, *_):
+        return None
 
     def step(self, state, _):
         """A state is the place of the token; the model's own states do not say it."""

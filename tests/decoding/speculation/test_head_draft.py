@@ -28,6 +28,9 @@ class Chain:
         self.steps += 1
         return torch.tensor([token]), self.table[int(state[0]), token]
 
+    def tree(self, *_):
+        return None
+
     def chance(self, before, path):
         """Of a path after two tokens."""
         chance, history = 1.0, list(before)
@@ -38,8 +41,16 @@ class Chain:
         return chance
 
 
+class Worth:
+    """A node pays from a chance on that may depend on those before it."""
+
+    def __init__(self, least):
+        self.least_chance = least
+
+
 def draft(head, most, *, least=lambda _: 0.0, history=(1, 4), **options):
-    return head_draft(head, torch.tensor([history[-2]]), history, most, sampler(**options), least)
+    state, worth = torch.tensor([history[-2]]), Worth(least)
+    return head_draft(head, state, history, most, sampler(**options), worth)
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,7 +75,7 @@ def test_it_ends_at_the_first_node_that_does_not_pay():
     assert cut == whole.first(4)
     asked = []
     draft(Chain(3), 8, least=lambda chances: asked.append(tuple(chances)) or 0.0)
-    assert asked == [whole.chances[:i] for i in range(9)]
+    assert asked == [whole.chances[:i] for i in range(8)]
 
 
 def test_a_node_whose_children_cannot_pay_is_not_stepped_from():

@@ -22,7 +22,7 @@ AR's tokens, and is never chosen.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from trimode.decoding.auto.acceptance import (
     Acceptance,
@@ -37,6 +37,8 @@ MAX_TREE_NODES = 24
 """Most drafted tokens that a verify pass checks; the policy decides how many of them pay."""
 MAX_TREE_MASKS = 8
 """A quadratic pass has m (m + 1) rows; more masks than these never paid anywhere."""
+MAX_HEAD_NODES = 8
+"""Most nodes of a draft head's draft; a head knows little of what comes later."""
 _DRAFT_SIZES = (3, 4, 5, 6, 8, 12, 16, 24, 32)
 _EXPLORE_AFTER = 64
 """Tokens of each request in a batch after which one of them explores: it takes the plan that would
@@ -55,6 +57,24 @@ class Plan:
     rate: float
 
 
+@dataclass(frozen=True, slots=True)
+class NodeWorth:
+    """When a further node of a draft is worth its row.
+
+    It must add relatively more to the tokens of the pass than to its time.
+    """
+
+    shares: tuple[float, ...]
+    """By how much a pass with 0, 1, 2, ... nodes takes longer with one more, relatively."""
+    trust: float
+    """Tokens accepted for each that the draft's chances promise."""
+
+    def least_chance(self, chances: Sequence[float]) -> float:
+        """The chance that the node after these needs."""
+        tokens = 1 + self.trust * sum(chances)
+        return tokens * self.shares[len(chances)] / self.trust
+
+
 @dataclass(slots=True)
 class BatchLoad:
     """What is known of the batch; the engine and all policies share it."""
@@ -71,9 +91,10 @@ class BatchLoad:
     """Time that a sequence's decoder takes before a pass of a plan: sampling, drafting."""
 
     def observe_decoder(self, kind: PlanKind, seconds: float) -> None:
-        """Learn how long a decoder took; a single disturbance counts little."""
+        """Learn how long a decoder took; a single disturbance, the first one too, counts little."""
         before = self.decoder_seconds.get(kind, seconds)
-        self.decoder_seconds[kind] = before + 0.05 * (min(seconds, 4 * before) - before)
+        share = 0.3 if seconds < before else 0.05
+        self.decoder_seconds[kind] = before + share * (min(seconds, 4 * before) - before)
 
 
 @dataclass(slots=True)
@@ -92,6 +113,8 @@ class Policy:
     """What the draft head's drafts bring; None if there is no head."""
     _pass_seconds: dict[tuple[PlanKind, int, int], float] = field(default_factory=dict)
     """Time of the plans compared so far, by kind, size and load."""
+    _row_seconds: dict[int, list[float]] = field(default_factory=dict)
+    """Time of passes of 1, 2, 3, ... rows a sequence, by load."""
     _drafts_can_pay: dict[tuple[int, int], bool] = field(default_factory=dict)
     """Whether any draft could pay, by load and most masks."""
     _best_own: tuple[tuple[int, int, int] | None, Plan] = (None, Plan("ar", 0, 0.0))
@@ -143,22 +166,18 @@ class Policy:
         seconds += self.load.decoder_seconds.get("head", 0.0) * n
         return [Plan("head", round(nodes), (1 + heads.accepted) / seconds)]
 
-    def least_chance(self, chances: Sequence[float]) -> float:
-        """The chance that a further node of a draft head's draft needs to be worth its row.
-
-        It must add more to the tokens of the pass than it adds to its time.
-
-        Args:
-            chances: of the nodes before it.
-        """
+    def node_worth(self) -> "NodeWorth":
+        """When a further node of a draft head's draft is worth its row, at this load."""
         assert self.heads is not None
-        n, nodes = self.load.sequences, len(chances)
-        trust = self.heads.trust
-        before = self.costs.seconds(n * (1 + nodes), sequences=n)
-        after = self.costs.seconds(n * (2 + nodes), sequences=n)
+        n = self.load.sequences
+        if n not in self._row_seconds:
+            rows = range(1, MAX_HEAD_NODES + 2)
+            self._row_seconds[n] = [self.costs.seconds(n * k, sequences=n) for k in rows]
+        seconds = self._row_seconds[n]
         between = self.load.decoder_seconds.get("head", 0.0) * n
-        tokens = 1 + trust * sum(chances)
-        return tokens * (after - before) / (before + between) / trust
+        more = [after - before for before, after in pairwise(seconds)]
+        shares = [m / (before + between) for m, before in zip(more, seconds, strict=False)]
+        return NodeWorth(tuple(shares), self.heads.trust)
 
     def _copies(self, most: int, known: Acceptance) -> list[Plan]:
         """Plans that check what stood in the text before."""

@@ -18,13 +18,19 @@ from time import perf_counter
 
 from torch import Tensor
 
-from trimode.decoding.auto.policy import MAX_TREE_MASKS, MAX_TREE_NODES, Plan, Policy
+from trimode.decoding.auto.policy import (
+    MAX_HEAD_NODES,
+    MAX_TREE_MASKS,
+    MAX_TREE_NODES,
+    Plan,
+    Policy,
+)
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.modes.spec import ModeSpec
 from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind
 from trimode.decoding.speculation.draft_tree import NOTHING, ROOT, DraftTree
-from trimode.decoding.speculation.head_draft import MAX_HEAD_NODES, head_draft
+from trimode.decoding.speculation.head_draft import head_draft
 from trimode.decoding.speculation.lookup import MAX_DRAFT, Lookup
 from trimode.decoding.speculation.verify import (
     draft_from,
@@ -131,7 +137,7 @@ class _Run:
         head, most = self.context.draft_head, min(MAX_HEAD_NODES, self.remaining - 1)
         assert head is not None
         return head_draft(
-            head, self.state, self.tokens, most, self.context.sampler, policy.least_chance
+            head, self.state, self.tokens, most, self.context.sampler, policy.node_worth()
         )
 
     def verify(

@@ -1,18 +1,17 @@
 """Drafts of a draft head: a tree that grows as long as its next node pays."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from trimode.decoding.auto.policy import NodeWorth
 from trimode.decoding.context import DraftHead
 from trimode.decoding.sampling import Sampler
 from trimode.decoding.speculation.draft_tree import NOTHING, ROOT, DraftTree
 
-MAX_HEAD_NODES = 8
-"""Most nodes of such a tree; a head knows little of what comes later."""
-_BRANCHES = 4
+BRANCHES = 4
 """Tokens considered after one node."""
 
 
@@ -22,7 +21,7 @@ def head_draft(
     history: Sequence[int],
     most: int,
     sampler: Sampler,
-    least_chance: Callable[[Sequence[float]], float],
+    worth: NodeWorth,
 ) -> DraftTree:
     """The likeliest beginnings of what follows the newest token, each node given those before it.
 
@@ -32,16 +31,20 @@ def head_draft(
         history: all tokens, the newest last.
         most: nodes.
         sampler: of the request. Its noise is the verifier's, so a sampled token is guessed too.
-        least_chance: the chance that the next node needs to be worth its row, given the chances of
-            those before it.
+        worth: when a further node pays.
     """
+    if most < 1:
+        return NOTHING
+    if sampler.plain and (found := head.tree(state, history[-1], most, BRANCHES, worth)):
+        words, before, sure = found
+        return DraftTree(tuple(words), tuple(before), tuple(sure)) if words else NOTHING
     tokens: list[int] = []
     parents: list[int] = []
     chances: list[float] = []
     # (-chance of the path, order of entry, token, parent, state after the parent, path to it)
     waiting: list[tuple[float, int, int, int, Tensor, tuple[int, ...]]] = []
     node, path, chance = ROOT, (history[-1],), 1.0
-    needed, entered = least_chance(()), 0
+    needed, entered = worth.least_chance(()), 0
     while len(tokens) < most:
         if chance >= needed:  # what follows a node is no likelier than the node
             state, logits = head.step(state, path[-1])
@@ -55,7 +58,7 @@ def head_draft(
         tokens.append(token)
         parents.append(parent)
         chances.append(chance)
-        needed = least_chance(chances)
+        needed = worth.least_chance(chances) if len(tokens) < most else 0.0
     return DraftTree(tuple(tokens), tuple(parents), tuple(chances)) if tokens else NOTHING
 
 
@@ -64,6 +67,6 @@ def _likeliest(
 ) -> list[tuple[float, int]]:
     """Chances and tokens that may come next, the likeliest first."""
     scores = sampler.scores_among(head.tokens, logits, head.vocab_size, history)
-    best = scores.topk(min(_BRANCHES, len(scores)))
+    best = scores.topk(min(BRANCHES, len(scores)))
     chances = (best.values - torch.logsumexp(scores, -1)).exp_()
     return list(zip(chances.tolist(), head.tokens[best.indices].tolist(), strict=True))

@@ -9,7 +9,7 @@ compute the same pass: linears are the same bit for bit, norms and attention up 
 import ctypes
 import hashlib
 import os
-from ctypes import POINTER, c_char_p, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trimode_draft_step": (
         _VOID,
         [POINTER(structs.DraftHead), c_void_p, c_void_p, c_void_p, c_void_p, c_int64],
+    ),
+    "trimode_draft_tree": (
+        c_int64,
+        [
+            *(POINTER(structs.DraftHead), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+            *(c_void_p, c_float, c_void_p, c_void_p, c_void_p, c_int64),
+        ],
     ),
     "trimode_wants_packed": (c_int64, []),
     "trimode_kernels": (c_char_p, [c_int64]),

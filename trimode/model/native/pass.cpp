@@ -377,6 +377,8 @@ void run_layer(Member& member, const Model& m, int64_t index, const Pass& pass, 
 
 }  // namespace
 
+#include "draft_head.h"
+
 extern "C" {
 
 int64_t trimode_abi() { return 7; }
@@ -505,49 +507,15 @@ void trimode_rows(const Linear* l, const int64_t* outputs, int64_t count, float*
 // after it [dim] and the logits of what follows [words].
 void trimode_draft_step(const DraftHead* head, const float* state, const float* embedded, float* after, float* logits,
                         int64_t threads) {
-  const DraftHead& h = *head;
-  const Layout layout = layout_of(h.enter);
-  thread_local Room room;
-  thread_local std::vector<float> x, wide, ones;
-  x.resize(2 * h.dim);
-  wide.resize(h.dim + h.inner);
-  ones.assign(h.inner, 1.0f);
-  for (int64_t i = 0; i < h.dim; ++i) {
-    x[i] = state[i] / h.state_scale;
-    x[h.dim + i] = embedded[i] / h.embedding_scale;
-  }
-  room.reserve(layout, 1, std::max(2 * h.dim, h.inner));
-  // The threads share the caller's buffers, not their own.
-  Room& shared = room;
-  float *read = x.data(), *made = wide.data();
-  const float* unit = ones.data();
-  std::vector<Reader> readers(threads);
-  Team::run(threads, [&](Member& member) {
-    const auto product = [&](const Linear& l, const Target& target) {
-      const int64_t parts = parts_of(l, member.threads());
-      const Quantised q = shared.view(1, l.in);
-      member.phase(parts, [&](int64_t p) {
-        Reader& reader = readers[p % member.threads()];
-        reader = Reader();
-        reader.expect(l, {p, parts});
-        reader.start();
-        multiply(l, {p, parts}, q, {1, nullptr, nullptr}, target, reader);
-      });
-    };
-    member.rows(1, [&](int64_t) { quantise_row(read, h.enter.in, layout, shared.view(1, h.enter.in), 0); });
-    product(h.enter, {made, h.dim + h.inner, false});
-    member.rows(1, [&](int64_t) {
-      swiglu(made + h.dim, unit, h.inner);
-      quantise_row(made + h.dim, h.inner, layout, shared.view(1, h.inner), 0);
-    });
-    product(h.leave, {made, h.dim + h.inner, true});
-    member.rows(1, [&](int64_t) {
-      for (int64_t i = 0; i < h.dim; ++i) after[i] = h.state_scale * made[i];
-      quantise_row(after, h.dim, layout, shared.view(1, h.dim), 0);
-    });
-    product(h.words, {logits, h.words.out, false});
-    if (layout == Layout::tiles) release_tiles();
-  });
+  draft_step(*head, state, embedded, after, logits, threads);
+}
+
+// The likeliest beginnings of what follows a token, as long as their nodes are worth their rows; see draft_head.h.
+int64_t trimode_draft_tree(const DraftHead* head, const uint16_t* embeddings, const float* state, const float* embedded,
+                           int64_t most, int64_t branches, const float* shares, float trust, int64_t* words,
+                           int64_t* parents, float* chances, int64_t threads) {
+  return draft_tree(*head, embeddings, state, embedded, {most, branches, shares, trust}, {words, parents, chances},
+                    threads);
 }
 
 // y [rows, out] = linear(x [rows, in]).

@@ -117,6 +117,7 @@ class NativeRunner(Runner):
         assert native is not None
         self._pass = native.trimode_pass
         self.pack(transformer)
+        self._draft_heads: dict[int, structs.DraftHead] = {}
         self.products_seconds = 0.0
         """Time that the last pass spent in products with the layers' weights."""
         config = transformer.config
@@ -190,15 +191,7 @@ class NativeRunner(Runner):
         """See `Runner`."""
         native = library()
         assert native is not None
-        given = structs.DraftHead(
-            head.dim,
-            head.inner,
-            head.state_scale,
-            head.embedding_scale,
-            _linear(head.enter),
-            _linear(head.leave),
-            _linear(head.words),
-        )
+        given = _draft_head(head)
         state, embedded = state.contiguous(), embedded.contiguous()
         after, logits = torch.empty(head.dim), torch.empty(given.words.out)
         native.trimode_draft_step(
@@ -207,6 +200,39 @@ class NativeRunner(Runner):
             threads(),
         )
         return after, logits
+
+    def draft_tree(
+        self,
+        head: DraftHeadParts,
+        state: Tensor,
+        embedded: Tensor,
+        most: int,
+        branches: int,
+        shares: Sequence[float],
+        trust: float,
+    ) -> tuple[list[int], list[int], list[float]] | None:
+        """See `Runner`."""
+        native = library()
+        assert native is not None
+        given = self._draft_heads.get(id(head))
+        if given is None:
+            given = self._draft_heads[id(head)] = _draft_head(head)
+        state, embedded = state.contiguous(), embedded.contiguous()
+        words, parents = (ctypes.c_int64 * most)(), (ctypes.c_int64 * most)()
+        chances = (ctypes.c_float * most)()
+        count = native.trimode_draft_tree(
+            ctypes.byref(given),
+            head.embedded.data_ptr(),
+            state.data_ptr(),
+            embedded.data_ptr(),
+            most,
+            branches,
+            (ctypes.c_float * most)(*shares[:most]),
+            trust,
+            *(ctypes.addressof(array) for array in (words, parents, chances)),
+            threads(),
+        )
+        return words[:count], parents[:count], chances[:count]
 
     def describe(self) -> str:
         """See `Runner`."""
@@ -274,6 +300,18 @@ def _linear(module: nn.Module) -> structs.Linear:
         packed=_address(module.packed),
         scale=_address(module.scale),
         bias=_address(module.bias),
+    )
+
+
+def _draft_head(head: DraftHeadParts) -> structs.DraftHead:
+    return structs.DraftHead(
+        head.dim,
+        head.inner,
+        head.state_scale,
+        head.embedding_scale,
+        _linear(head.enter),
+        _linear(head.leave),
+        _linear(head.words),
     )
 
 

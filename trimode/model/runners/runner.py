@@ -27,6 +27,8 @@ class DraftHeadParts:
     leave: nn.Module
     words: nn.Module
     """Output embeddings of the tokens that it can guess."""
+    embedded: Tensor
+    """Embeddings of the same tokens, fp16 `[K, D]`."""
 
 
 class Runner(ABC):
@@ -91,6 +93,33 @@ class Runner(ABC):
         direct, inner = self.linear(head.enter, x).split((head.dim, head.inner), dim=-1)
         after = head.state_scale * (direct + self.linear(head.leave, F.silu(inner)))
         return after[0], self.linear(head.words, after)[0].float()
+
+    def draft_tree(
+        self,
+        head: DraftHeadParts,
+        state: Tensor,
+        embedded: Tensor,
+        most: int,
+        branches: int,
+        shares: Sequence[float],
+        trust: float,
+    ) -> tuple[list[int], list[int], list[float]] | None:
+        """A draft tree of a draft head, if this runner has a fast way to make it.
+
+        Args:
+            head: what makes it.
+            state: that chose the newest token, `[D]`.
+            embedded: the newest token's embedding, `[D]`.
+            most: nodes, at least one and at most as many as `shares`.
+            branches: words considered after one node.
+            shares: see `trimode.decoding.auto.policy.NodeWorth`.
+            trust: the same.
+
+        Returns:
+            Numbers of the words, parents (-1: the newest token) and chances; or None.
+        """
+        del head, state, embedded, most, branches, shares, trust
+        return None
 
     @property
     def kv_dtype(self) -> torch.dtype:
