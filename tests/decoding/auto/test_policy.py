@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimode.decoding import Acceptance, BatchLoad, CostCurve, Plan, Policy, break_even
+from trimode.decoding import (
+    Acceptance,
+    BatchLoad,
+    CostCurve,
+    DraftRecord,
+    Plan,
+    Policy,
+    break_even,
+)
 from trimode.decoding.auto.acceptance import expected_run
 from trimode.engine.simulation import best_fixed, fixed_rate, simulate
 
@@ -129,3 +137,61 @@ def test_costs_between_and_beyond_measured_points():
     assert found == pytest.approx([1, 1.5, 2, 3, 4, 6])
     assert curve.seconds(2, drafting=True) == pytest.approx(2.5)
     assert break_even(curve, 3) == pytest.approx(curve.seconds(4, drafting=True) + 2.0)
+
+
+DEAR = CostCurve((1, 128), (1.0, 64.5), (1.0, 128.0))
+"""A row costs half of what the first one does."""
+
+
+def test_drafts_that_are_not_worth_verifying_lose_trust():
+    """A chance by place is learned from verified drafts alone, and those are the better ones."""
+    chooser = policy(MACHINES["laptop"])
+    before = max(chooser._own_drafts(16), key=lambda plan: plan.rate)
+    for _ in range(30):
+        chooser.drafts.judge(1, 1)
+        chooser.drafts.settle(before.accepted, 0)
+    assert chooser.drafts.trust < 0.4
+    assert chooser.drafts.prior.trust < 0.4, "and the next request knows"
+    after = next(
+        p for p in chooser._own_drafts(16) if (p.kind, p.size) == (before.kind, before.size)
+    )
+    assert after.accepted < 0.6 * before.accepted
+
+
+def test_nodes_of_a_head_s_draft_are_added_as_long_as_they_pay():
+    for costs, most in ((DEAR, 0.5), (MACHINES["memory-bound"], 0.0)):
+        chooser = Policy(costs, Acceptance(), Acceptance(), heads=DraftRecord())
+        worth = chooser.node_worth()
+        assert worth.least_chance(()) == pytest.approx(most)
+        # By definition: with the least chance, tokens a second are what they were.
+        chances = (0.9, 0.5)
+        least = worth.least_chance(chances)
+        rate = (1 + sum(chances)) / costs.seconds(3)
+        assert (1 + sum(chances) + least) / costs.seconds(4) == pytest.approx(rate)
+
+
+def test_a_head_is_chosen_where_it_pays_and_explored_where_it_might():
+    def chooser(accepted):
+        heads = DraftRecord(first_nodes=2.0, first_accepted=accepted)
+        return Policy(DEAR, Acceptance(), Acceptance(), heads=heads, can_draft=False)
+
+    assert chooser(5.0).choose(lookup=0, masks=16).kind == "head"
+    poor = chooser(0.1)
+    kinds = []
+    for _ in range(200):
+        kinds.append(poor.choose(lookup=0, masks=16).kind)
+        poor.committed(1)
+    assert set(kinds) == {"ar", "head"}
+    assert kinds.count("head") <= 4
+
+
+def test_a_record_of_drafts_begins_with_its_prior_and_learns():
+    shared = DraftRecord(first_nodes=2.0, first_accepted=1.0)
+    record = DraftRecord(prior=shared)
+    assert (record.nodes, record.accepted, record.trust) == (2.0, 1.0, 1.0)
+    for _ in range(50):
+        record.judge(4, 2.0, 1)
+    assert record.nodes == pytest.approx(4.0, abs=0.3)
+    assert record.accepted == pytest.approx(1.0)
+    assert record.trust == pytest.approx(0.5, abs=0.1)
+    assert shared.trust < 0.8

@@ -24,6 +24,24 @@ class Acceptance:
     _accepted: list[float] = field(default_factory=list)
     _judged: list[float] = field(default_factory=list)
     _count: int = 0
+    _hoped: float = 0.0
+    _got: float = 0.0
+
+    @property
+    def trust(self) -> float:
+        """Accepted tokens for each that was expected when a draft was decided on.
+
+        A draft that was made and not worth verifying was expected to bring something too.
+        """
+        known = self.prior.trust if self.prior else 1.0
+        return (known * _PRIOR_WEIGHT + self._got) / (_PRIOR_WEIGHT + self._hoped)
+
+    def settle(self, hoped: float, accepted: int) -> None:
+        """Compare what a draft was expected to bring with what it brought."""
+        self._hoped = self._hoped * self.keep + hoped
+        self._got = self._got * self.keep + accepted
+        if self.prior is not None:
+            self.prior.settle(hoped, accepted)
 
     @property
     def judgements(self) -> int:

@@ -55,6 +55,8 @@ class Plan:
     size: int
     """Masks of `linear` and `quadratic`, draft tokens of `lookup`, nodes of `head`, 0 of `ar`."""
     rate: float
+    accepted: float = 0.0
+    """Tokens of its draft that are expected to be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class Policy:
 
     def paying_size(self, kind: PlanKind, most: int) -> int:
         """The size of `linear` or `quadratic`, up to `most`, that makes most tokens a second."""
-        drafted = expected_runs(self.drafts.chances(most))
+        drafted = self._drafted(most)
         plans = [self._plan(kind, m, drafted[m - 1]) for m in _sizes(most, least=2)]
         return _fastest(plans).size if plans else most
 
@@ -190,7 +192,7 @@ class Policy:
         """Plans that draft with the model itself."""
         plans: list[Plan] = []
         if self.can_draft and self._drafts_could_pay(masks):
-            drafted = expected_runs(self.drafts.chances(masks))
+            drafted = self._drafted(masks)
             for m in _sizes(masks, least=2):
                 plans.append(self._plan("linear", m, drafted[m - 1]))
                 if m <= MAX_TREE_MASKS:
@@ -282,8 +284,13 @@ class Policy:
         alone = 2 if kind == "linear" else 1
         return (alone + accepted) / self.seconds(kind, size)
 
+    def _drafted(self, most: int) -> list[float]:
+        """Tokens expected to be accepted of 0, 1, 2, ... drafted by the model."""
+        trust = self.drafts.trust
+        return [trust * run for run in expected_runs(self.drafts.chances(most))]
+
     def _plan(self, kind: PlanKind, size: int, accepted: float) -> Plan:
-        return Plan(kind, size, self.rate(kind, size, accepted))
+        return Plan(kind, size, self.rate(kind, size, accepted), accepted)
 
 
 def _fastest(plans: Sequence[Plan]) -> Plan:

@@ -59,9 +59,11 @@ def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         if step.plan.kind == "head":
             assert policy.heads is not None
             policy.heads.judge(len(step.draft), sum(step.draft.chances), accepted)
+        elif step.own_draft:
+            policy.drafts.judge(places, accepted)
+            policy.drafts.settle(step.plan.accepted, accepted)
         elif places:
-            copies = policy.predictions if step.predicted else policy.lookups
-            (policy.drafts if step.own_draft else copies).judge(places, accepted)
+            (policy.predictions if step.predicted else policy.lookups).judge(places, accepted)
         policy.committed(accepted + 1)
         step = _plan_after_draft(step.plan, run, policy)
 
@@ -101,12 +103,15 @@ def _plan_after_draft(plan: Plan, run: "_Run", policy: Policy) -> _Step:
         return _Step(plan)
     if plan.kind == "linear":
         draft = draft.first(policy.worth_checking(draft.chances, plan.size))
+        if not draft:
+            policy.drafts.settle(plan.accepted, 0)
         return _Step(plan, draft, own_draft=bool(draft))
     # A quadratic pass made the draft. Grow the next tree on it, or just verify it.
-    room = run.context.draft_length(len(run.tokens))
+    room, hoped = run.context.draft_length(len(run.tokens)), plan.accepted
     plan = policy.choose(lookup=0, masks=room)
     if plan.kind != "quadratic":
-        return _Step(Plan("linear", len(draft) + 1, plan.rate), draft, own_draft=True)
+        verify = Plan("linear", len(draft) + 1, plan.rate, hoped)
+        return _Step(verify, draft, own_draft=True)
     return _Step(plan, draft.first(plan.size - 1), min(plan.size, room), own_draft=True)
 
 
