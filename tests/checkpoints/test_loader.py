@@ -193,9 +193,11 @@ def megabytes(field):
         return int(next(line for line in file if line.startswith(field)).split()[1]) / 1024
 (torch.ones(64, 64) @ torch.ones(64, 64)).round()  # threads and kernels are PyTorch's, not ours
 before = {field: megabytes(field) for field in ("VmRSS", "RssAnon")}
-transformer = load(dtype="int8", offline=True, progress=False).transformer
-tensors = [t for m in transformer.modules() for t in vars(m).values() if torch.is_tensor(t)]
-weights = sum(t.nbytes for t in (*tensors, *transformer.parameters())) / 2**20
+model = load(dtype="int8", offline=True, progress=False)
+transformer, head = model.transformer, model.draft_head._parts
+modules = [*transformer.modules(), head.enter, head.leave, head.words]
+tensors = [t for m in modules for t in vars(m).values() if torch.is_tensor(t)]
+weights = sum(t.nbytes for t in (*tensors, head.embedded, *transformer.parameters())) / 2**20
 print(*((megabytes(field) - held) / weights for field, held in before.items()))
 """
 

@@ -94,7 +94,9 @@ def test_convert_makes_an_adapter_that_drafts_and_leaves_ar_alone(cli, base, tmp
     assert sorted(p.name for p in adapter.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "draft_priors.json",
     ]
+    assert "no draft head: " in outcome.err, "too few answers"
     plain = cli("generate", base, "hi", "--max-tokens", 6, "--json").json()
     for mode in ("ar", "linear"):
         adapted = cli("generate", base, "hi", "--max-tokens", 6, "--json", "--adapter", adapter,

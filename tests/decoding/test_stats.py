@@ -97,8 +97,11 @@ def test_a_block_of_one_seeded_token_needs_no_denoising():
 
 
 def test_an_answer_of_one_token_costs_one_pass_in_every_mode_but_diffusion():
-    for mode in ("ar", "linear", "quadratic"):
-        assert run((), mode=mode, max_tokens=1).nfe == 1
+    for mode in (
+        {"mode": "ar"},
+        *({"mode": m, "block_length": 8} for m in ("linear", "quadratic")),
+    ):
+        assert run((), max_tokens=1, **mode).nfe == 1
     assert run((), mode="diffusion", max_tokens=1).nfe == 2
 
 

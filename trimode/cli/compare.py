@@ -66,7 +66,7 @@ def compare(
 def demo(
     *, model: opt.ModelOptions, decoding: ComparedOptions, no_progress: opt.NoProgress = False
 ) -> None:
-    """Answer two prompts in every mode, and say what pays on this machine."""
+    """Answer two prompts in every mode, and say what pays here."""
     all_options = _for_modes(_MODES, decoding)
     loaded = opt.load_model(model, progress=not no_progress)
     all_options = _possible(loaded, all_options)

@@ -196,9 +196,10 @@ def train_head(
     dtype: opt.Dtype = "auto",
     no_progress: opt.NoProgress = False,
 ) -> int:
-    """Train a draft head, which makes --mode auto faster where passes of many rows are dear.
+    """Train a draft head, which makes mode auto faster.
 
-    It is written to OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
+    It guesses the next tokens without a pass of the model. It is written to
+    OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
     """
     from trimode.checkpoints import load, open_checkpoint
     from trimode.training.draft_head import DraftHeadTraining, read_answers
