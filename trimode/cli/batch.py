@@ -21,7 +21,7 @@ import typer
 
 from trimode.cli import options as opt
 from trimode.cli.render import note
-from trimode.cli.signals import Terminated
+from trimode.cli.signals import Terminated, interrupted_once
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
 from trimode.rows import Row, near_miss, parse_json, read_rows
@@ -102,6 +102,18 @@ def run_batch(
     """
     if batch.concurrency < 1:
         raise InputError("concurrency", str(batch.concurrency), "must be at least 1")
+    with interrupted_once():
+        _run_batch(batch, model, prompt, defaults, progress=progress)
+
+
+def _run_batch(
+    batch: BatchOptions,
+    model: opt.ModelOptions,
+    prompt: opt.PromptOptions,
+    defaults: GenerationOptions,
+    *,
+    progress: bool,
+) -> None:
     assert batch.input_file is not None
     source = opt.existing_file(batch.input_file, "input")
     lines = read_lines(source, defaults)

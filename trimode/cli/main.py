@@ -70,7 +70,10 @@ def main() -> None:
     signals.install()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end the run
         sys.stdout.reconfigure(errors="replace")
-    sys.exit(_run())
+    code = _run()
+    if code in (130, 143):
+        signals.ignore_to_the_end()  # the same signal once more would change the exit code
+    sys.exit(code)
 
 
 def _run() -> int:

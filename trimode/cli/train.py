@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimode.cli import options as opt
-from trimode.cli.signals import Terminated
+from trimode.cli.signals import Terminated, ignore, interrupted_once
 from trimode.errors import InputError
 from trimode.training import RECIPES
 
@@ -248,10 +248,11 @@ def _write_conversations(
     from trimode.training.self_generate import count_written, self_generate
 
     try:
-        if count_written(data) < asked.conversations:
-            with spinner(f"loading {checkpoint.name}", enabled=not no_progress):
-                loaded = checkpoint.build(dtype=dtype)
-            self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
+        with interrupted_once():
+            if count_written(data) < asked.conversations:
+                with spinner(f"loading {checkpoint.name}", enabled=not no_progress):
+                    loaded = checkpoint.build(dtype=dtype)
+                self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
     except (KeyboardInterrupt, Terminated) as stopped:
         done = f"{count_written(data)} of {asked.conversations} conversations are in {data}"
         _say(f"stopped: {done}; the same command continues")
@@ -312,6 +313,7 @@ def _run(
 
     trainer = Trainer(config, opened=opened, progress=not no_progress)
     if not trainer.run():
+        ignore()  # the signal may be repeated
         _say(f"stopped at step {trainer.step}; the same command continues it")
         return 130, None
     return 0, trainer.directory.final
