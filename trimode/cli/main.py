@@ -13,6 +13,7 @@ from trimode.cli.chat import chat
 from trimode.cli.compare import compare, demo
 from trimode.cli.env import env
 from trimode.cli.evaluate import evaluate
+from trimode.cli.export import export
 from trimode.cli.generate import generate
 from trimode.cli.models import models_app
 from trimode.cli.serve import serve
@@ -42,6 +43,7 @@ app.add_typer(models_app, name="models")
 app.command()(convert)
 app.command()(train)
 app.command()(train_head)
+app.command()(export)
 app.command()(env)
 
 

@@ -29,6 +29,7 @@ from rich.progress import (
 )
 
 from trimode.checkpoints import Checkpoint, MaskToken, save_adapter, save_checkpoint
+from trimode.checkpoints.text_files import source_files, source_tokens
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
     export_adapter,
@@ -56,8 +57,6 @@ from trimode.training.setup import (
     packed_rows,
     read_examples,
     resolved_precision,
-    source_files,
-    source_tokens,
     weights_fingerprint,
 )
 from trimode.training.step import StepConfig, Task, ar_positions, draw_task, losses
