@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 
 import pytest
@@ -102,6 +103,30 @@ def test_convert_makes_an_adapter_that_drafts_and_leaves_ar_alone(cli, base, tmp
         adapted = cli("generate", base, "hi", "--max-tokens", 6, "--json", "--adapter", adapter,
                       "--mode", mode).json()  # fmt: skip
         assert adapted["token_ids"] == plain["token_ids"]
+
+
+def test_shards_of_conversations_are_joined_and_trained_on(cli, base, tmp_path):
+    (tmp_path / "prompts.txt").write_text("".join(f"say {i}\n" for i in range(6)))
+    asked = (
+        "convert", base, "-o", tmp_path / "run", "--conversations", 6, "--steps", 1, "--no-head",
+        "--prompts", tmp_path / "prompts.txt", "--sampled-share", 0, "--answer-tokens", 8,
+        "--set", "adapter.rank=2", "--set", "data.sequence_length=128",
+    )  # fmt: skip
+    parts = [tmp_path / f"run.{i}-of-2.jsonl" for i in range(2)]
+    for i, part in enumerate(parts):
+        outcome = cli(*asked, "--shard", f"{i}/2")
+        assert (outcome.code, outcome.out) == (0, f"{part}\n")
+        ids = sorted(json.loads(line)["id"] for line in part.open())
+        assert ids == [i, i + 2, i + 4]
+        assert not (tmp_path / "run").exists()
+    command = outcome.err.splitlines()[-1]
+    subprocess.run(command, shell=True, check=True)
+    joined = (tmp_path / "run.jsonl").read_bytes()
+    assert joined == b"".join(part.read_bytes() for part in parts)
+    outcome = cli(*asked)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "run.jsonl").read_bytes() == joined  # nothing was written again
+    assert_one_line_error(cli(*asked, "--shard", "2/2"), 2, "shard: '2/2'")
 
 
 def stop_repeatedly(process, number):

@@ -25,6 +25,7 @@ from trimode.cli.signals import Terminated, interrupted_once
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
 from trimode.rows import Row, near_miss, parse_json, read_rows
+from trimode.shard import Shard
 
 if TYPE_CHECKING:
     from trimode.engine import Engine, Sequence
@@ -85,6 +86,10 @@ class BatchOptions:
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False
     concurrency: Annotated[int, typer.Option("--concurrency", help="Prompts at a time.")] = 8
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="I/N: rows I, I+N, I+2N, ... of --input only, I from 0."),
+    ] = None
 
 
 def run_batch(
@@ -116,7 +121,9 @@ def _run_batch(
 ) -> None:
     assert batch.input_file is not None
     source = opt.existing_file(batch.input_file, "input")
+    shard = None if batch.shard is None else Shard.parse(batch.shard)
     lines = read_lines(source, defaults)
+    lines = lines if shard is None else list(shard.of(lines))
     if batch.output_file is None:
         engine = _engine(batch, model, lines, progress=progress)
         line_of = _queue(engine, prompt, source, lines)
@@ -127,7 +134,9 @@ def _run_batch(
         return
     if batch.output_file.exists() and batch.output_file.samefile(source):
         raise InputError("output", f"{batch.output_file} is the input", "must be another file")
-    journal = Journal(batch.output_file, _made_with(model, prompt, source, defaults))
+    made_with = {"shard": None if shard is None else str(shard)}
+    made_with |= _made_with(model, prompt, source, defaults)
+    journal = Journal(batch.output_file, made_with)
     with journal.locked():
         done = journal.open(overwrite=batch.overwrite)
         todo = [line for line in lines if line.number not in done]

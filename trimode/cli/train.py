@@ -14,6 +14,7 @@ from trimode.training import RECIPES
 
 if TYPE_CHECKING:
     from trimode.checkpoints import Checkpoint, LoadedModel, MaskToken
+    from trimode.shard import Shard
     from trimode.training.config import TrainConfig
     from trimode.training.draft_head import DraftHeadTraining
     from trimode.training.self_generate import Prompt, SelfGenerationConfig
@@ -94,6 +95,14 @@ def convert(
         int, typer.Option("--answer-tokens", help="Most tokens of an answer.")
     ] = 192,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Conversations at once.")] = 64,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="I/N: write only conversations I, I+N, ..., to OUTPUT.I-of-N.jsonl, and train "
+            "nothing. I from 0.",
+        ),
+    ] = None,
     steps: Steps = None,
     mask_token: MaskOption = None,
     seed: Annotated[
@@ -111,7 +120,8 @@ def convert(
     The result is OUTPUT/final; use it with --adapter. The same command continues an interrupted
     run.
     """
-    from trimode.training.preflight import check_conversion, mask_notes
+    from trimode.shard import Shard
+    from trimode.training.preflight import check_conversion, check_template, mask_notes
     from trimode.training.self_generate import SelfGenerationConfig, planned, read_prompt_rows
     from trimode.training.setup import held_out_of, open_for_training
 
@@ -122,8 +132,9 @@ def convert(
         concurrency=concurrency,
         sampled_share=sampled_share,
         seed=seed,
+        shard=None if shard is None else Shard.parse(shard),
     )
-    data = output.with_name(f"{output.name}.jsonl")
+    data = _conversations_file(output, asked.shard)
     fields: dict[str, Any] = {
         "model": model,
         "data.files": [str(data)],
@@ -136,12 +147,23 @@ def convert(
         fields["steps"] = steps
     config = _config(recipe, fields, set_)
     checkpoint, mask = opened = open_for_training(config, progress=not no_progress)
-    notes = [*mask_notes(mask), *check_conversion(config, checkpoint), planned(asked, turns)]
-    for line in notes:
+    if asked.shard is None:
+        notes = [*mask_notes(mask), *check_conversion(config, checkpoint)]
+    else:
+        check_template(checkpoint)
+        notes = []
+    for line in (*notes, planned(asked, turns)):
         _say(line)
     code = _write_conversations(checkpoint, asked, turns, data, dtype, no_progress)
     if code:
         return code
+    if asked.shard is not None:
+        whole = shlex.quote(str(_conversations_file(output, None)))
+        every = f"{shlex.quote(str(output))}.*-of-{asked.shard.count}.jsonl"
+        _say("when every shard is written, join them; the same command without --shard then trains")
+        _say(f"cat {every} > {whole}")
+        typer.echo(str(data))
+        return 0
     code, final = _run(config, no_progress, opened)
     if final is not None:
         if config.train == "adapter" and head:
@@ -149,6 +171,12 @@ def convert(
         _report(config, final, data, dtype, min(answer_tokens, _MEASURED_TOKENS))
         typer.echo(str(final))
     return code
+
+
+def _conversations_file(output: Path, shard: "Shard | None") -> Path:
+    """Where the conversations of a run directory go, or those of one shard."""
+    part = "" if shard is None else f".{shard.index}-of-{shard.count}"
+    return output.with_name(f"{output.name}{part}.jsonl")
 
 
 def _add_head(
@@ -185,9 +213,9 @@ def train_head(
     dtype: opt.Dtype = "auto",
     no_progress: opt.NoProgress = False,
 ) -> int:
-    """Train a draft head, which makes --mode auto faster where passes of many rows are dear.
+    """Train a draft head, which --mode auto uses where passes are dear.
 
-    It is written to OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
+    It makes `auto` faster where passes of many rows cost much more than those of one. It is written to OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
     """
     from trimode.checkpoints import load
     from trimode.training.draft_head import DraftHeadTraining, read_answers
@@ -249,12 +277,12 @@ def _write_conversations(
 
     try:
         with interrupted_once():
-            if count_written(data) < asked.conversations:
+            if count_written(data, asked.ids) < len(asked.ids):
                 with spinner(f"loading {checkpoint.name}", enabled=not no_progress):
                     loaded = checkpoint.build(dtype=dtype)
                 self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
     except (KeyboardInterrupt, Terminated) as stopped:
-        done = f"{count_written(data)} of {asked.conversations} conversations are in {data}"
+        done = f"{count_written(data, asked.ids)} of {len(asked.ids)} conversations are in {data}"
         _say(f"stopped: {done}; the same command continues")
         return 130 if isinstance(stopped, KeyboardInterrupt) else 143
     return 0
