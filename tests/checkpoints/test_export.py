@@ -1,10 +1,12 @@
 """Exports, with transformers as the oracle: it loads them, and its greedy text is that of `ar`."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import peft
 import pytest
@@ -283,7 +285,7 @@ def test_directories_that_hold_something_are_left_alone(tmp_path):
 KILLED = """
 import os, sys
 from trimode.checkpoints import plan_export, resolve, write_export
-plan = plan_export(resolve(sys.argv[1]), "ar", shard_bytes=20_000)
+plan = plan_export(resolve(sys.argv[1]), "ar", most_bytes=20_000)
 left = int(sys.argv[3])
 def advance(n):
     global left
@@ -306,7 +308,7 @@ def test_a_killed_export_goes_on_with_the_files_that_are_not_whole(tmp_path):
         states.append({path.name: path.stat().st_mtime_ns for path in whole})
     assert states[0]
     assert states[0].items() < states[1].items()  # none of the first was written again
-    plan = plan_export(resolve(str(source)), "ar", shard_bytes=20_000)
+    plan = plan_export(resolve(str(source)), "ar", most_bytes=20_000)
     write_export(plan, target)
     assert {path.name for path in tmp_path.iterdir()} == {"m", "ar"}
     assert len(list(target.glob("model-*-of-*.safetensors"))) > 4
@@ -323,7 +325,7 @@ def test_files_of_another_export_are_not_mixed_in(tmp_path):
     assert list((tmp_path / ".ar.partial").glob("*.safetensors"))
     other = write_tiny_checkpoint(tmp_path / "other", "llama", num_layers=4, seed=5)
     (other / "model.safetensors").replace(source / "model.safetensors")
-    plan = plan_export(resolve(str(source)), "ar", shard_bytes=20_000)
+    plan = plan_export(resolve(str(source)), "ar", most_bytes=20_000)
     write_export(plan, tmp_path / "ar")
     read = open_weights(tmp_path / "ar", read_config(tmp_path / "ar/config.json"))
     own = open_weights(source, read_config(source / "config.json"))
@@ -352,3 +354,32 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     largest = LARGE.vocab_size * LARGE.hidden_size
     assert (tmp_path / "ar/model.safetensors").stat().st_size > 500e6
     assert grown < 3 * 6 * largest  # in bf16 and fp32; 150 MB
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    source = write_tiny_checkpoint(tmp_path / "m", "llama")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(InputError, match=r"output: needs 0\.\d GB, 0\.0 GB are free"):
+        export(source, "ar", tmp_path / "ar")
+    assert {path.name for path in tmp_path.iterdir()} == {"m"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_up_is_named_and_nothing_whole_is_lost(tmp_path):
+    source = write_tiny_checkpoint(tmp_path / "m", "llama", num_layers=4)
+    plan = plan_export(resolve(str(source)), "ar", most_bytes=20_000)
+    stuck = tmp_path / ".ar.partial" / f"{plan.shards[2].file}.part"
+    reached = []
+
+    def advance(count):
+        reached.append(count)
+        if len(reached) == len(plan.shards[0].shapes):
+            stuck.symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match=r"00003-of-.*\.part: .*No space left"):
+        write_export(plan, tmp_path / "ar", advance=advance)
+    stuck.unlink()
+    assert len(list(stuck.parent.glob("model-*.safetensors"))) == 2
+    write_export(plan, tmp_path / "ar")
+    assert texts_of_ours(tmp_path / "ar", PROMPTS[:1], tokens=2)

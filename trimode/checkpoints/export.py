@@ -5,6 +5,7 @@ first file that is not whole.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from trimode.checkpoints.names import stored_parts, to_published
 from trimode.checkpoints.safetensors_writer import (
     Shard,
     index_of,
+    shard_bytes,
     split_into_shards,
     write_shard,
 )
@@ -95,7 +97,7 @@ def plan_export(
     *,
     dtype: str = "auto",
     adapter: list[str] | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    most_bytes: int = SHARD_BYTES,
 ) -> Export:
     """Read and check all of a checkpoint but the weights.
 
@@ -105,7 +107,7 @@ def plan_export(
         dtype: `fp32`, `bf16`, `fp16`, or `auto`: that of the source, and fp32 if it has several or
             holds blocks of a few bits.
         adapter: as in `load`.
-        shard_bytes: most bytes of a file.
+        most_bytes: of a file.
 
     Raises:
         InputError: a value is not known, or the checkpoint cannot have that form; with the reason.
@@ -146,7 +148,7 @@ def plan_export(
         dtype=wanted,
         config=target,
         fields=fields,
-        shards=split_into_shards(published, wanted, shard_bytes),
+        shards=split_into_shards(published, wanted, most_bytes),
         parts=parts,
         read=checkpoint.read,
         draft=draft,
@@ -176,7 +178,8 @@ def write_export(
         advance: called with a number of tensors that have been written.
 
     Raises:
-        InputError: the directory is that of the source, or another run writes it.
+        InputError: the directory is that of the source, another run writes it, or the disk is too
+            small.
         CheckpointError: the directory holds something else, or a weight is too large for the dtype.
     """
     _refuse_source(export.source, directory)
@@ -191,6 +194,7 @@ def write_export(
             advance(1)
             return _tensor(export, name)
 
+        _refuse_full_disk(export, temporary)
         for shard in export.shards:
             if (temporary / shard.file).exists():
                 advance(len(shard.shapes))
@@ -355,6 +359,16 @@ def _refuse_source(source: Path, directory: Path) -> None:
     if home == target or target in home.parents or home in target.parents:
         allowed = "a directory of its own"
         raise InputError("output", f"{directory} holds the model, or lies in it", allowed)
+
+
+def _refuse_full_disk(export: Export, directory: Path) -> None:
+    """Raise InputError if what is still to be written will not fit."""
+    todo = [shard for shard in export.shards if not (directory / shard.file).exists()]
+    needed = sum(shard_bytes(shard, export.dtype) for shard in todo)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        found = f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        raise InputError("output", found, "another disk, or a smaller --dtype")
 
 
 def _made_with(export: Export) -> dict[str, Any]:

@@ -57,6 +57,9 @@ def write_shard(
         shard: its name, and its tensors.
         dtype: of all tensors.
         tensor: makes each of them when its turn comes.
+
+    Raises:
+        OSError: the disk is full; what was written stays.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -66,23 +69,31 @@ def write_shard(
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % _ALIGNED)
     temporary = directory / f"{shard.file}.part"
-    with temporary.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name, shape in shard.shapes.items():
-            made = tensor(name)
-            assert made.dtype == dtype, name
-            assert tuple(made.shape) == shape, name
-            file.write(made.contiguous().view(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for name, shape in shard.shapes.items():
+                made = tensor(name)
+                assert made.dtype == dtype, name
+                assert tuple(made.shape) == shape, name
+                file.write(made.contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk does not name the file
+        raise OSError(f"{temporary}: {error}") from None
     temporary.replace(directory / shard.file)
 
 
 def index_of(shards: list[Shard], dtype: torch.dtype) -> dict[str, object]:
     """The content of `model.safetensors.index.json`."""
-    total = sum(_bytes(shape, dtype) for shard in shards for shape in shard.shapes.values())
+    total = sum(shard_bytes(shard, dtype) for shard in shards)
     homes = {name: shard.file for shard in shards for name in shard.shapes}
     return {"metadata": {"total_size": total}, "weight_map": homes}
+
+
+def shard_bytes(shard: Shard, dtype: torch.dtype) -> int:
+    """Bytes of a shard's tensors."""
+    return sum(_bytes(shape, dtype) for shape in shard.shapes.values())
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
