@@ -215,7 +215,8 @@ def train_head(
 ) -> int:
     """Train a draft head, which --mode auto uses where passes are dear.
 
-    It makes `auto` faster where passes of many rows cost much more than those of one. It is written to OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
+    It makes `auto` faster where passes of many rows cost much more than those of one. It is written
+    to OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
     """
     from trimode.checkpoints import load
     from trimode.training.draft_head import DraftHeadTraining, read_answers
