@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 
 import pytest
@@ -232,7 +233,10 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    process.send_signal(number)
+    end = time.monotonic() + 1
+    while process.poll() is None and time.monotonic() < end:  # as launchers of clusters do
+        process.send_signal(number)
+        time.sleep(0.001)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     done = journal.read_bytes().count(b"\n") - 1
@@ -243,3 +247,57 @@ def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 40
     assert {line: rows[line - 1] for line in done} == done
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, COUNT, COUNT + 3])
+def test_shards_together_are_the_whole(cli, letters, source, tmp_path, count):
+    """Each in its own output; by turns, as `paste` takes them, they are in the input's order."""
+    options = ("--temperature", 1, "--seed", 3)
+    whole = cli("generate", letters, "--input", source, *options).rows()
+    outputs = [tmp_path / f"out-{i}.jsonl" for i in range(count)]
+    for i, output in enumerate(outputs):
+        asked = ("--output", output, "--shard", f"{i}/{count}", *options)
+        assert cli("generate", letters, "--input", source, *asked).code == 0
+    paste = subprocess.run(["paste", "-d", "\\n", *outputs], capture_output=True, text=True)
+    joined = "".join(f"{line}\n" for line in paste.stdout.splitlines() if line)
+    assert timeless(joined) == timeless("".join(json.dumps(row) + "\n" for row in whole))
+
+
+def test_a_shard_goes_on_and_is_not_mistaken_for_another(cli, letters, source, batch, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trimode.cli.batch.Journal.finish", lambda *_: None)
+        assert batch("--shard", "1/3").code == 0
+    assert_one_line_error(batch("--shard", "2/3"), 2, "shard was '1/3', is '2/3'")
+    assert_one_line_error(batch(), 2, "shard was '1/3', is None")
+    assert batch("--shard", "1/3").code == 0
+    rows = [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert rows == [1, 4]
+
+
+def test_a_journal_of_an_older_version_has_no_shard_and_goes_on(unfinished, batch, tmp_path):
+    journal = tmp_path / "out.jsonl.partial"
+    header, _, rest = unfinished.partition(b"\n")
+    made_with = json.loads(header)["made_with"]
+    assert made_with.pop("shard") is None
+    journal.write_bytes(json.dumps({"made_with": made_with}).encode() + b"\n" + rest)
+    assert batch().code == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == COUNT
+
+
+def test_rows_of_other_shards_are_checked_too(cli, letters, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "a"}\n{"prompt": 7}\n')
+    outcome = cli("generate", letters, "--input", source, "--shard", "0/2")
+    assert_one_line_error(outcome, 2, "line 2: prompt: 7")
+
+
+@pytest.mark.parametrize(
+    "shard", ["", "/", "3", "2/2", "-1/2", "0/0", "1 / 2", "a/b", "٠/٢", "0/2/3"]
+)
+def test_a_shard_that_is_none_is_named(batch, shard):
+    assert_one_line_error(batch("--shard", shard), 2, f"shard: {shard!r}; must be I/N")
+
+
+def test_a_shard_goes_with_a_file(cli, letters):
+    outcome = cli("generate", letters, "hi", "--shard", "0/2")
+    assert_one_line_error(outcome, 2, "shard: '0/2'; goes with --input")

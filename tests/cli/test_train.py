@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import time
 
 import pytest
 
@@ -104,6 +106,63 @@ def test_convert_makes_an_adapter_that_drafts_and_leaves_ar_alone(cli, base, tmp
         assert adapted["token_ids"] == plain["token_ids"]
 
 
+def test_shards_of_conversations_are_joined_and_trained_on(cli, base, tmp_path):
+    (tmp_path / "prompts.txt").write_text("".join(f"say {i}\n" for i in range(6)))
+    asked = (
+        "convert", base, "-o", tmp_path / "run", "--conversations", 6, "--steps", 1, "--no-head",
+        "--prompts", tmp_path / "prompts.txt", "--sampled-share", 0, "--answer-tokens", 8,
+        "--set", "adapter.rank=2", "--set", "data.sequence_length=128",
+    )  # fmt: skip
+    parts = [tmp_path / f"run.{i}-of-2.jsonl" for i in range(2)]
+    for i, part in enumerate(parts):
+        outcome = cli(*asked, "--shard", f"{i}/2")
+        assert (outcome.code, outcome.out) == (0, f"{part}\n")
+        ids = sorted(json.loads(line)["id"] for line in part.open())
+        assert ids == [i, i + 2, i + 4]
+        assert not (tmp_path / "run").exists()
+    command = outcome.err.splitlines()[-1]
+    subprocess.run(command, shell=True, check=True)
+    joined = (tmp_path / "run.jsonl").read_bytes()
+    assert joined == b"".join(part.read_bytes() for part in parts)
+    outcome = cli(*asked)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "run.jsonl").read_bytes() == joined  # nothing was written again
+    assert_one_line_error(cli(*asked, "--shard", "2/2"), 2, "shard: '2/2'")
+
+
+def stop_repeatedly(process, number):
+    """Send a signal again and again for a second, as launchers of clusters do."""
+    end = time.monotonic() + 1
+    while process.poll() is None and time.monotonic() < end:
+        process.send_signal(number)
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_convert_keeps_its_conversations_however_often_it_is_signalled(
+    start, endless, tmp_path, number, code
+):
+    arguments = (
+        "convert", endless, "-o", tmp_path / "run", "--conversations", 400, "--steps", 1,
+        "--answer-tokens", 60, "--concurrency", 2, "--sampled-share", 0,
+        "--prompts", tmp_path / "prompts.txt",
+    )  # fmt: skip
+    (tmp_path / "prompts.txt").write_text("".join(f"say {n}\n" for n in range(400)))
+    written = tmp_path / "run.jsonl"
+    for least in (2, 5):  # the second run goes on
+        process = start(*arguments)
+        while not (written.exists() and written.read_bytes().count(b"\n") >= least):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.001)
+        stop_repeatedly(process, number)
+        _, errors = process.communicate(timeout=60)
+        done = [json.loads(line)["id"] for line in written.open()]
+        assert process.returncode == code, errors
+        said = f"stopped: {len(done)} of 400 conversations are in {written}; "
+        assert errors.decode().splitlines()[-1] == f"{said}the same command continues"
+        assert len(set(done)) == len(done) < 400
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_first_and_the_same_command_continues(start, base, data, tmp_path, number):
     arguments = (
@@ -114,10 +173,11 @@ def test_a_signal_saves_first_and_the_same_command_continues(start, base, data, 
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
         assert process.poll() is None, process.stderr.read()
-    process.send_signal(number)
+    stop_repeatedly(process, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"the same command continues it" in errors
+    assert b"Traceback" not in errors
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     done = int(checkpoint.name.removeprefix("step-"))
     again = start(*arguments)

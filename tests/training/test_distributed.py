@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +27,7 @@ def setting(tmp_path_factory):
     return folder
 
 
-def train(setting, output, processes, steps, *more):
+def command_of(setting, output, processes, steps, *more):
     command = [TRIMODE]
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
@@ -34,10 +37,15 @@ def train(setting, output, processes, steps, *more):
                 "--set", "data.sequence_length=128", "--set", "batch_size=4",
                 "--set", "save_every=2", "--set", "optimiser.warmup_steps=2",
                 "--set", "ema_decay=0.9", *more]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300
-    )
+    return list(map(str, command))
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def train(setting, output, processes, steps, *more):
+    command = command_of(setting, output, processes, steps, *more)
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -72,3 +80,53 @@ def test_a_checkpoint_is_continued_by_another_number_of_processes(setting, tmp_p
     train(setting, tmp_path / "cut", first, 2)
     train(setting, tmp_path / "cut", second, 4)
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+def children(pid):
+    """Processes that a process started."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def signal_all(agent, number, times):
+    """Send a signal to torchrun and to its workers, as srun does: torchrun then sends it again."""
+    for _ in range(times):
+        for pid in (agent.pid, *children(agent.pid)):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                return
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGTERM, 2), pytest.param(signal.SIGINT, 5, marks=pytest.mark.slow)],
+)
+def test_signals_that_come_twice_at_once_lose_nothing(setting, tmp_path, number, times):
+    """Ended by repeated signals, at moments that vary, and continued each time."""
+    output, steps = tmp_path / "cut", 60
+    metrics = output / "metrics.jsonl"
+    moment = random.Random(number)
+    ended_early = 0
+    for _ in range(times):
+        before = metrics.read_text().count("\n") if metrics.exists() else 0
+        agent = subprocess.Popen(
+            command_of(setting, output, 2, steps, "--set", "save_every=1000"),
+            stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+        while agent.poll() is None and not (
+            metrics.exists() and metrics.read_text().count("\n") > before
+        ):
+            time.sleep(0.01)
+        assert agent.poll() is None, agent.stderr.read()
+        time.sleep(moment.random() / 5)
+        signal_all(agent, number, times=3)
+        errors = agent.communicate(timeout=120)[1]
+        saved = sorted(path.name for path in (output / "checkpoints").iterdir())
+        assert saved[-1] == f"step-{len(losses(output)):06d}", errors[-3000:]
+        ended_early += not (output / "final").exists()
+    assert ended_early
+    train(setting, output, 2, steps, "--set", "save_every=1000")
+    train(setting, tmp_path / "whole", 1, steps, "--set", "save_every=1000")
+    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)

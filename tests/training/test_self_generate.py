@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from filelock import FileLock
 
 from trimode import generate
 from trimode.errors import InputError
+from trimode.shard import Shard
 from trimode.testing.tiny import tiny_model
 from trimode.training.self_generate import (
     Prompt,
@@ -116,3 +118,42 @@ def test_other_columns_of_a_prompt_are_kept(model, tmp_path):
 def test_a_value_out_of_range_is_named(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         config(**fields)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 11])
+def test_shards_together_are_what_one_process_writes(model, tmp_path, count):
+    whole = tmp_path / "whole.jsonl"
+    self_generate(model, config(), whole, prompts=PROMPTS[:4], progress=False)
+    joined = tmp_path / "joined.jsonl"
+    for i in range(count):
+        part = tmp_path / f"{i}.jsonl"
+        asked = config(shard=Shard(i, count))
+        self_generate(model, asked, part, prompts=PROMPTS[:4], progress=False)
+        assert sorted(rows(part)) == list(range(8))[i::count]
+        with joined.open("a") as file:
+            file.write(part.read_text())
+    assert rows(joined) == rows(whole)
+    assert joined.read_text().count("\n") == 8
+    before = joined.read_bytes()
+    self_generate(model, config(), joined, prompts=PROMPTS[:4], progress=False)
+    assert joined.read_bytes() == before
+
+
+def test_a_shard_that_was_joined_twice_is_refused(model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    self_generate(model, config(conversations=3), path, prompts=PROMPTS, progress=False)
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(InputError, match=r"a\.jsonl line 4: id: \d once more"):
+        self_generate(model, config(), path, prompts=PROMPTS, progress=False)
+
+
+def test_two_processes_do_not_write_the_same_file(model, tmp_path):
+    path = tmp_path / "a.jsonl"
+    with (
+        FileLock(tmp_path / ".a.jsonl.lock"),
+        pytest.raises(InputError, match=r"being written by another process; .*--shard"),
+    ):
+        self_generate(model, config(), path, prompts=PROMPTS, progress=False)
+    assert not path.exists()
+    self_generate(model, config(), path, prompts=PROMPTS, progress=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]

@@ -1,6 +1,7 @@
 """The training loop on tiny models: it learns, resumes bit for bit, and refuses bad input."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -323,3 +324,64 @@ def test_evaluation_measures_losses_and_decoding(base, tmp_path):
     for name in ("held_out_ar_loss", "held_out_diffusion_loss", "acceptance_length"):
         assert found[name] > 0
     assert GenerationOptions(mode="linear").mode == "linear"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_within_a_save_do_nothing(base, data, tmp_path, number, monkeypatch):
+    config = config_of(base, data, tmp_path / "run", steps=100)
+    write = run_directory.RunDirectory.save
+
+    def signalled(self, step, groups):
+        for other in (number, signal.SIGINT, signal.SIGTERM, number):
+            signal.raise_signal(other)
+        write(self, step, groups)
+
+    monkeypatch.setattr(run_directory.RunDirectory, "save", signalled)
+    monkeypatch.setattr("trimode.training.trainer._SAME_SIGNAL_SECONDS", 0.0)
+    before = [signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)]
+    trainer, done = run(config)
+    assert not done
+    assert trainer.step == 3
+    assert [step for step, _ in trainer.directory.checkpoints()] == [3]
+    assert [signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_later_interrupt_ends_a_step_that_a_person_will_not_wait_for(base, data, tmp_path):
+    config = config_of(base, data, tmp_path / "run", steps=100)
+    trainer = Trainer(config, progress=False)
+    step, now = trainer.train_step, [0.0]
+
+    def endless():
+        row = step()
+        if trainer.step == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)  # the same one
+            now[0] = 10.0
+            signal.raise_signal(signal.SIGTERM)  # from no person
+            signal.raise_signal(signal.SIGINT)
+        return row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_step", endless)
+        patch.setattr("trimode.training.trainer.time.monotonic", lambda: now[0])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    assert trainer.step == 2
+
+
+def test_a_save_that_is_too_slow_for_launchers_is_said(base, data, tmp_path, monkeypatch, capfd):
+    run(config_of(base, data, tmp_path / "quick"))
+    assert "SIGTERM" not in capfd.readouterr().err
+    monkeypatch.setattr("trimode.training.trainer._GRACE_SECONDS", 0.0)
+    run(config_of(base, data, tmp_path / "slow"))
+    warned = capfd.readouterr().err
+    assert warned.count("a step and a checkpoint take") == 1  # of two checkpoints
+
+    def stop():
+        signal.raise_signal(signal.SIGTERM)
+        return False
+
+    trainer = Trainer(config_of(base, data, tmp_path / "stopped"), progress=False)
+    assert not trainer.run(should_stop=stop)
+    assert "the checkpoint was whole" in capfd.readouterr().err

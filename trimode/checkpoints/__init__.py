@@ -2,6 +2,7 @@
 
 from trimode.checkpoints.adapters import read_adapter, save_adapter
 from trimode.checkpoints.draft_priors import DraftPriors
+from trimode.checkpoints.export import Export, plan_export, write_export
 from trimode.checkpoints.loader import Checkpoint, LoadedModel, load, open_checkpoint
 from trimode.checkpoints.mask_token import MaskToken, find_mask_token
 from trimode.checkpoints.save import save_checkpoint
@@ -22,6 +23,7 @@ __all__ = [
     "CachedModel",
     "Checkpoint",
     "DraftPriors",
+    "Export",
     "LoadedModel",
     "MaskToken",
     "ResolvedSource",
@@ -30,9 +32,11 @@ __all__ = [
     "list_cached",
     "load",
     "open_checkpoint",
+    "plan_export",
     "read_adapter",
     "remove_cached",
     "resolve",
     "save_adapter",
     "save_checkpoint",
+    "write_export",
 ]

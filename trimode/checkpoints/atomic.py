@@ -1,13 +1,19 @@
 """Directories that appear whole or not at all."""
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from trimode.errors import CheckpointError
+from filelock import FileLock, Timeout
+
+from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.files import json_object_or_empty
+
+_MADE_WITH = "made_with.json"
 
 
 @contextmanager
@@ -24,26 +30,75 @@ def atomic_directory(
     Raises:
         CheckpointError: `target` holds something else.
     """
-    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if occupied and not (target.is_dir() and (overwrite or replaceable(target))):
-        allowed = "must be new, empty or saved by this program (or ask to overwrite it)"
-        raise CheckpointError(str(target), "exists and holds something else", allowed)
+    _refuse_occupied(target, lambda path: overwrite or replaceable(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        mode = temporary.stat().st_mode & 0o666
-        for path in temporary.iterdir():
-            if path.is_file():
-                path.chmod(mode)  # safetensors makes files that only their owner may read
-            _sync(path)
-        _sync(temporary)
-        _put_in_place(temporary, target)
-        _sync(target.parent)
+        _publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_directory(
+    target: Path, made_with: Mapping[str, Any], *, replaceable: Callable[[Path], bool]
+) -> Iterator[Path]:
+    """As `atomic_directory`, but what an interrupted run wrote is still there in the next one.
+
+    Args:
+        target: must not exist, be empty, or be `replaceable`.
+        made_with: what the files depend on, as JSON; another run's files are deleted.
+        replaceable: whether a directory may be replaced.
+
+    Raises:
+        CheckpointError: `target` holds something else.
+        InputError: another run is writing it.
+    """
+    _refuse_occupied(target, replaceable)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.partial")
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        found = f"{target} is being written by another run"
+        raise InputError("output", found, "wait for it, or give another directory") from None
+    try:
+        if json_object_or_empty(temporary / _MADE_WITH) != made_with:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            write_text(temporary / _MADE_WITH, json.dumps(made_with))
+        yield temporary
+        (temporary / _MADE_WITH).unlink()
+        _publish(temporary, target)
+    except TrimodeError:  # it would fail again
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _refuse_occupied(target: Path, replaceable: Callable[[Path], bool]) -> None:
+    occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if occupied and not (target.is_dir() and replaceable(target)):
+        allowed = "must be new, empty or saved by this program (or ask to overwrite it)"
+        raise CheckpointError(str(target), "exists and holds something else", allowed)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Give a directory its name once all of it is on the disk."""
+    mode = temporary.stat().st_mode & 0o666
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)  # safetensors makes files that only their owner may read
+        _sync(path)
+    _sync(temporary)
+    _put_in_place(temporary, target)
+    _sync(target.parent)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

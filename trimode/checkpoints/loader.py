@@ -98,7 +98,7 @@ class Checkpoint:
         plain: bool = False,
     ) -> LoadedModel:
         """Read the weights; see `load` and `build_runner`."""
-        config = self.config if adapter is None else _with_adapter(self.config, adapter)
+        config = self.config if adapter is None else with_adapter(self.config, adapter)
         runner = build_runner(
             config,
             self.read,
@@ -194,13 +194,13 @@ def load(
     device = _device(device)
     if not isinstance(source, ResolvedSource):
         source = resolve(str(source), offline=offline, progress=progress)
-    model = _load(source, dtype, device, _adapters(adapter, source), check)
+    model = _load(source, dtype, device, chosen_adapters(adapter, source), check)
     _return_freed_memory()
     return model
 
 
 @dataclass(frozen=True, slots=True)
-class _Adapters:
+class Adapters:
     """The adapters to load with a model."""
 
     drafting: AdapterWeights | None
@@ -210,7 +210,7 @@ class _Adapters:
 
 
 def _load(
-    source: ResolvedSource, dtype: str, device: str, adapters: _Adapters, check: HeaderCheck
+    source: ResolvedSource, dtype: str, device: str, adapters: Adapters, check: HeaderCheck
 ) -> LoadedModel:
     checkpoint = open_checkpoint(source)
     for lora in adapters.merged:
@@ -218,7 +218,7 @@ def _load(
     if adapters.drafting is None or adapters.path is None:
         check(checkpoint.config, None, checkpoint.name)
         return checkpoint.build(dtype=dtype, device=device)
-    config = _with_adapter(checkpoint.config, adapters.drafting)
+    config = with_adapter(checkpoint.config, adapters.drafting)
     check(config, adapters.drafting.row_scope, checkpoint.name)
     model = checkpoint.build(dtype=dtype, device=device, adapter=adapters.drafting)
     scorer = read_commit_rule(adapters.path, model.transformer.embedding.matrix)
@@ -227,7 +227,7 @@ def _load(
     return replace(model, commit_scorer=scorer, draft_head=head, draft_priors=priors)
 
 
-def _with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
+def with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
     """The config of a checkpoint with an adapter: passes are read as the adapter was trained.
 
     Raises:
@@ -279,8 +279,10 @@ def _device(device: str) -> str:
     return device
 
 
-def _adapters(given: str | Path | Sequence[str | Path] | None, source: ResolvedSource) -> _Adapters:
-    """Read what was asked for.
+def chosen_adapters(
+    given: str | Path | Sequence[str | Path] | None, source: ResolvedSource
+) -> Adapters:
+    """Read the adapters that were asked for, or the one that comes with the checkpoint.
 
     Raises:
         InputError: there is no such directory, or two of them are drafting adapters.
@@ -301,7 +303,7 @@ def _adapters(given: str | Path | Sequence[str | Path] | None, source: ResolvedS
     if not drafting and "none" not in map(str, paths) and (own := _own_adapter(source)):
         drafting.append((own, read_adapter(own)))
     path, adapter = drafting[0] if drafting else (None, None)
-    return _Adapters(adapter, path, tuple(merged))
+    return Adapters(adapter, path, tuple(merged))
 
 
 def _adapter_directory(given: str | Path) -> Path:

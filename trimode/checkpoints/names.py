@@ -100,19 +100,30 @@ def rows_of(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
     return (len(range(*rows.indices(shape[0]))), *shape[1:])
 
 
+def stored_parts(names: Iterable[str], family: str) -> dict[str, tuple[str, ...]]:
+    """What the family's files call each tensor, and the canonical tensors stacked in it."""
+    first = {parts[0]: (whole, parts) for whole, parts in _FUSED.items()}
+    later = tuple(part for parts in _FUSED.values() for part in parts[1:])
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        stem, _, kind = name.rpartition(".")
+        part = next((part for part in first if stem.endswith(part)), None)
+        if not FAMILIES[family].fused_linears or (part is None and not stem.endswith(later)):
+            found[name] = (name,)
+        elif part is not None:
+            whole, parts = first[part]
+            layer = stem.removesuffix(part)
+            found[f"{layer}{whole}.{kind}"] = tuple(f"{layer}{each}.{kind}" for each in parts)
+    return found
+
+
 def fuse(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """Canonical tensors as the family's files hold them; the reverse of `split_fused`."""
-    if not FAMILIES[family].fused_linears:
-        return tensors
-    fused = dict(tensors)
-    for name in tensors:
-        for whole, parts in _FUSED.items():
-            stem, _, kind = name.rpartition(".")
-            if stem.endswith(parts[0]):
-                layer = stem.removesuffix(parts[0])
-                pieces = [fused.pop(f"{layer}{part}.{kind}") for part in parts]
-                fused[f"{layer}{whole}.{kind}"] = torch.cat(pieces)
-    return fused
+    parts = stored_parts(tensors, family)
+    return {
+        name: tensors[pieces[0]] if len(pieces) == 1 else torch.cat([tensors[p] for p in pieces])
+        for name, pieces in parts.items()
+    }
 
 
 def from_gguf(name: str, family: str = "llama") -> str | None:

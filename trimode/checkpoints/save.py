@@ -56,22 +56,32 @@ def save_checkpoint(
     published = {to_published(name, config.family): tensor for name, tensor in stored.items()}
     with atomic_directory(directory, replaceable=is_ours, overwrite=overwrite) as temporary:
         (temporary / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        if tokenizer is not None:
-            tokenizer.save(temporary / "tokenizer.json")
-            special = _tokenizer_config(config, tokenizer)
-            (temporary / "tokenizer_config.json").write_text(json.dumps(special, indent=2) + "\n")
-        if chat_template is not None:
-            (temporary / "chat_template.jinja").write_text(chat_template.source, encoding="utf-8")
-            if chat_template.tool_source != chat_template.source:
-                more = temporary / "additional_chat_templates"
-                more.mkdir()
-                (more / "tool_use.jinja").write_text(chat_template.tool_source, encoding="utf-8")
+        save_texts(temporary, config, tokenizer, chat_template)
         for path in extra_files:
             shutil.copy(path, temporary / path.name)
         try:
             save_file(published, temporary / "model.safetensors", metadata={"format": "pt"})
         except SafetensorError as error:  # how the library reports a full disk
             raise OSError(f"{directory}: could not be written ({error})") from None
+
+
+def save_texts(
+    directory: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    chat_template: ChatTemplate | None,
+) -> None:
+    """Write a tokenizer and a chat template in the files in which transformers looks for them."""
+    if tokenizer is not None:
+        tokenizer.save(directory / "tokenizer.json")
+        special = _tokenizer_config(config, tokenizer)
+        (directory / "tokenizer_config.json").write_text(json.dumps(special, indent=2) + "\n")
+    if chat_template is not None:
+        (directory / "chat_template.jinja").write_text(chat_template.source, encoding="utf-8")
+        if chat_template.tool_source != chat_template.source:
+            more = directory / "additional_chat_templates"
+            more.mkdir(exist_ok=True)
+            (more / "tool_use.jinja").write_text(chat_template.tool_source, encoding="utf-8")
 
 
 def is_ours(directory: Path) -> bool:

@@ -20,11 +20,12 @@ import typer
 
 from trimode.cli import options as opt
 from trimode.cli.render import note
-from trimode.cli.signals import Terminated
+from trimode.cli.signals import Terminated, interrupted_once
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
 from trimode.journal import changes, intact_rows, locked
 from trimode.rows import content_digest
+from trimode.shard import Shard
 from trimode.workload import Columns, Line, read_lines
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class BatchOptions:
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --output.")] = False
     concurrency: Annotated[int, typer.Option("--concurrency", help="Prompts at a time.")] = 8
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="I/N: rows I, I+N, I+2N, ... of --input only, I from 0."),
+    ] = None
 
 
 def run_batch(
@@ -74,9 +79,23 @@ def run_batch(
     """
     if batch.concurrency < 1:
         raise InputError("concurrency", str(batch.concurrency), "must be at least 1")
+    with interrupted_once():
+        _run_batch(batch, model, prompt, defaults, progress=progress)
+
+
+def _run_batch(
+    batch: BatchOptions,
+    model: opt.ModelOptions,
+    prompt: opt.PromptOptions,
+    defaults: GenerationOptions,
+    *,
+    progress: bool,
+) -> None:
     assert batch.input_file is not None
     source = existing_rows(batch.input_file, "input")
+    shard = None if batch.shard is None else Shard.parse(batch.shard)
     lines = _lines(batch, source, defaults)
+    lines = lines if shard is None else list(shard.of(lines))
     if batch.output_file is None:
         engine = _engine(batch, model, lines, progress=progress)
         line_of = _queue(engine, prompt, source, lines)
@@ -87,7 +106,9 @@ def run_batch(
         return
     if batch.output_file.exists() and batch.output_file.samefile(source):
         raise InputError("output", f"{batch.output_file} is the input", "must be another file")
-    journal = Journal(batch.output_file, _made_with(model, prompt, source, defaults))
+    made_with = {"shard": None if shard is None else str(shard)}
+    made_with |= _made_with(model, prompt, source, defaults)
+    journal = Journal(batch.output_file, made_with)
     with journal.locked():
         done = journal.open(overwrite=batch.overwrite)
         todo = [line for line in lines if line.number not in done]

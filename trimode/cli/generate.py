@@ -94,6 +94,8 @@ def generate(
         model = model.named(words[0] if words else None)
         run_batch(batch, model, prompt, options, progress=not no_progress)
         return
+    if batch.shard is not None:
+        raise InputError("shard", repr(batch.shard), "goes with --input")
     if batch.output_file is not None:
         found = str(batch.output_file)
         raise InputError("output", found, "goes with --input; redirect stdout instead")

@@ -14,6 +14,7 @@ from trimode.cli.chat import chat
 from trimode.cli.compare import compare, demo
 from trimode.cli.env import env
 from trimode.cli.evaluate import evaluate
+from trimode.cli.export import export
 from trimode.cli.generate import generate
 from trimode.cli.models import models_app
 from trimode.cli.serve import serve
@@ -44,6 +45,7 @@ app.add_typer(models_app, name="models")
 app.command()(convert)
 app.command()(train)
 app.command()(train_head)
+app.command()(export)
 app.command()(env)
 
 
@@ -72,7 +74,10 @@ def main() -> None:
     signals.install()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end the run
         sys.stdout.reconfigure(errors="replace")
-    sys.exit(_run())
+    code = _run()
+    if code in (130, 143):
+        signals.ignore_to_the_end()  # the same signal once more would change the exit code
+    sys.exit(code)
 
 
 def _run() -> int:

@@ -1,5 +1,6 @@
 """`trimode train` and `trimode convert`."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trimode.cli import options as opt
-from trimode.cli.signals import Terminated
+from trimode.cli.signals import Terminated, ignore, interrupted_once
 from trimode.errors import InputError
 from trimode.training import RECIPES
 
 if TYPE_CHECKING:
     from trimode.checkpoints import Checkpoint, LoadedModel, MaskToken
+    from trimode.shard import Shard
     from trimode.training.config import TrainConfig
     from trimode.training.draft_head import DraftHeadTraining
     from trimode.training.self_generate import Prompt, SelfGenerationConfig
@@ -97,6 +99,14 @@ def convert(
     sampled_share: SampledShare = 0.3,
     answer_tokens: AnswerTokens = 192,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Conversations at once.")] = 64,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="I/N: write only conversations I, I+N, ..., to OUTPUT.I-of-N.jsonl, and train "
+            "nothing. I from 0.",
+        ),
+    ] = None,
     steps: Steps = None,
     mask_token: MaskOption = None,
     seed: Annotated[
@@ -114,7 +124,8 @@ def convert(
     The result is OUTPUT/final; use it with --adapter. The same command continues an interrupted
     run.
     """
-    from trimode.training.preflight import check_conversion, mask_notes
+    from trimode.shard import Shard
+    from trimode.training.preflight import check_conversion, check_template, mask_notes
     from trimode.training.self_generate import SelfGenerationConfig, planned, read_prompt_rows
     from trimode.training.setup import held_out_of, open_for_training
 
@@ -125,8 +136,9 @@ def convert(
         concurrency=concurrency,
         sampled_share=sampled_share,
         seed=seed,
+        shard=None if shard is None else Shard.parse(shard),
     )
-    data = output.with_name(f"{output.name}.jsonl")
+    data = _conversations_file(output, asked.shard)
     fields: dict[str, Any] = {
         "model": model,
         "data.files": [str(data)],
@@ -139,12 +151,23 @@ def convert(
         fields["steps"] = steps
     config = _config(recipe, fields, set_)
     checkpoint, mask = opened = open_for_training(config, progress=not no_progress)
-    notes = [*mask_notes(mask), *check_conversion(config, checkpoint), planned(asked, turns)]
-    for line in notes:
+    if asked.shard is None:
+        notes = [*mask_notes(mask), *check_conversion(config, checkpoint)]
+    else:
+        check_template(checkpoint)
+        notes = []
+    for line in (*notes, planned(asked, turns)):
         _say(line)
     code = _write_conversations(checkpoint, asked, turns, data, dtype, no_progress)
     if code:
         return code
+    if asked.shard is not None:
+        whole = shlex.quote(str(_conversations_file(output, None)))
+        every = f"{shlex.quote(str(output))}.*-of-{asked.shard.count}.jsonl"
+        _say("when every shard is written, join them; the same command without --shard then trains")
+        _say(f"cat {every} > {whole}")
+        typer.echo(str(data))
+        return 0
     code, final = _run(config, no_progress, opened)
     if final is not None:
         if config.train == "adapter" and head:
@@ -152,6 +175,12 @@ def convert(
         _report(config, final, data, dtype, min(answer_tokens, _MEASURED_TOKENS))
         typer.echo(str(final))
     return code
+
+
+def _conversations_file(output: Path, shard: "Shard | None") -> Path:
+    """Where the conversations of a run directory go, or those of one shard."""
+    part = "" if shard is None else f".{shard.index}-of-{shard.count}"
+    return output.with_name(f"{output.name}{part}.jsonl")
 
 
 def _add_head(
@@ -162,7 +191,8 @@ def _add_head(
     from trimode.checkpoints.draft_head import FILE
     from trimode.training.draft_head import LEAST_TOKENS, DraftHeadTraining, read_answers
 
-    if (final / FILE).is_file():
+    other_rank = os.environ.get("RANK", "0") != "0"  # torchrun: the first process does it
+    if other_rank or (final / FILE).is_file():
         return
     loaded = load(config.model, dtype=dtype, adapter="none", progress=False)
     answers = read_answers(loaded, data, skip=config.data.held_out or 0)
@@ -273,12 +303,13 @@ def _write_conversations(
     from trimode.training.self_generate import count_written, self_generate
 
     try:
-        if count_written(data) < asked.conversations:
-            with spinner(f"loading {checkpoint.name}", enabled=not no_progress):
-                loaded = checkpoint.build(dtype=dtype)
-            self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
+        with interrupted_once():
+            if count_written(data, asked.ids) < len(asked.ids):
+                with spinner(f"loading {checkpoint.name}", enabled=not no_progress):
+                    loaded = checkpoint.build(dtype=dtype)
+                self_generate(loaded, asked, data, prompts=turns, progress=not no_progress)
     except (KeyboardInterrupt, Terminated) as stopped:
-        done = f"{count_written(data)} of {asked.conversations} conversations are in {data}"
+        done = f"{count_written(data, asked.ids)} of {len(asked.ids)} conversations are in {data}"
         _say(f"stopped: {done}; the same command continues")
         return 130 if isinstance(stopped, KeyboardInterrupt) else 143
     return 0
@@ -337,6 +368,7 @@ def _run(
 
     trainer = Trainer(config, opened=opened, progress=not no_progress)
     if not trainer.run():
+        ignore()  # the signal may be repeated
         _say(f"stopped at step {trainer.step}; the same command continues it")
         return 130, None
     return 0, trainer.directory.final

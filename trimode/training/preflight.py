@@ -36,7 +36,6 @@ def check_conversion(config: TrainConfig, checkpoint: Checkpoint) -> list[str]:
         InputError: the template, the output directory, or the machine will not do.
     """
     check_output(config)
-    user_turn_opening(checkpoint.chat_template, checkpoint.name)
     check_template(checkpoint)
     return check_resources(config, checkpoint.config)
 
@@ -45,8 +44,10 @@ def check_template(checkpoint: Checkpoint) -> None:
     """Render and tokenise one exchange, as training will.
 
     Raises:
-        InputError: the template refuses it, or shows no answer that could be learned.
+        InputError: there is no template, it refuses the exchange, or it shows no answer that could
+            be learned.
     """
+    user_turn_opening(checkpoint.chat_template, checkpoint.name)
     messages = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there."})
     (document,) = tokenise(
         Conversation(messages),

@@ -9,12 +9,14 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,6 +26,7 @@ from trimode.engine import Engine
 from trimode.engine import Sequence as EngineSequence
 from trimode.errors import InputError
 from trimode.rows import near_miss, read_rows
+from trimode.shard import Shard
 from trimode.text import ChatTemplate
 
 DEFAULT_SAMPLED_SHARE = 0.3
@@ -50,6 +53,14 @@ class SelfGenerationConfig:
     concurrency: int = 64
     """Conversations in one forward pass."""
     kv_cache_bytes: int = 6 * 2**30
+    shard: Shard | None = None
+    """The share of the conversations that this process writes; None is all of them."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Of the conversations that this process writes."""
+        every = range(self.conversations)
+        return every if self.shard is None else self.shard.of(every)
 
     def __post_init__(self) -> None:
         names = ("conversations", "user_max_tokens", "answer_max_tokens", "concurrency")
@@ -117,13 +128,45 @@ def self_generate(
 
     Raises:
         InputError: the model has no chat template, a line of the file has no id, or nearly every
-            conversation is unusable.
+            conversation is unusable, or another process is writing the file.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    with _only_writer(output):
+        return _self_generate(model, config, output, prompts, progress=progress)
+
+
+@contextmanager
+def _only_writer(output: Path) -> Iterator[None]:
+    """Keep other processes away from the file.
+
+    Raises:
+        InputError: another one is writing it.
+    """
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        found = f"{output} is being written by another process"
+        raise InputError("output", found, "wait for it, or give each its share (--shard)") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _self_generate(
+    model: LoadedModel,
+    config: SelfGenerationConfig,
+    output: Path,
+    prompts: Sequence[Prompt],
+    *,
+    progress: bool,
+) -> int:
     done = _done(output)
     unusable = Counter(reason for reason in done.values() if reason is not None)
     writer = _Writer(model, config, prompts)
-    todo = [i for i in range(config.conversations) if i not in done]
+    todo = [i for i in config.ids if i not in done]
     _refuse_hopeless(len(done), unusable, model.name, output)
     console = Console(stderr=True)
     console.quiet = not (progress and console.is_terminal)
@@ -134,8 +177,8 @@ def self_generate(
     ):
         task = bar.add_task(
             "self-generation",
-            total=config.conversations,
-            completed=config.conversations - len(todo),
+            total=len(config.ids),
+            completed=len(config.ids) - len(todo),
         )
         for count, reason in enumerate(writer.run(todo, file), len(done) + 1):
             bar.advance(task)
@@ -285,19 +328,28 @@ def _user(content: str) -> dict[str, str]:
 
 def planned(config: SelfGenerationConfig, prompts: Sequence[Prompt]) -> str:
     """Which conversations begin with a given prompt, in words."""
+    share = (
+        "" if config.shard is None else f"; --shard {config.shard} has {len(config.ids)} of them"
+    )
     if not prompts:
-        return f"{config.conversations} conversations, every user turn sampled from the model"
+        all_sampled = "every user turn sampled from the model"
+        return f"{config.conversations} conversations, {all_sampled}{share}"
     used = len(_assign(config, prompts))
-    share = f"--sampled-share {config.sampled_share:g}"
+    setting = f"--sampled-share {config.sampled_share:g}"
     return (
         f"{config.conversations} conversations: {used} of {len(prompts)} prompts, "
-        f"{config.conversations - used} user turns sampled from the model ({share})"
+        f"{config.conversations - used} user turns sampled from the model ({setting}){share}"
     )
 
 
-def count_written(path: Path) -> int:
-    """How many conversations a file of `self_generate` holds, unusable ones included."""
-    return len(_done(path))
+def count_written(path: Path, ids: Sequence[int]) -> int:
+    """How many conversations of these a file of `self_generate` holds, unusable ones included.
+
+    Raises:
+        InputError: a line has no id, or one that an earlier line has.
+    """
+    done = _done(path)
+    return sum(i in done for i in ids)
 
 
 def _done(path: Path) -> dict[int, str | None]:
@@ -318,5 +370,7 @@ def _done(path: Path) -> dict[int, str | None]:
         number = row.fields.get("id")
         if type(number) is not int:
             raise InputError(row.where, "has no id", "the file must be one that this command began")
+        if number in done:
+            raise InputError(f"{row.where}: id", f"{number} once more", "each conversation once")
         done[number] = row.fields.get("skipped")
     return done

@@ -1,10 +1,9 @@
 """The parts that a run is built from, each resolved once before it starts."""
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -176,39 +175,6 @@ def _with_usable_mask_row(checkpoint: Checkpoint) -> ReadTensor:
         return weight
 
     return read
-
-
-_TEXT_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Files of a checkpoint that training does not change."""
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
-
-def source_files(source: Path | None) -> list[Path]:
-    """The files of the source directory that are copied to the result as they are."""
-    if source is None or not source.is_dir():
-        return []
-    return [path for name in _TEXT_FILES if (path := source / name).is_file()]
-
-
-def source_tokens(source: Path | None) -> dict[str, Any]:
-    """The special tokens of the source's `config.json`, as it gives them."""
-    if source is None or not (path := source / "config.json").is_file():
-        return {}
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    inner = fields.get("text_config")
-    fields = fields | (inner if isinstance(inner, dict) else {})
-    return {name: fields[name] for name in _TOKENS if fields.get(name) is not None}
 
 
 def evaluation_prompts(config: TrainConfig) -> list[str]:

@@ -29,6 +29,7 @@ from rich.progress import (
 )
 
 from trimode.checkpoints import Checkpoint, MaskToken, save_adapter, save_checkpoint
+from trimode.checkpoints.text_files import source_files, source_tokens
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
     export_adapter,
@@ -56,13 +57,15 @@ from trimode.training.setup import (
     packed_rows,
     read_examples,
     resolved_precision,
-    source_files,
-    source_tokens,
     weights_fingerprint,
 )
 from trimode.training.step import StepConfig, Task, ar_positions, draw_task, losses
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GRACE_SECONDS = 30.0
+"""How long torchrun and SLURM wait after a signal, by default, before they kill a process."""
+_SAME_SIGNAL_SECONDS = 3.0
+"""A SIGINT repeated within this time is the same one on another way, not a second wish."""
 
 
 class Trainer:
@@ -124,7 +127,14 @@ class Trainer:
         self._recompute = recomputes(config, self.model.config, self.processes.count)
         self.step = 0
         """Optimiser steps done."""
-        self._stop = False
+        self._stopped_at: float | None = None
+        """When the first signal came, by the monotonic clock; None: none did."""
+        self._saving = False
+        self._saved_step = 0
+        """Step of the newest checkpoint."""
+        self._slowest_step = 0.0
+        """Seconds."""
+        self._warned = False
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)
@@ -163,11 +173,12 @@ class Trainer:
                     self.evaluate()
                 if self.step % self.config.save_every == 0:
                     self.save()
-        # Save the last step, or the step at which a signal ended the run.
-        if self.step and not any(step == self.step for step, _ in self.directory.checkpoints()):
-            self.save()
-        if self._stopped():
-            return False
+            # Save the last step, or the step at which a signal ended the run.
+            if self.step != self._saved_step:
+                self.save()
+            if self._stopped():
+                self._say_if_late()
+                return False
         self.export()
         return True
 
@@ -220,6 +231,7 @@ class Trainer:
         )
         self.step += 1
         seconds = time.perf_counter() - begun
+        self._slowest_step = max(self._slowest_step, seconds)
         return {
             "step": self.step,
             "stage": "joint" if now.objective.needs_noise else "ar",
@@ -272,7 +284,39 @@ class Trainer:
         return row
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; a signal does not end this."""
+        begun = time.monotonic()
+        self._saving = True
+        try:
+            self._save()
+        finally:
+            self._saving = False
+        self._saved_step = self.step
+        if self._stopped_at is None:
+            self._warn_if_slow(time.monotonic() - begun)
+
+    def _warn_if_slow(self, seconds: float) -> None:
+        """Say once if a signal would leave too little time for a step and a save of `seconds`."""
+        needed = self._slowest_step + seconds
+        if needed > _GRACE_SECONDS and not self._warned:
+            self._warned = True
+            _note(
+                f"a step and a checkpoint take {needed:.0f} s; torchrun and SLURM kill a process "
+                f"{_GRACE_SECONDS:.0f} s after SIGTERM. Give it more time "
+                "(torchrun --shutdown-timeout; SLURM's KillWait, or sbatch --signal), or the run "
+                "continues from its last regular checkpoint (save_every)"
+            )
+
+    def _say_if_late(self) -> None:
+        """Say that the checkpoint took longer than a launcher waits by default."""
+        seconds = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
+        if seconds > _GRACE_SECONDS:
+            _note(
+                f"the checkpoint was whole {seconds:.0f} s after the signal; torchrun and SLURM "
+                f"wait {_GRACE_SECONDS:.0f} s by default"
+            )
+
+    def _save(self) -> None:
         weights = {item.name: gathered(item.parameter.detach()) for item in self.trained}
         groups = {"weights": weights}
         moments: dict[str, torch.Tensor] = {}
@@ -324,6 +368,7 @@ class Trainer:
             self.directory.cut_metrics(0)
             return
         self.step, path = found[-1]
+        self._saved_step = self.step
         self._copy_in(self.directory.load(path, "weights"), path)
         self._load_moments(path)
         if self.average is not None:
@@ -362,7 +407,10 @@ class Trainer:
 
     def _stopped(self) -> bool:
         """Whether a signal reached any of the processes."""
-        return self.processes.sum(float(self._stop))[0] > 0
+        stopped = self.processes.sum(float(self._stopped_at is not None))[0] > 0
+        if stopped and self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+        return stopped
 
     def _over_processes(self, losses: Mapping[str, LossSum]) -> dict[str, LossSum]:
         """Loss sums of all processes."""
@@ -412,15 +460,27 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM lets the step end and be saved; the second ends the run."""
+        """The first SIGINT or SIGTERM lets the step end and be saved.
+
+        Repeats do nothing: srun signals every process of a step, and torchrun passes signals on.
+        Only a SIGINT some time later, from a person who will not wait for the step, ends the run at
+        once; not while a checkpoint is written.
+        """
         before = {}
 
         def stop(number: int, _: FrameType | None) -> None:
-            if self._stop:
-                signal.signal(number, before[number])
-                signal.raise_signal(number)
-            self._stop = True
-            self._console.print("stopping after this step; its checkpoint is saved first")
+            now = time.monotonic()
+            if self._stopped_at is None:
+                self._stopped_at = now
+                if not self._console.quiet:
+                    # A stream must not be entered again from a signal that came while it wrote.
+                    os.write(2, b"stopping after this step; its checkpoint is saved first\n")
+            elif (
+                number == signal.SIGINT
+                and not self._saving
+                and now - self._stopped_at > _SAME_SIGNAL_SECONDS
+            ):
+                raise KeyboardInterrupt
 
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, stop)
