@@ -43,6 +43,7 @@ def test_the_fastest_setting_is_found_wherever_it_stands(tmp_path, best, budget)
     assert (found["gain"], found["mode"], found["block_length"]) == (True, *best)
 
 
+@pytest.mark.slow
 def test_where_nothing_gains_none_is_shown(tmp_path):
     """All settings are as fast as `ar`: the fastest of them is so by chance."""
     claimed = 0

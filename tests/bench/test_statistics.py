@@ -17,6 +17,7 @@ def drawn(dice, count, true, noise=0.1, spread=1.0):
     return [Pair(*map(float, row)) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8, 20, 60])
 @pytest.mark.parametrize("true", [0.7, 1.0, 1.6])
 def test_an_interval_holds_the_truth_about_as_often_as_it_says(count, true):
