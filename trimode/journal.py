@@ -44,8 +44,13 @@ def changes(before: Any, now: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
+def locked(output: Path, *, by: str = "run", instead: str = "give another file") -> Iterator[None]:
     """Keep other runs away from an output.
+
+    Args:
+        output: a file or a directory; it need not be there.
+        by: what may write it too, for the error.
+        instead: what else a user can do than wait, for the error.
 
     Raises:
         InputError: another run writes it, or it cannot be written.
@@ -59,8 +64,8 @@ def locked(output: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        found = f"{output} is being written by another run"
-        raise InputError("output", found, "wait for it, or give another file") from None
+        found = f"{output} is being written by another {by}"
+        raise InputError("output", found, f"wait for it, or {instead}") from None
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 import json
 import os
@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
 
-from trimode.errors import CheckpointError, InputError, TrimodeError
+from trimode.errors import CheckpointError, TrimodeError
 from trimode.files import json_object_or_empty
+from trimode.journal import locked
 
 _MADE_WITH = "made_with.json"
 
@@ -60,26 +62,18 @@ def resumable_directory(
     _refuse_occupied(target, replaceable)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        found = f"{target} is being written by another run"
-        raise InputError("output", found, "wait for it, or give another directory") from None
-    try:
-        if json_object_or_empty(temporary / _MADE_WITH) != made_with:
+    with locked(target, instead="give another directory"):
+        try:
+            if json_object_or_empty(temporary / _MADE_WITH) != made_with:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                write_text(temporary / _MADE_WITH, json.dumps(made_with))
+            yield temporary
+            (temporary / _MADE_WITH).unlink()
+            _publish(temporary, target)
+        except TrimodeError:  # it would fail again
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            write_text(temporary / _MADE_WITH, json.dumps(made_with))
-        yield temporary
-        (temporary / _MADE_WITH).unlink()
-        _publish(temporary, target)
-    except TrimodeError:  # it would fail again
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+            raise
 
 
 def _refuse_occupied(target: Path, replaceable: Callable[[Path], bool]) -> None:
@@ -128,6 +122,16 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a small safetensors file, whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

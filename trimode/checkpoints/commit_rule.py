@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from trimode.checkpoints.atomic import write_tensors
 from trimode.decoding import BlockView, CommitScorer
 from trimode.errors import CheckpointError
 from trimode.model.commit_scorer import CommitScorerNet, ScorerConfig, block_features
@@ -60,12 +60,6 @@ def read_commit_rule(
 def save_commit_rule(directory: Path, network: CommitScorerNet) -> Path:
     """Write the rule into an adapter directory, whole or not at all."""
     path = directory / FILE
-    temporary = path.with_suffix(".partial")
     tensors = {name: t.detach().half().contiguous() for name, t in network.state_dict().items()}
-    metadata = {"format": "pt", _CONFIG: json.dumps(asdict(network.config))}
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, tensors, {_CONFIG: json.dumps(asdict(network.config))})
     return path

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from trimode.checkpoints.atomic import write_tensors
 from trimode.errors import CheckpointError, InputError
 from trimode.model import Runner
 from trimode.model.draft_head import DraftHeadConfig, DraftHeadNet, PackedDraftHead
@@ -50,16 +50,10 @@ def read_draft_head(directory: Path, runner: Runner) -> PackedDraftHead | None:
 def save_draft_head(directory: Path, net: DraftHeadNet, tokens: Tensor) -> Path:
     """Write a draft head into an adapter directory, whole or not at all. Matrices become int8."""
     path = directory / FILE
-    temporary = path.with_suffix(".partial")
     tensors = {_TOKENS: tokens.int().cpu()}
     for name, tensor in net.state_dict().items():
         tensors |= _stored(name, tensor.float().cpu())
-    metadata = {"format": "pt", _CONFIG: json.dumps(asdict(net.config))}
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(path, tensors, {_CONFIG: json.dumps(asdict(net.config))})
     return path
 
 

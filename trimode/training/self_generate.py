@@ -9,14 +9,12 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,6 +23,7 @@ from trimode.config import GenerationOptions, check_range
 from trimode.engine import Engine
 from trimode.engine import Sequence as EngineSequence
 from trimode.errors import InputError
+from trimode.journal import locked
 from trimode.rows import near_miss, read_rows
 from trimode.shard import Shard
 from trimode.text import ChatTemplate
@@ -131,28 +130,8 @@ def self_generate(
             conversation is unusable, or another process is writing the file.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _only_writer(output):
+    with locked(output, by="process", instead="give each its share (--shard)"):
         return _self_generate(model, config, output, prompts, progress=progress)
-
-
-@contextmanager
-def _only_writer(output: Path) -> Iterator[None]:
-    """Keep other processes away from the file.
-
-    Raises:
-        InputError: another one is writing it.
-    """
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        found = f"{output} is being written by another process"
-        raise InputError("output", found, "wait for it, or give each its share (--shard)") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _self_generate(

@@ -7,6 +7,23 @@ _PRIOR_WEIGHT = 4.0
 
 
 @dataclass(slots=True)
+class Trust:
+    """Accepted tokens for each that was expected of a draft. Counts fade."""
+
+    _hoped: float = 0.0
+    _accepted: float = 0.0
+
+    def value(self, known: float) -> float:
+        """The ratio; `known` before anything is counted."""
+        return (known * _PRIOR_WEIGHT + self._accepted) / (_PRIOR_WEIGHT + self._hoped)
+
+    def count(self, hoped: float, accepted: int, keep: float) -> None:
+        """Take note of a draft; `keep` is the share of the earlier counts that stays."""
+        self._hoped = self._hoped * keep + hoped
+        self._accepted = self._accepted * keep + accepted
+
+
+@dataclass(slots=True)
 class Acceptance:
     """Chance that each drafted token is accepted once those before it were.
 
@@ -24,8 +41,7 @@ class Acceptance:
     _accepted: list[float] = field(default_factory=list)
     _judged: list[float] = field(default_factory=list)
     _count: int = 0
-    _hoped: float = 0.0
-    _got: float = 0.0
+    _trust: Trust = field(default_factory=Trust)
 
     @property
     def trust(self) -> float:
@@ -33,13 +49,11 @@ class Acceptance:
 
         A draft that was made and not worth verifying was expected to bring something too.
         """
-        known = self.prior.trust if self.prior else 1.0
-        return (known * _PRIOR_WEIGHT + self._got) / (_PRIOR_WEIGHT + self._hoped)
+        return self._trust.value(self.prior.trust if self.prior else 1.0)
 
     def settle(self, hoped: float, accepted: int) -> None:
         """Compare what a draft was expected to bring with what it brought."""
-        self._hoped = self._hoped * self.keep + hoped
-        self._got = self._got * self.keep + accepted
+        self._trust.count(hoped, accepted, self.keep)
         if self.prior is not None:
             self.prior.settle(hoped, accepted)
 
@@ -104,8 +118,8 @@ class DraftRecord:
     """Tokens accepted of a draft before anything is known."""
     _drafts: float = 0.0
     _nodes: float = 0.0
-    _hoped: float = 0.0
     _accepted: float = 0.0
+    _trust: Trust = field(default_factory=Trust)
 
     @property
     def nodes(self) -> float:
@@ -121,16 +135,14 @@ class DraftRecord:
     @property
     def trust(self) -> float:
         """Accepted tokens for each that the head's own chances promised."""
-        known = self.prior.trust if self.prior else 1.0
-        weight = _PRIOR_WEIGHT
-        return (known * weight + self._accepted) / (weight + self._hoped)
+        return self._trust.value(self.prior.trust if self.prior else 1.0)
 
     def judge(self, nodes: int, hoped: float, accepted: int) -> None:
         """Learn from a draft: its nodes, the sum of their chances, the tokens accepted."""
         self._drafts = self._drafts * self.keep + 1
         self._nodes = self._nodes * self.keep + nodes
-        self._hoped = self._hoped * self.keep + hoped
         self._accepted = self._accepted * self.keep + accepted
+        self._trust.count(hoped, accepted, self.keep)
         if self.prior is not None:
             self.prior.judge(nodes, hoped, accepted)
 

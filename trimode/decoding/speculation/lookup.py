@@ -5,6 +5,7 @@ drafts of vLLM and llama.cpp. Then it is followed from where the answer stands, 
 deletions and replaced tokens, so that a better match elsewhere does not lead away.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -131,7 +132,9 @@ class _Followed:
         ends = self._ends.get(tuple(answer[-NGRAM:]), ())
         left = len(self.tokens) if self._left is None else self._left
         best: tuple[int, int] | None = None
-        for end in sorted(ends, key=lambda end: abs(end - left))[:_CANDIDATES]:
+        place = bisect_left(ends, left)
+        near = ends[max(0, place - _CANDIDATES) : place + _CANDIDATES]
+        for end in sorted(near, key=lambda end: abs(end - left))[:_CANDIDATES]:
             matched = NGRAM
             while (
                 matched < _NEAR

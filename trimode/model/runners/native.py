@@ -117,7 +117,8 @@ class NativeRunner(Runner):
         assert native is not None
         self._pass = native.trimode_pass
         self.pack(transformer)
-        self._draft_heads: dict[int, structs.DraftHead] = {}
+        self._draft_heads: dict[DraftHeadParts, structs.DraftHead] = {}
+        """What the library is told of each head; a key keeps the weights that it points to."""
         self.products_seconds = 0.0
         """Time that the last pass spent in products with the layers' weights."""
         config = transformer.config
@@ -191,7 +192,7 @@ class NativeRunner(Runner):
         """See `Runner`."""
         native = library()
         assert native is not None
-        given = _draft_head(head)
+        given = self._known(head)
         state, embedded = state.contiguous(), embedded.contiguous()
         after, logits = torch.empty(head.dim), torch.empty(given.words.out)
         native.trimode_draft_step(
@@ -214,9 +215,7 @@ class NativeRunner(Runner):
         """See `Runner`."""
         native = library()
         assert native is not None
-        given = self._draft_heads.get(id(head))
-        if given is None:
-            given = self._draft_heads[id(head)] = _draft_head(head)
+        given = self._known(head)
         state, embedded = state.contiguous(), embedded.contiguous()
         words, parents = (ctypes.c_int64 * most)(), (ctypes.c_int64 * most)()
         chances = (ctypes.c_float * most)()
@@ -233,6 +232,11 @@ class NativeRunner(Runner):
             threads(),
         )
         return words[:count], parents[:count], chances[:count]
+
+    def _known(self, head: DraftHeadParts) -> structs.DraftHead:
+        if head not in self._draft_heads:
+            self._draft_heads[head] = _draft_head(head)
+        return self._draft_heads[head]
 
     def describe(self) -> str:
         """See `Runner`."""

@@ -15,7 +15,7 @@ from trimode.model.formats import WeightFormat
 from trimode.model.transformer import Transformer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DraftHeadParts:
     """A draft head in a model's weight format; see `trimode.model.draft_head`."""
 
