@@ -295,12 +295,13 @@ def _form(value: Any, row: Row) -> dict[str, Any] | None:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
         raise InputError(where, repr(value), "type must be text, json_object or json_schema")
-    if kind == "json_schema" and not isinstance(_schema_of(value), dict):
+    if kind == "json_schema" and not isinstance(schema_of(value), dict):
         raise InputError(where, "no json_schema.schema", "must be a JSON schema")
     return None if kind == "text" else value
 
 
-def _schema_of(form: Mapping[str, Any]) -> Any:
+def schema_of(form: Mapping[str, Any]) -> Any:
+    """The JSON schema of an OpenAI `response_format`; None if any JSON will do."""
     named = form.get("json_schema")
     return named.get("schema") if isinstance(named, dict) else None
 
@@ -309,7 +310,7 @@ def _grammar_of(form: Mapping[str, Any], where: str) -> str:
     from trimode.text.grammar import json_grammar
 
     try:
-        return json_grammar(_schema_of(form))
+        return json_grammar(schema_of(form))
     except InputError as error:
         raise InputError(f"{where}: {_FORM}", error.found, error.allowed) from None
 

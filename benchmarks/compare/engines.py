@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.clients import ClientLoad, measure, percentile
-from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.machine import header, results, save
 from benchmarks.lib.peers import OURS, PEERS, HttpEngine, Mode, modes_of, start
 from benchmarks.lib.prompts import prompt_sets
 
@@ -189,7 +189,7 @@ def report(
         "rounds": arguments.rounds,
     }
     save(arguments.name, {**header(), **asked, "rows": rows})
-    plot(rows, RESULTS / arguments.name)
+    plot(rows, results() / arguments.name)
 
 
 def _ratio(

@@ -8,7 +8,7 @@ one thread. A measurement is a server of its own, which starts and answers a pro
 programs begin: each of them counts without end. A round measures everything once, in an order that
 alternates. Figures are medians over the rounds; the ratio to the engine alone is that of one round.
 
-Writes benchmarks/results/contention_engines.json.
+Writes benchmarks/results/MACHINE/contention.json.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def report(
     info = header()
     Console().print(f"{info['cpu']}, {info['cores']} cores, torch {info['torch']}")
     Console().print(table)
-    save("contention_engines", {**info, "rounds": rounds, "rows": rows})
+    save("contention", {**info, "rounds": rounds, "rows": rows})
 
 
 if __name__ == "__main__":

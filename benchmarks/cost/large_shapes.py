@@ -4,7 +4,8 @@
 
 A pass runs over a cache of `--context` tokens, with the output head for every row. Its time does
 not depend on the values of the weights. The script prints milliseconds, the ratio to one row, and
-the memory that building the model took. It writes benchmarks/results/large_shapes.json. The int8
+the memory that building the model took. It writes benchmarks/results/MACHINE/large_shapes.json.
+The int8
 weights are 3.8 GB for the 3B and 8.5 GB for the 8B. The embeddings stay bf16 and take as much
 again.
 

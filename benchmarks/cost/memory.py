@@ -10,7 +10,7 @@ Growth: one engine answers short requests of all modes, sixteen at a time. Memor
 that a whole batch is answered. The slope leaves out the first fifth, in which the KV pool fills.
 Linux only.
 
-Writes benchmarks/results/memory.json.
+Writes benchmarks/results/MACHINE/memory.json.
 """
 
 import argparse

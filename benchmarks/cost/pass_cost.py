@@ -2,8 +2,8 @@
 
     python benchmarks/cost/pass_cost.py [--model MODEL] [--context 256] [--repeats 15]
 
-Prints a table and writes benchmarks/results/pass_cost.{json,png,svg}. Passes of all row counts take
-turns. Medians and quartiles are reported. Of int8's C++ pass it also reports the share that is not
+Prints a table and writes benchmarks/results/MACHINE/pass_cost.{json,png,svg}. Passes of all row
+counts take turns. Medians and quartiles are reported. Of int8's C++ pass it also reports the share that is not
 products with weights: attention, norms, rotation, quantising, Python.
 """
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.machine import header, save
 from benchmarks.lib.passes import run
 from trimode import load
 from trimode.model import KVCache
@@ -112,7 +112,7 @@ def plot(results: dict[str, dict], info: dict) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     for suffix in ("png", "svg"):
-        figure.savefig(RESULTS / f"pass_cost.{suffix}", dpi=150)
+        figure.savefig(results() / f"pass_cost.{suffix}", dpi=150)
 
 
 def main() -> None:

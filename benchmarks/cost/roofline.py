@@ -8,7 +8,7 @@ program (`limits.cpp`), with as many threads as a pass has. The products with th
 the head, and all of the pass are compared with it. Five passes of each kind take turns; the tenth
 percentile counts.
 
-int8's kernels multiply 16-bit numbers on AVX2, half as many an instruction: their limit is lower.
+int8's kernels multiply 16-bit numbers without AMX, half as many an instruction: their limit is lower.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Limits:
 
     def seconds(self, size: float, products: float, dtype: str) -> float:
         """The shortest time for so many bytes of weights and multiply-adds."""
-        halved = dtype == "int8" and native.group_kernels() == "AVX2"
+        halved = dtype == "int8" and not native.wants_packed()
         rate = self.multiply_adds / 2 if halved else self.multiply_adds
         return max(size / self.bandwidth, products / rate)
 

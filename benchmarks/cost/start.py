@@ -12,7 +12,8 @@ and libraries stay in it. Memory is the most that the process held, mapped pages
 ratio to the size of the model's files.
 
 The phases are those of a process that does the same step by step. The rest of the time is the
-interpreter's own start and the command line. Linux only. Writes benchmarks/results/start.json.
+interpreter's own start and the command line. Linux only. Writes
+benchmarks/results/MACHINE/start.json.
 """
 
 import argparse

@@ -12,13 +12,31 @@ import torch
 import trimode
 
 RESULTS = Path(__file__).parents[1] / "results"
+KINDS = ("avx2", "avx512_vnni", "amx")
+"""Kinds of machines, by their instructions for products of bytes; each has a folder of results."""
+
+
+def machine_kind() -> str:
+    """The kind of this machine."""
+    flags = _cpuinfo("flags").split()
+    if "amx_int8" in flags:
+        return "amx"
+    return "avx512_vnni" if "avx512_vnni" in flags else "avx2"
+
+
+def results() -> Path:
+    """Where results of this kind of machine are written."""
+    folder = RESULTS / machine_kind()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def header() -> dict[str, Any]:
     """Facts a reader needs to judge a figure."""
     return {
         "command": " ".join(["python", *sys.argv]),
-        "cpu": _cpu_name(),
+        "machine": machine_kind(),
+        "cpu": _cpuinfo("model name") or platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -31,13 +49,12 @@ def header() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def _cpuinfo(field: str) -> str:
+    """A field of the first CPU; empty if the system does not say."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith(field))
+    return next(found, "")
 
 
 def megabytes(field: str, process: int | str = "self") -> float:
@@ -54,8 +71,7 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 
 def save(name: str, result: dict[str, Any]) -> Path:
-    """Write a result as JSON under benchmarks/results."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Write a result as JSON into the folder of this kind of machine."""
+    path = results() / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path

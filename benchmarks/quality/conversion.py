@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.machine import header, results, save
 from benchmarks.lib.prompts import prompt_sets
 from benchmarks.lib.scoring import score, together
 from trimode import LoadedModel, generate_batch, load
@@ -164,7 +164,7 @@ def main() -> None:
     result = {**header(), **asked, "prompts": arguments.prompts, "speculation": by_set,
               "diffusion": curve}  # fmt: skip
     save(arguments.name, result)
-    plot(curve, RESULTS / arguments.name)
+    plot(curve, results() / arguments.name)
 
 
 if __name__ == "__main__":

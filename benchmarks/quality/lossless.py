@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.lib.machine import RESULTS, header, save
+from benchmarks.lib.machine import header, results, save
 from benchmarks.lib.prompts import mixed_prompts
 from trimode import load
 from trimode.engine import encode_prompt
@@ -88,7 +88,7 @@ def main() -> None:
 
 def earlier(name: str, asked_for: dict, only: list[str]) -> list[dict]:
     """Results of other runs that an earlier call with the same settings saved."""
-    path = RESULTS / f"{name}.json"
+    path = results() / f"{name}.json"
     if not path.exists():
         return []
     found = json.loads(path.read_text())

@@ -9,7 +9,7 @@ does not end. The script reads what the process holds twenty times a second: VmR
 pages of mapped files, and RssAnon, which does not. The kernel can drop the mapped pages. Linux
 only.
 
-Writes benchmarks/results/convert_memory.json.
+Writes benchmarks/results/MACHINE/convert_memory.json.
 """
 
 import argparse

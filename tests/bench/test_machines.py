@@ -93,5 +93,13 @@ def test_a_damaged_curve_is_refused(tmp_path, content):
 
 
 def test_an_unknown_machine_names_those_that_are_known():
-    with pytest.raises(InputError, match=r"'h100-8b'; a file of .*b200-8b, dgx-spark-8b-fp8"):
-        find_machine("h100-8b")
+    with pytest.raises(InputError, match=r"'h200-8b'; a file of .*b200-8b, dgx-spark-8b-fp8"):
+        find_machine("h200-8b")
+
+
+def test_an_h100_is_a_b200_slowed_down_by_its_memory():
+    found, faster = MACHINES["h100-8b"], MACHINES["b200-8b"]
+    assert "scaled" in found.source
+    for rows in (1, 32, 4096):
+        ratio = found.curve.seconds(rows) / faster.curve.seconds(rows)
+        assert ratio == pytest.approx(8.0 / 3.35)

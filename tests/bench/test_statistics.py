@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trimode.bench.answers import Answer, shares
-from trimode.bench.quality import agreement, is_json
+from trimode.bench.quality import agreement, form_problem
 from trimode.bench.statistics import Pair, mean, ratio_of_sums, speedup
 
 
@@ -86,4 +86,11 @@ def test_agreement_is_by_place_and_over_the_longer_answer():
     ("text", "valid"), [('{"a": 1}', True), ("```json\n[1]\n```", True), ("{", False), ("", False)]
 )
 def test_json_may_stand_in_a_fence(text, valid):
-    assert is_json(text) == valid
+    assert (form_problem(text, None) is None) == valid
+
+
+def test_json_is_held_against_its_schema():
+    schema = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
+    assert form_problem('{"city": "Oslo"}', schema) is None
+    for wrong in ('{"city": 1}', "{}", "[]"):
+        assert form_problem(wrong, schema) is not None

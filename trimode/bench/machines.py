@@ -83,6 +83,21 @@ MACHINES: dict[str, Machine] = {
 little about loads above one."""
 
 
+def _scaled(machine: Machine, factor: float, source: str) -> Machine:
+    """A machine whose passes take `factor` times as long."""
+    times = tuple(factor * one for one in machine.curve.plain)
+    return Machine(CostCurve(machine.curve.rows, times, times), source)
+
+
+_B200_TB_S, _H100_TB_S = 8.0, 3.35
+"""Bandwidth of memory by the data sheets. Arithmetic in bf16 differs by about the same factor."""
+MACHINES["h100-8b"] = _scaled(
+    MACHINES["b200-8b"],
+    _B200_TB_S / _H100_TB_S,
+    "8B in bf16 on an H100, scaled from the B200's curve by the bandwidth of memory, not measured",
+)
+
+
 def find_machine(name: str) -> Machine:
     """A known machine, or one from a file that `trimode tune --json` has written.
 

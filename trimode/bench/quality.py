@@ -1,7 +1,7 @@
 """What an answer is worth, beside `ar`'s to the same prompt."""
 
-import json
 from collections.abc import Sequence
+from typing import Any
 
 from trimode.bench.answers import Answer
 from trimode.evaluation import text_quality
@@ -23,13 +23,9 @@ def agreement(answer: Answer, reference: Answer) -> float:
     return text_quality.agreement(ours, theirs).per_token
 
 
-def is_json(text: str) -> bool:
-    """Whether a text is JSON, perhaps in a fence."""
+def form_problem(text: str, schema: dict[str, Any] | None) -> str | None:
+    """Why a text, perhaps in a fence, is not the JSON that was asked for; None if it is."""
     stripped = text.strip()
     if stripped.startswith("```"):
         stripped = stripped.split("\n", 1)[-1].rsplit("```", 1)[0]
-    try:
-        json.loads(stripped)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return text_quality.schema_problem(stripped, schema or {})

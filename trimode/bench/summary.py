@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from trimode.bench.answers import Answer
-from trimode.bench.quality import agreement, is_json, same
+from trimode.bench.quality import agreement, form_problem, same
 from trimode.bench.settings import Setting, baseline_of
 from trimode.bench.statistics import (
     LEAST_GROUPS,
@@ -19,6 +19,7 @@ from trimode.bench.statistics import (
     speedup,
 )
 from trimode.evaluation.text_quality import loop_at_end
+from trimode.workload import schema_of
 
 
 @dataclass
@@ -167,7 +168,9 @@ def _of_setting(
         **_timing(good),
         **_accounting(good),
         **_quality(measured, base, confidence),
-        **_validity(measured, {n for n, row in results.prompts.items() if "form" in row}),
+        **_validity(
+            measured, {n: row["form"] for n, row in results.prompts.items() if "form" in row}
+        ),
     }
     paired = pairs(base, measured)
     if measured is not base and paired:
@@ -247,10 +250,13 @@ def _quality(measured: Measured, base: Measured, confidence: float) -> dict[str,
     return found
 
 
-def _validity(measured: Measured, asked: set[int]) -> dict[str, Any]:
-    """Of the answers that were to be JSON, the share that is."""
-    formed = [answer for number, answer in measured.first.items() if number in asked]
-    valid = sum(is_json(answer.text) for answer in formed)
+def _validity(measured: Measured, forms: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the answers that were to be JSON, the share that is, by the schema if one was given."""
+    formed = sorted(measured.first.keys() & forms.keys())
+    valid = sum(
+        form_problem(measured.first[number].text, schema_of(forms[number])) is None
+        for number in formed
+    )
     return {"valid_json": valid / len(formed)} if formed else {}
 
 
