@@ -35,13 +35,16 @@ browser: $(VENV)/.dev
 	npm install --silent --prefix $(VENV)/npm axe-core
 	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/playground
 
-# Other people's clients, each at the version that pyproject.toml or package.json names. About 3.3 GB.
+# Other people's clients and load tools, each at the version that pyproject.toml or package.json names.
+# About 5.5 GB.
 CLIENTS := $(VENV)/clients
-CLIENT_GROUPS := openai-3 openai-2 crewai aider
+CLIENT_GROUPS := openai-3 openai-2 crewai aider aiperf llama-benchy guidellm
 clients: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group clients
 	for group in $(CLIENT_GROUPS); do \
 		$(PYTHON) -m venv --without-pip $(CLIENTS)/$$group && \
+		{ test $$group != guidellm || test -z "$(TORCH_INDEX)" || $(BIN)/pip \
+			--python $(CLIENTS)/$$group install --quiet --index-url $(TORCH_INDEX) $(TORCH); } && \
 		$(BIN)/pip --python $(CLIENTS)/$$group install --quiet --group clients-$$group || exit 1; \
 	done
 	mkdir -p $(CLIENTS)/npm
