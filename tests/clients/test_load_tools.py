@@ -32,7 +32,7 @@ def command_of(tool, url):
 def folder(real_cache, tmp_path):
     """What the page tells its reader to have: a tokenizer's folder and a file of prompts."""
     write_export(plan_export(resolve(SERVED), "ar"), tmp_path / "exported")
-    prompts = ("Name four colours.", "What is the capital of France?", "Say hello.")
+    prompts = [f"Name {number} colours." for number in range(2, 2 + REQUESTS)]
     lines = [json.dumps({"text": prompt}) + "\n" for prompt in prompts]
     (tmp_path / "prompts.jsonl").write_text("".join(lines))
     return tmp_path
