@@ -105,7 +105,9 @@ def engines(result: Result) -> str:
         each = {load: found.get((engine, mode, load)) for load in loads}
         first = each[loads[0]]
         cells = [
-            cell for row in each.values() for cell in (_rate(row), figure(row and row["ratio"], 2))
+            cell
+            for row in each.values()
+            for cell in (_rate(row), figure(row and row.get("ratio"), 2))
         ]
         ttft = " / ".join(figure(v) for v in first["ttft_ms"]) if first else ""
         memory = figure(max(row["peak_megabytes"] for row in each.values() if row))

@@ -68,6 +68,13 @@ def test_docs_evaluation_names_every_scorer_and_local_task():
         assert f"| `{name}` |" in text, f"docs/evaluation.md has no row for {name}"
 
 
+def test_docs_benchmarks_has_the_tables_of_the_results():
+    from benchmarks.page import PAGE, filled
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert filled(text) == text, "run python benchmarks/page.py"
+
+
 def folders():
     """Every folder of the repository that holds files of ours."""
     top = ("trimode", "benchmarks", "reproduce", "examples", "docs")
@@ -83,5 +90,5 @@ def test_contributing_names_every_folder():
     assert len(known) > 20
     for folder in folders():
         inner = f"`{folder.name}/`" in text and f"`{folder.parts[0]}/`" in text
-        above = f"`{folder.parent}/`" in text and folder.parent.name == "built_in"
+        above = f"`{folder.parent}/`" in text and folder.parent.name in ("built_in", "results")
         assert f"`{folder}/`" in text or inner or above, f"{folder} is not in CONTRIBUTING.md"

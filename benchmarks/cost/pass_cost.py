@@ -3,8 +3,8 @@
     python benchmarks/cost/pass_cost.py [--model MODEL] [--context 256] [--repeats 15]
 
 Prints a table and writes benchmarks/results/MACHINE/pass_cost.{json,png,svg}. Passes of all row
-counts take turns. Medians and quartiles are reported. Of int8's C++ pass it also reports the share that is not
-products with weights: attention, norms, rotation, quantising, Python.
+counts take turns. Medians and quartiles are reported. Of int8's C++ pass it also reports the share
+that is not products with weights: attention, norms, rotation, quantising, Python.
 """
 
 import argparse

@@ -8,7 +8,8 @@ program (`limits.cpp`), with as many threads as a pass has. The products with th
 the head, and all of the pass are compared with it. Five passes of each kind take turns; the tenth
 percentile counts.
 
-int8's kernels multiply 16-bit numbers without AMX, half as many an instruction: their limit is lower.
+Without AMX, int8's kernels multiply 16-bit numbers, half as many an instruction: their limit is
+lower.
 """
 
 import argparse
