@@ -78,8 +78,9 @@ def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path,
             "objective": {"diffusion_loss_weight": 1.0},
             "noise": {"level": "block", "weighting": "none", "draft_share": 0.3},
         },
-        steps=250,
-        save_every=250,
+        steps=200,
+        save_every=200,
+        optimiser={"learning_rate": 3e-3, "warmup_steps": 5, "decay_steps": 100},
     )
     _, done = run(config)
     assert done
