@@ -28,7 +28,7 @@ from trimode.decoding.auto.policy import (
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted
 from trimode.decoding.modes.spec import ModeSpec
-from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind
+from trimode.decoding.span import Decoder, Keep, Logits, Span, SpanKind, causal_span
 from trimode.decoding.speculation.draft_tree import NOTHING, ROOT, DraftTree
 from trimode.decoding.speculation.head_draft import head_draft
 from trimode.decoding.speculation.lookup import MAX_DRAFT, Lookup
@@ -47,8 +47,8 @@ def automatic(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Decode by the policy's plans until the engine closes the generator."""
     policy = context.policy
     assert policy is not None
-    token, state = yield from first_token(prompt, context)
-    run = _Run([*prompt, token], context, state)
+    token, states = yield from first_token(prompt, context)
+    run = _Run([*prompt, token], context, states)
     run.lookup.extend(prompt)
     run.lookup.extend((token,))
     step = _Step(Plan("ar", 0, 0.0))
@@ -121,8 +121,10 @@ class _Run:
 
     tokens: list[int]
     context: DecodingContext
-    state: Tensor
-    """The hidden state that chose the newest token, `[dim]`."""
+    states: Tensor
+    """Hidden states of the last pass, `[n, dim]`."""
+    row: int = 0
+    """Which of them chose the newest token."""
     received: float = field(default_factory=perf_counter)
     """When the last pass's logits came."""
     lookup: Lookup = field(init=False)
@@ -142,7 +144,12 @@ class _Run:
         head, most = self.context.draft_head, min(MAX_HEAD_NODES, self.remaining - 1)
         assert head is not None
         return head_draft(
-            head, self.state, self.tokens, most, self.context.sampler, policy.node_worth()
+            head,
+            self.states[self.row],
+            self.tokens,
+            most,
+            self.context.sampler,
+            policy.node_worth(),
         )
 
     def verify(
@@ -156,6 +163,9 @@ class _Run:
         context, sampler = self.context, self.context.sampler
         plan, masks = step.plan, step.masks
         draft = step.draft.up_to(self.remaining - 1)
+        if not draft and not masks:
+            yield from self._decode(plan)
+            return 0, 0
         start = len(self.tokens) - 1
         kind: SpanKind = "verify" if draft else "draft" if masks else "decode"
         span = verify_span(kind, self.tokens[-1], draft, start, masks, context)
@@ -177,7 +187,7 @@ class _Run:
             predicted=len(draft) if step.predicted else 0,
         )
         self.tokens += emitted
-        self.state = logits.hidden[rows[-1]]
+        self.states, self.row = logits.hidden, rows[-1]
         self.lookup.extend(emitted)
         node = path[-1] if path else ROOT
         self.proposed = NOTHING
@@ -189,6 +199,23 @@ class _Run:
             if context.show_drafts:
                 yield draft_snapshot(start - 1, emitted[-1], self.proposed)
         return judged(draft, path)
+
+    def _decode(self, plan: Plan) -> Generator[Span | Committed, Logits | None, None]:
+        """One pass without a draft, as `ar` makes it: in a full batch it is most of them."""
+        sampler, place = self.context.sampler, len(self.tokens)
+        span = causal_span("decode", (self.tokens[-1],), place - 1, keep=True, logits=(0,))
+        assert self.context.policy is not None
+        self.context.policy.load.observe_decoder(plan.kind, perf_counter() - self.received)
+        logits = yield span
+        assert logits is not None
+        self.received = perf_counter()
+        token = sampler.pick(logits.rows[0], place, self.tokens)
+        self.tokens.append(token)
+        yield Committed(
+            tokens=(token,), logprobs=sampler.logprobs(logits.rows, (token,)), plan=plan.kind
+        )
+        self.states, self.row, self.proposed = logits.hidden, 0, NOTHING
+        self.lookup.extend((token,))
 
 
 def _scratch_rows(context: DecodingContext) -> int:

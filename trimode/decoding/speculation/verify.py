@@ -24,13 +24,13 @@ def first_token(
     """The pass that reads the prompt, whole into the KV cache.
 
     Returns:
-        The token that it yields, and the hidden state that chose it, `[dim]`.
+        The token that it yields, and the hidden state that chose it, `[1, dim]`.
     """
     logits = yield causal_span("prefill", prompt, 0, keep=True, logits=(len(prompt) - 1,))
     assert logits is not None
     token = context.sampler.pick(logits.rows[0], len(prompt), prompt)
     yield Committed(tokens=(token,), logprobs=context.sampler.logprobs(logits.rows, (token,)))
-    return token, logits.hidden[0]
+    return token, logits.hidden
 
 
 def verify_span(
