@@ -369,6 +369,22 @@ def lossless(_: Result | None) -> str:
     return markdown(head, rows, 2)
 
 
+def edits(result: Result) -> str:
+    """`auto` with a prediction beside `ar`."""
+    rows = [
+        [
+            f"{row['edited']:.0%}",
+            figure(row["ar_tokens_per_second"]),
+            figure(row["auto_tokens_per_second"]),
+            f"{row['ratio']:.2f} ({row['quartiles'][0]:.2f} to {row['quartiles'][1]:.2f})",
+            figure(row["tokens_per_forward"], 1),
+        ]
+        for row in result["rows"]
+    ]
+    head = ("edits begin at", "`ar`, tok/s", "`auto`, tok/s", "ratio (quartiles)", "tokens a pass")
+    return markdown(head, rows, 0)
+
+
 BUILDERS: dict[str, Callable[[Any], str]] = {
     "engines": engines,
     "roofline": roofline,
@@ -380,6 +396,7 @@ BUILDERS: dict[str, Callable[[Any], str]] = {
     "serve": serve,
     "overhead": overhead,
     "bench": bench,
+    "edits": edits,
     "dtype_quality": dtype_quality,
     "memory": memory,
 }
