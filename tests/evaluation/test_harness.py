@@ -14,6 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from trimode.evaluation.harness.answers import AnswerFile
+from trimode.evaluation.likelihood import log_likelihoods
 from trimode.evaluation.harness.lm import TrimodeLM
 
 WORDS = "Once upon a time there was a model that said little and knew less. "
@@ -153,6 +154,27 @@ def test_an_interrupted_run_goes_on(tmp_path):
     other = TrimodeLM(model, mode="linear", answers=AnswerFile(path))
     other.generate_until(ask("generate_until", *requests), disable_tqdm=True)
     assert len(path.read_text().splitlines()) == 13
+
+
+def test_interrupted_log_likelihoods_go_on(tmp_path, monkeypatch):
+    from trimode.evaluation.harness import lm as harness
+
+    model, path = tiny_model(), tmp_path / "answers.jsonl"
+    requests = [(f"Number {i}", " is here") for i in range(6)]
+    wanted = TrimodeLM(model).loglikelihood(ask("loglikelihood", *requests), disable_tqdm=True)
+    first = TrimodeLM(model, answers=AnswerFile(path))
+    first.loglikelihood(ask("loglikelihood", *requests[:4]), disable_tqdm=True)
+    counted = []
+
+    def computed(model, pairs):
+        counted.extend(pairs)
+        return log_likelihoods(model, pairs)
+
+    monkeypatch.setattr(harness, "log_likelihoods", computed)
+    again = TrimodeLM(model, answers=AnswerFile(path))
+    asked = ask("loglikelihood", *requests, requests[5])
+    assert again.loglikelihood(asked, disable_tqdm=True) == [*wanted, wanted[5]]
+    assert len(counted) == 2, "what is known, or asked twice, is computed once"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 from trimode.checkpoints import LoadedModel
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
+from trimode.evaluation.likelihood import Likelihood
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Usage:
 
 
 class AnswerFile:
-    """Answers by key, in a file that grows by a line an answer.
+    """Answers and likelihoods by key, in a file that grows by a line each.
 
     Args:
         path: the file; None keeps answers in memory only.
@@ -68,6 +69,7 @@ class AnswerFile:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known: dict[str, Answer] = {}
+        self._likelihoods: dict[str, Likelihood] = {}
         self._torn = False
         if path is not None and path.exists():
             self._read(path)
@@ -82,7 +84,10 @@ class AnswerFile:
             try:
                 fields = json.loads(line)
                 key = fields.pop("key")
-                self._known[key] = Answer(**fields)
+                if "text" in fields:
+                    self._known[key] = Answer(**fields)
+                else:
+                    self._likelihoods[key] = Likelihood(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # a line that a kill has cut off: its request is run again
 
@@ -90,23 +95,38 @@ class AnswerFile:
         """The answer of a key, if it is known."""
         return self._known.get(key)
 
-    def add(self, key: str, answer: Answer) -> None:
-        """Keep an answer, on disk before this returns."""
-        self._known[key] = answer
+    def likelihood(self, key: str) -> Likelihood | None:
+        """The likelihood of a key, if it is known."""
+        return self._likelihoods.get(key)
+
+    def add(self, key: str, found: Answer | Likelihood) -> None:
+        """Keep an answer or a likelihood, on disk before this returns."""
+        if isinstance(found, Answer):
+            self._known[key] = found
+        else:
+            self._likelihoods[key] = found
         if self._path is None:
             return
         with self._path.open("ab") as file:
-            line = json.dumps({"key": key, **asdict(answer)}).encode()
+            line = json.dumps({"key": key, **asdict(found)}).encode()
             file.write(b"\n" * self._torn + line + b"\n")
         self._torn = False
 
 
 def key_of(model: LoadedModel, prompt: Sequence[int], options: GenerationOptions) -> str:
     """What an answer depends on, as one name."""
+    return _name(model, prompt=list(prompt), options=asdict(options))
+
+
+def likelihood_key(model: LoadedModel, context: Sequence[int], continuation: Sequence[int]) -> str:
+    """What a likelihood depends on, as one name."""
+    return _name(model, context=list(context), continuation=list(continuation))
+
+
+def _name(model: LoadedModel, **asked: Any) -> str:
     facts: dict[str, Any] = {
         "model": [model.name, str(model.path), model.runner.format.name, model.adapter_scope],
         "config": repr(model.config),
-        "prompt": list(prompt),
-        "options": asdict(options),
+        **asked,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

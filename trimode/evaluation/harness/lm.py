@@ -19,7 +19,7 @@ from trimode.config import DEFAULT_MODEL, GenerationOptions
 from trimode.decoding import refuse_unread
 from trimode.engine import Engine, GenerationResult, check_mode, drain
 from trimode.errors import InputError
-from trimode.evaluation.harness.answers import Answer, AnswerFile, key_of
+from trimode.evaluation.harness.answers import Answer, AnswerFile, key_of, likelihood_key
 from trimode.evaluation.likelihood import log_likelihoods
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class TrimodeLM(TemplateLM):
             chose it, so 1 and `auto` leave `sequences` as it is.
         max_batch_size: has no effect beside it; None or what `auto` may reach.
         max_gen_toks: tokens of an answer if the task does not say.
-        answers: where answers are kept, so that an interrupted run goes on.
+        answers: where answers and likelihoods are kept, so that an interrupted run goes on.
         decoding: fields of `GenerationOptions`: mode, threshold, block_length, ...
 
     Raises:
@@ -175,14 +175,21 @@ class TrimodeLM(TemplateLM):
         **_: Any,
     ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
-        found: dict[int, tuple[float, bool]] = {}
-        with self._bar(len(pairs), disable_tqdm) as bar:
-            for i, each in log_likelihoods(self.model, pairs):
-                found[i] = each.log_probability, each.greedy
-                if requests[i][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
+        keys = [likelihood_key(self.model, *pair) for pair in pairs]
+        missing = {key: i for i, key in enumerate(keys) if self._answers.likelihood(key) is None}
+        asked = list(missing.items())
+        with self._bar(len(asked), disable_tqdm) as bar:
+            for n, each in log_likelihoods(self.model, [pairs[i] for _, i in asked]):
+                self._answers.add(asked[n][0], each)
                 bar.update()
-        return [found[i] for i in range(len(pairs))]
+        found = []
+        for (request, _, _), key in zip(requests, keys, strict=True):
+            known = self._answers.likelihood(key)
+            assert known is not None
+            found.append((known.log_probability, known.greedy))
+            if request is not None:
+                self.cache_hook.add_partial("loglikelihood", request, found[-1])
+        return found
 
     def _bar(self, total: int, disable: bool) -> tqdm:
         """Progress on stderr, if that is a terminal."""
