@@ -14,8 +14,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from trimode.evaluation.harness.answers import AnswerFile
-from trimode.evaluation.likelihood import log_likelihoods
 from trimode.evaluation.harness.lm import TrimodeLM
+from trimode.evaluation.likelihood import log_likelihoods
 
 WORDS = "Once upon a time there was a model that said little and knew less. "
 
