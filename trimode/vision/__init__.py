@@ -1,4 +1,4 @@
-"""Pictures: pixels to embeddings that stand in a prompt. It knows no modes and no files of weights."""
+"""Pictures become embeddings that stand in a prompt. It knows no modes and no checkpoints."""
 
 from trimode.vision.config import VISION_ACTIVATIONS, VisionActivation, VisionConfig
 from trimode.vision.images import DEFAULT_LIMITS, ImageLimits, ProcessedImage, decode, process

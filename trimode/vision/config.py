@@ -35,7 +35,7 @@ class VisionConfig:
     rope_theta: float = 10_000.0
     activation: VisionActivation = "gelu"
     feature_layer: int = -1
-    """Which layer's output the projector reads: 0 is what enters the first layer, -1 is the last's."""
+    """Which layer's output the projector reads: 0 is the first layer's input, -1 the last's output."""
     merge_size: int = 2
     """Patches on each side of the square that becomes one token."""
     merging_layer: bool = True
@@ -56,9 +56,7 @@ class VisionConfig:
             if type(value) is not int or value < 1:
                 raise CheckpointError(name, repr(value), "must be a whole number of at least 1")
         if self.hidden_size % self.num_heads or self.head_dim % 4:
-            allowed = (
-                "must divide hidden_size into heads of a multiple of 4, for RoPE by row and column"
-            )
+            allowed = "must divide hidden_size into heads whose size is a multiple of 4"
             raise CheckpointError("num_heads", str(self.num_heads), allowed)
         for name in ("rope_theta", "projector_norm_eps"):
             value = getattr(self, name)

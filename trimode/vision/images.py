@@ -1,4 +1,4 @@
-"""Picture files to pixels: decoded under limits, then sized as transformers' Pixtral processor does.
+"""Picture files to pixels: decoded under limits, sized as transformers' Pixtral processor does.
 
 Files come from strangers. So the format is known by its content and must be one of a few, and
 sizes are checked before pixels are decoded.

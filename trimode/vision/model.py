@@ -34,10 +34,10 @@ class VisionModel(nn.Module):
         return list(self.multi_modal_projector(features, grids).split(tokens))
 
     def encode(self, image: Tensor) -> Generator[None, None, Tensor]:
-        """The embeddings `[tokens, text]` of one picture, computed in slices between which it waits.
+        """The embeddings `[tokens, text]` of one picture, in slices between which it waits.
 
-        A slice is some rows of a layer. So whoever has other work can do it in between. What a
-        picture becomes depends on that picture alone, to the bit.
+        A slice is some rows of a layer, so the caller can do other work after each. What a picture
+        becomes depends on that picture alone, to the bit.
         """
         tower, projector = self.vision_tower, self.multi_modal_projector
         x, grid = tower.embed(image), tower.grid(image)
