@@ -35,7 +35,7 @@ class VisionConfig:
     rope_theta: float = 10_000.0
     activation: VisionActivation = "gelu"
     feature_layer: int = -1
-    """Which layer's output the projector reads: 0 is the first layer's input, -1 the last's output."""
+    """Whose output the projector reads: -1 is the last layer, 0 what enters the first one."""
     merge_size: int = 2
     """Patches on each side of the square that becomes one token."""
     merging_layer: bool = True
