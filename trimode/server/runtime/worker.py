@@ -219,8 +219,8 @@ class EngineWorker:
         def add() -> list[ActiveRequest]:
             requests: list[ActiveRequest] = []
             free = self.engine.max_sequences - len(self.engine.live)
-            if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
-                raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
+            if self.engine.queued + len(choices) > self.max_waiting + max(free, 0):
+                raise QueueFullError(f"{self.engine.queued} requests are waiting")
             try:
                 for index, (prompt, options) in enumerate(choices):
                     name = answer_id if len(choices) == 1 else f"{answer_id}.{index}"
