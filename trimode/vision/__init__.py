@@ -1,15 +1,25 @@
 """Pictures become embeddings that stand in a prompt. It knows no modes and no checkpoints."""
 
 from trimode.vision.config import VISION_ACTIVATIONS, VisionActivation, VisionConfig
-from trimode.vision.images import DEFAULT_LIMITS, ImageLimits, ProcessedImage, decode, process
+from trimode.vision.images import (
+    DEFAULT_LIMITS,
+    LOW_DETAIL,
+    ImageLimits,
+    ProcessedImage,
+    decode,
+    process,
+    too_many_bytes,
+)
 from trimode.vision.model import VisionModel, expected_vision_tensors
 from trimode.vision.projector import Projector
 from trimode.vision.reader import Vision
+from trimode.vision.sources import base64_bytes, data_url_bytes, read_source
 from trimode.vision.tokens import ImageTokens
 from trimode.vision.tower import VisionTower
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "LOW_DETAIL",
     "VISION_ACTIVATIONS",
     "ImageLimits",
     "ImageTokens",
@@ -20,7 +30,11 @@ __all__ = [
     "VisionConfig",
     "VisionModel",
     "VisionTower",
+    "base64_bytes",
+    "data_url_bytes",
     "decode",
     "expected_vision_tensors",
     "process",
+    "read_source",
+    "too_many_bytes",
 ]

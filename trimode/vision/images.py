@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,11 @@ DEFAULT_LIMITS = ImageLimits()
 class ProcessedImage:
     """A picture as a tower reads it, before its colours are normalised."""
 
-    pixels: np.ndarray
-    """uint8 `[height, width, 3]`."""
+    height: int
+    width: int
+    """In pixels, a multiple of `merged_patch`, as the height is."""
+    read: Callable[[], np.ndarray]
+    """Returns the pixels, uint8 `[height, width, 3]`."""
     merged_patch: int
     """Pixels of the side of the square that becomes one token."""
     key: int
@@ -53,12 +57,12 @@ class ProcessedImage:
     @property
     def rows(self) -> int:
         """Rows of tokens."""
-        return self.pixels.shape[0] // self.merged_patch
+        return self.height // self.merged_patch
 
     @property
     def columns(self) -> int:
         """Tokens of a row."""
-        return self.pixels.shape[1] // self.merged_patch
+        return self.width // self.merged_patch
 
     @property
     def tokens(self) -> int:
@@ -67,7 +71,7 @@ class ProcessedImage:
 
     def normalised(self, config: VisionConfig) -> Tensor:
         """Pixels as floats `[3, height, width]`, each channel with its mean and deviation."""
-        scaled = (self.pixels.astype(np.float64) / 255).astype(np.float32)
+        scaled = (self.read().astype(np.float64) / 255).astype(np.float32)
         mean, std = (np.array(v, dtype=np.float32) for v in (config.image_mean, config.image_std))
         return torch.from_numpy((scaled - mean) / std).permute(2, 0, 1).contiguous()
 
@@ -86,8 +90,7 @@ def decode(
         InputError: the file is too large, damaged, animated, or of another format.
     """
     if len(data) > limits.bytes:
-        allowed = f"at most {limits.bytes / 2**20:g} MiB a picture"
-        raise InputError(name, f"{len(data) / 2**20:.1f} MiB", allowed)
+        raise too_many_bytes(name, f"{len(data) / 2**20:.1f} MiB", limits)
     _refuse_by_name(data, name)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -102,10 +105,15 @@ def decode(
         _refuse_frames(image, name)
         try:
             image.load()
-            return _rgb(_upright(image))
+            return upright_rgb(image)
         except Exception as error:  # noqa: BLE001 - damaged data fails in any way
             found = f"a damaged or truncated {image.format} ({error})"
             raise InputError(name, found, "a whole file") from None
+
+
+def too_many_bytes(name: str, found: str, limits: ImageLimits) -> InputError:
+    """The error of a file that is too large."""
+    return InputError(name, found, f"at most {limits.bytes / 2**20:g} MiB a picture")
 
 
 def _too_many_pixels(name: str, found: str, limits: ImageLimits) -> InputError:
@@ -123,7 +131,7 @@ def _refuse_by_name(data: bytes, name: str) -> None:
     found = None
     if not data:
         found = "an empty file"
-    elif re.match(rb"(\xef\xbb\xbf)?\s*(<\?xml.*?)?(<!--.*?-->\s*)*(<!DOCTYPE svg.*?)?<svg[\s>]",
+    elif re.match(rb"(\xef\xbb\xbf)?\s*(<\?xml.*?)?(<!--.*?-->\s*)*(<!DOCTYPE svg.*?)?<svg[\s/>]",
                   start, re.DOTALL):  # fmt: skip
         found = "an SVG drawing"
     elif start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
@@ -145,6 +153,11 @@ def _refuse_frames(image: Image.Image, name: str) -> None:
     if frames > 1:
         what = "pages" if image.format == "TIFF" else "frames (animated)"
         raise InputError(name, f"a {image.format} of {frames} {what}", "one frame as a picture")
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF data say, in RGB, transparency on white."""
+    return _rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -185,4 +198,4 @@ def process(
     digest = hashlib.blake2b(f"{width}x{height}:".encode(), digest_size=8)
     digest.update(pixels.tobytes())
     key = int.from_bytes(digest.digest(), "big") >> 2
-    return ProcessedImage(pixels, square, key)
+    return ProcessedImage(height, width, lambda: pixels, square, key)
