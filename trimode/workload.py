@@ -39,7 +39,7 @@ REFERENCE_COLUMNS = (
 """Names of the column that holds the right answer, the first one that a file has."""
 _OPTIONS = frozenset(option.name for option in fields(GenerationOptions))
 _FORM = "response_format"
-_KNOWN = ("prompt", "messages", _FORM, *_OPTIONS, *ALIASES)
+_KNOWN = ("prompt", "messages", "images", _FORM, *_OPTIONS, *ALIASES)
 _ENVELOPE = frozenset(("custom_id", "method", "url", "body"))
 _URLS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 """Endpoints of OpenAI's batch format, and what holds the prompt there."""
@@ -89,6 +89,8 @@ class Line:
     """OpenAI's `response_format`, if the answer must be JSON; its grammar is among the options."""
     given: frozenset[str] = frozenset()
     """Options that the row itself gives."""
+    images: tuple[Any, ...] = ()
+    """Pictures of the prompt: paths, `data:` URLs or bytes."""
 
 
 def read_lines(
@@ -197,6 +199,7 @@ class _Reader:
         if reference is None:
             reference = answer
         form = _form(given.pop(_FORM, None), row)
+        images = self._images(row, given)
         values, others = self._options(row, given)
         if form is not None:
             values["grammar"] = _grammar_of(form, row.where)
@@ -217,6 +220,7 @@ class _Reader:
             reference=reference,
             form=form,
             given=given_options,
+            images=images,
         )
 
     def _prompt(self, row: Row, given: dict[str, Any]) -> tuple[Prompt, Any]:
@@ -254,6 +258,19 @@ class _Reader:
             raise InputError(f"{where}: messages", "no turn to answer", "must have a user's turn")
         return asked, messages[-1].get("content")
 
+    def _images(self, row: Row, given: dict[str, Any]) -> tuple[Any, ...]:
+        """The pictures of a row; paths are taken from the directory of the rows' file."""
+        value, where = given.pop("images", None), f"{row.where}: images"
+        if row.is_text and isinstance(value, str) and value.startswith("["):
+            value = parse_json(value, where)
+        if value is None:
+            return ()
+        if self.references:
+            raise InputError(where, "given", "bench measures texts alone")
+        home = self.path if self.path.is_dir() else self.path.parent
+        items = value if isinstance(value, list) else [value]
+        return tuple(_image(item, f"{where}[{i}]", home) for i, item in enumerate(items))
+
     def _options(self, row: Row, given: Mapping[str, Any]) -> tuple[dict[str, object], dict]:
         """The options of a row, and its other columns."""
         values: dict[str, object] = {}
@@ -283,6 +300,20 @@ class _Reader:
                 found = f"{key}, as {ids[key]}"
                 raise InputError(f"{row.where}: {name}", found, "each row needs its own")
             ids[key] = row.where.removeprefix(f"{self.path} ")
+
+
+def _image(item: Any, where: str, home: Path) -> Any:
+    """A picture: a path or a URL as text, or as `datasets` has it, with bytes or a path."""
+    if isinstance(item, dict):
+        item = item.get("path") if item.get("bytes") is None else item["bytes"]
+    if isinstance(item, bytes) or (isinstance(item, str) and item[:5].lower() == "data:"):
+        return item
+    if not isinstance(item, str) or not item:
+        raise InputError(where, repr(item)[:80], "must be the path of a picture, or a data: URL")
+    path = home / Path(item).expanduser()
+    if not path.is_file():
+        raise InputError(where, f"{path} is not a file", "must be a picture's file")
+    return str(path)
 
 
 def _form(value: Any, row: Row) -> dict[str, Any] | None:

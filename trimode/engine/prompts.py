@@ -1,14 +1,16 @@
 """Prompts as users give them, to token ids and the pictures among them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from trimode.checkpoints import LoadedModel
 from trimode.engine.pictures import PromptImage
 from trimode.errors import InputError
-from trimode.text import ImagePart, encode_marked, take_images
-from trimode.vision import LOW_DETAIL, ProcessedImage, read_source
+from trimode.text import ImagePart, encode_marked, take_images, with_images
+from trimode.vision import LOW_DETAIL, ProcessedImage, Vision, is_file_source, read_source
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 """A user turn, token ids taken as they are, or chat messages, which may hold pictures."""
@@ -43,7 +45,8 @@ def read_prompt(
         model: the model whose tokenizer and chat template to use.
         prompt: a string becomes one user turn if the model has a chat template. A message's content
             may hold parts `{"type": "image", "image": ...}`.
-        images: pictures before a string: paths, bytes, `data:` URLs or Pillow images.
+        images: paths, bytes, `data:` URLs or Pillow images. They stand before a string; for
+            messages see `with_images`.
         raw: take a string as it is, without the chat template. Pictures stand where it spells the
             model's image token, or else before it.
         template_variables: passed to the template (`enable_thinking`, `tools`).
@@ -57,16 +60,15 @@ def read_prompt(
             raise InputError("prompt", "empty", "must have at least one character")
         if raw or model.chat_template is None:
             return _read_raw(model, prompt, images)
-        parts = [{"type": "image", "image": image} for image in images]
-        content = [*parts, {"type": "text", "text": prompt}] if parts else prompt
-        prompt = [{"role": "user", "content": content}]
-    elif images:
-        raise InputError("images", "given beside messages", "pictures stand in the messages")
+        prompt = [{"role": "user", "content": prompt}]
     if all(hasattr(item, "__index__") for item in prompt):  # int, numpy and torch integers
+        if images:
+            raise InputError("images", "given beside token ids", "use `Engine.add`")
         return EncodedPrompt(tuple(int(item) for item in prompt))  # type: ignore[arg-type]
     if model.chat_template is None:
         raise InputError("messages", "given", f"{model.name} has no chat template; use a prompt")
-    messages, parts = take_images(list(prompt))
+    conversation = with_images(prompt, images) if images else list(prompt)
+    messages, parts = take_images(conversation)
     pictures = {part.mark: _processed(model, part) for part in parts}
     if pictures:
         template_variables["image_token"] = image_text(model)
@@ -102,8 +104,30 @@ def image_text(model: LoadedModel) -> str:
 
 def _processed(model: LoadedModel, part: ImagePart) -> ProcessedImage:
     vision = model.require_vision(part.where)
-    image = read_source(part.source, name=part.where)
-    return vision.process(image, longest=LOW_DETAIL if part.low_detail else None)
+    longest = LOW_DETAIL if part.low_detail else None
+    return _read(vision, part.source, part.where, longest)
+
+
+def _read(vision: Vision, source: Any, where: str, longest: int | None = None) -> ProcessedImage:
+    """A picture. The pixels of a file are read again when the tower wants them.
+
+    So a run over many files holds no more pixels than those of the picture that is being read.
+    """
+
+    def read() -> ProcessedImage:
+        return vision.process(read_source(source, name=where), longest=longest)
+
+    image = read()
+    if not is_file_source(source):
+        return image
+
+    def pixels() -> np.ndarray:
+        again = read()
+        if again.key != image.key:
+            raise InputError(where, f"{source} has changed", "a file that stays as it is")
+        return again.read()
+
+    return replace(image, read=pixels)
 
 
 def _read_raw(model: LoadedModel, text: str, images: Sequence[Any]) -> EncodedPrompt:
@@ -111,9 +135,7 @@ def _read_raw(model: LoadedModel, text: str, images: Sequence[Any]) -> EncodedPr
     if not images:
         return EncodedPrompt(tuple(model.tokenizer.encode(text)))
     vision, spelled = model.require_vision("images"), image_text(model)
-    processed = [
-        vision.process(read_source(image, name=f"images[{i}]")) for i, image in enumerate(images)
-    ]
+    processed = [_read(vision, image, f"images[{i}]") for i, image in enumerate(images)]
     pieces = text.split(spelled)
     if len(pieces) == 1:
         pieces = [""] * len(images) + pieces

@@ -10,7 +10,7 @@ from trimode.text.grammar import (
     lark_grammar,
     regex_grammar,
 )
-from trimode.text.image_parts import WHERE, ImagePart, encode_marked, take_images
+from trimode.text.image_parts import WHERE, ImagePart, encode_marked, take_images, with_images
 from trimode.text.messages import checked_messages
 from trimode.text.stop_strings import StopStrings
 from trimode.text.text_stream import TextStream
@@ -35,4 +35,5 @@ __all__ = [
     "lark_grammar",
     "regex_grammar",
     "take_images",
+    "with_images",
 ]

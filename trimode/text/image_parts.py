@@ -15,6 +15,8 @@ WHERE = "trimode_where"
 _ROLES = ("user", "tool")
 _KINDS = ("image_url", "input_image", "image")
 """Kinds of parts: OpenAI's in chat, OpenAI's in responses, Hugging Face's."""
+_IMAGE_FIELDS = ("image", "url", "path")
+"""Where Hugging Face's form has the picture."""
 _PRIVATE = 0x100000
 """The first of 65,534 characters that no standard will ever define."""
 
@@ -51,6 +53,55 @@ def take_images(messages: Any) -> tuple[Any, tuple[ImagePart, ...]]:
     return taken, tuple(found)
 
 
+def with_images(messages: Sequence[Any], images: Sequence[Any]) -> list[Any]:
+    """A conversation with pictures that are given beside it.
+
+    They take the places of parts `{"type": "image"}` that hold none, in their order; without such
+    parts they stand before the text of the user's first turn.
+
+    Raises:
+        InputError: there are as many places and not as many pictures.
+    """
+    places = sum(_is_place(part) for message in messages for part in _parts_of(message))
+    if places and places != len(images):
+        found = f"{len(images)} beside messages with places for {places}"
+        raise InputError("images", found, "one for each place")
+    rest = iter(images)
+    if places:
+        return [
+            {**message, "content": [_filled(part, rest) for part in _parts_of(message)]}
+            if any(map(_is_place, _parts_of(message)))
+            else message
+            for message in messages
+        ]
+    first = next((i for i, m in enumerate(messages) if _role(m) == "user"), None)
+    if first is None:
+        raise InputError("images", "given", "the messages need a turn of the user")
+    content = messages[first].get("content") or ""
+    text = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    shown = [{"type": "image", "image": image} for image in rest]
+    return [*messages[:first], {**messages[first], "content": shown + text}, *messages[first + 1 :]]
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _parts_of(message: Any) -> Sequence[Any]:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return content if isinstance(content, list | tuple) else ()
+
+
+def _is_place(part: Any) -> bool:
+    if not isinstance(part, Mapping) or part.get("type") != "image":
+        return False
+    return all(part.get(name) is None for name in _IMAGE_FIELDS)
+
+
+def _filled(part: Any, images: Iterator[Any]) -> Any:
+    return {**part, "image": next(images)} if _is_place(part) else part
+
+
 def _taken(message: Any, where: str, found: list[ImagePart], marks: Iterator[str]) -> Any:
     content = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(content, list | tuple) or not any(map(_is_image, content)):
@@ -75,7 +126,7 @@ def _is_image(part: Any) -> bool:
 
 def _image(part: Mapping[str, Any], where: str, mark: str) -> ImagePart:
     kind, detail = part["type"], part.get("detail")
-    names = ("image", "url", "path") if kind == "image" else ("image_url",)
+    names = _IMAGE_FIELDS if kind == "image" else ("image_url",)
     name = next((name for name in names if part.get(name) is not None), names[0])
     source = part.get(name)
     if kind == "input_image" and source is None and part.get("file_id") is not None:

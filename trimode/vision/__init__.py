@@ -13,7 +13,7 @@ from trimode.vision.images import (
 from trimode.vision.model import VisionModel, expected_vision_tensors
 from trimode.vision.projector import Projector
 from trimode.vision.reader import Vision
-from trimode.vision.sources import base64_bytes, data_url_bytes, read_source
+from trimode.vision.sources import base64_bytes, data_url_bytes, is_file_source, read_source
 from trimode.vision.tokens import ImageTokens
 from trimode.vision.tower import VisionTower
 
@@ -34,6 +34,7 @@ __all__ = [
     "data_url_bytes",
     "decode",
     "expected_vision_tensors",
+    "is_file_source",
     "process",
     "read_source",
     "too_many_bytes",

@@ -70,11 +70,20 @@ def read_source(
         allowed = "must be a path, bytes, a data: URL or a Pillow image"
         raise InputError(name, type(source).__name__, allowed)
     text = str(source)
-    if text[:5].lower() == "data:":
+    if _is_data_url(text):
         return decode(data_url_bytes(text, limits=limits, name=name), limits=limits, name=name)
     if re.match(r"https?://", text, re.IGNORECASE):
         raise InputError(name, text[:80], "must be a file: fetch the picture first")
     return decode(_file_bytes(Path(text).expanduser(), limits, name), limits=limits, name=name)
+
+
+def is_file_source(source: Any) -> bool:
+    """Whether a source is the path of a file."""
+    return isinstance(source, Path) or (isinstance(source, str) and not _is_data_url(source))
+
+
+def _is_data_url(text: str) -> bool:
+    return text[:5].lower() == "data:"
 
 
 def _file_bytes(path: Path, limits: ImageLimits, name: str) -> bytes:
