@@ -12,7 +12,7 @@ from typing import Any
 
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
-from trimode.rows import Row, near_miss, parse_json, read_rows
+from trimode.rows import Row, image_sources, near_miss, parse_json, read_rows
 
 Prompt = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
@@ -259,17 +259,11 @@ class _Reader:
         return asked, messages[-1].get("content")
 
     def _images(self, row: Row, given: dict[str, Any]) -> tuple[Any, ...]:
-        """The pictures of a row; paths are taken from the directory of the rows' file."""
-        value, where = given.pop("images", None), f"{row.where}: images"
-        if row.is_text and isinstance(value, str) and value.startswith("["):
-            value = parse_json(value, where)
-        if value is None:
-            return ()
-        if self.references:
-            raise InputError(where, "given", "bench measures texts alone")
-        home = self.path if self.path.is_dir() else self.path.parent
-        items = value if isinstance(value, list) else [value]
-        return tuple(_image(item, f"{where}[{i}]", home) for i, item in enumerate(items))
+        """The pictures of a row."""
+        found = image_sources(given.pop("images", None), row, self.path)
+        if found and self.references:
+            raise InputError(f"{row.where}: images", "given", "bench measures texts alone")
+        return found
 
     def _options(self, row: Row, given: Mapping[str, Any]) -> tuple[dict[str, object], dict]:
         """The options of a row, and its other columns."""
@@ -300,20 +294,6 @@ class _Reader:
                 found = f"{key}, as {ids[key]}"
                 raise InputError(f"{row.where}: {name}", found, "each row needs its own")
             ids[key] = row.where.removeprefix(f"{self.path} ")
-
-
-def _image(item: Any, where: str, home: Path) -> Any:
-    """A picture: a path or a URL as text, or as `datasets` has it, with bytes or a path."""
-    if isinstance(item, dict):
-        item = item.get("path") if item.get("bytes") is None else item["bytes"]
-    if isinstance(item, bytes) or (isinstance(item, str) and item[:5].lower() == "data:"):
-        return item
-    if not isinstance(item, str) or not item:
-        raise InputError(where, repr(item)[:80], "must be the path of a picture, or a data: URL")
-    path = home / Path(item).expanduser()
-    if not path.is_file():
-        raise InputError(where, f"{path} is not a file", "must be a picture's file")
-    return str(path)
 
 
 def _form(value: Any, row: Row) -> dict[str, Any] | None:

@@ -83,7 +83,7 @@ def mistral3_pair():
         tokenizer=tiny_vision_model().tokenizer,
         chat_template=None,
         adapter_scope=None,
-        vision=Vision(vision_config, tokens, tower, "mistral3"),
+        vision=Vision(config=vision_config, tokens=tokens, layout="mistral3", model=tower),
     )
     return theirs, ours
 

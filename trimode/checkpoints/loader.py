@@ -21,7 +21,7 @@ from trimode.checkpoints.special_tokens import (
     generation_config_ends,
     template_tokens,
 )
-from trimode.checkpoints.vision import NO_VISION, VisionCheckpoint, open_vision
+from trimode.checkpoints.vision import VisionCheckpoint, open_vision
 from trimode.config import ModelConfig
 from trimode.decoding import CommitScorer, DraftHead
 from trimode.errors import CheckpointError, InputError
@@ -35,7 +35,7 @@ from trimode.model import (
     merged,
 )
 from trimode.text import ChatTemplate, Tokenizer, chat_template, find_chat_templates
-from trimode.vision import Vision
+from trimode.vision import NO_VISION, Vision
 
 HeaderCheck = Callable[[ModelConfig, AdapterScope | None, str], None]
 """(config as the adapter changes it, the adapter's scope, name of the checkpoint)."""
@@ -77,6 +77,11 @@ class LoadedModel:
     def can_draft(self) -> bool:
         """Whether the checkpoint was trained to draft at all."""
         return self.config.trained_to_denoise or self.adapter_scope is not None
+
+    @property
+    def vision_or_none(self) -> Vision | None:
+        """What it reads pictures with, if it does."""
+        return None if isinstance(self.vision, str) else self.vision
 
     def require_vision(self, field: str) -> Vision:
         """What it reads pictures with.

@@ -23,7 +23,9 @@ from trimode.errors import CheckpointError
 from trimode.files import read_json_object, read_json_object_if_there
 from trimode.text import Tokenizer
 from trimode.vision import (
+    NO_VISION,
     ImageTokens,
+    PictureFormat,
     Vision,
     VisionActivation,
     VisionConfig,
@@ -62,18 +64,14 @@ _FIXED: dict[str, Any] = {
     "resample": 3,  # bicubic
 }
 """Settings of a processor, and the only value of each that is computed."""
-NO_VISION = "it has no vision part"
 PROCESSOR_FILE = "processor_config.json"
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class VisionCheckpoint:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class VisionCheckpoint(PictureFormat):
     """The vision part of an open checkpoint: everything but the weights is read."""
 
-    config: VisionConfig
-    tokens: ImageTokens
-    layout: str
     read: Callable[[str], Tensor]
     """Reads a weight by canonical name."""
 
@@ -87,7 +85,8 @@ class VisionCheckpoint:
             model = VisionModel(self.config)
         weights = {name: self._weight(name, dtype, device) for name in model.state_dict()}
         model.load_state_dict(weights, assign=True)
-        return Vision(self.config, self.tokens, model.eval().requires_grad_(False), self.layout)
+        model = model.eval().requires_grad_(False)
+        return Vision(config=self.config, tokens=self.tokens, layout=self.layout, model=model)
 
     def _weight(self, name: str, dtype: torch.dtype, device: str) -> Tensor:
         weight = self.read(name)
@@ -125,7 +124,7 @@ def open_vision(directory: Path, text: ModelConfig, tokenizer: Tokenizer) -> Vis
     what = f"the tensors of a Pixtral tower of {config.num_layers} layers and its projector"
     compare_tensors(expected_vision_tensors(config), shapes, str(directory), what)
     tokens = _image_tokens(directory, fields, text, tokenizer)
-    return VisionCheckpoint(config, tokens, layout, read)
+    return VisionCheckpoint(config=config, tokens=tokens, layout=layout, read=read)
 
 
 def vision_config(

@@ -15,6 +15,7 @@ from trimode.engine.prompts import (
     encode_pictures,
     encode_prompt,
     image_text,
+    read_part,
     read_prompt,
 )
 from trimode.engine.request import check_mode, check_prompt, resolve, settings_in_force
@@ -40,6 +41,7 @@ __all__ = [
     "generate",
     "generate_batch",
     "image_text",
+    "read_part",
     "read_prompt",
     "resolve",
     "settings_in_force",

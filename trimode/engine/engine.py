@@ -98,8 +98,7 @@ class Engine:
         runner = model.runner
         pool = KVPool(model.config, kv_cache_bytes, dtype=runner.kv_dtype, device=runner.device)
         self.scheduler = Scheduler(pool, max_sequences=max_sequences, limits=RowLimits(max_rows))
-        vision = None if isinstance(model.vision, str) else model.vision
-        self.images = ImageQueue(vision, image_bytes)
+        self.images = ImageQueue(model.vision_or_none, image_bytes)
         self._pass_seconds = 0.0
         """Of the latest pass."""
         self._costs: CostCurve | None = None

@@ -10,7 +10,7 @@ from trimode.checkpoints import LoadedModel
 from trimode.engine.pictures import PromptImage
 from trimode.errors import InputError
 from trimode.text import ImagePart, encode_marked, take_images, with_images
-from trimode.vision import LOW_DETAIL, ProcessedImage, Vision, is_file_source, read_source
+from trimode.vision import LOW_DETAIL, PictureFormat, ProcessedImage, is_file_source, read_source
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 """A user turn, token ids taken as they are, or chat messages, which may hold pictures."""
@@ -69,7 +69,7 @@ def read_prompt(
         raise InputError("messages", "given", f"{model.name} has no chat template; use a prompt")
     conversation = with_images(prompt, images) if images else list(prompt)
     messages, parts = take_images(conversation)
-    pictures = {part.mark: _processed(model, part) for part in parts}
+    pictures = {part.mark: read_part(model.require_vision(part.where), part) for part in parts}
     if pictures:
         template_variables["image_token"] = image_text(model)
         template_variables["pictures"] = tuple(pictures)
@@ -102,13 +102,19 @@ def image_text(model: LoadedModel) -> str:
     return model.tokenizer.token_text(model.require_vision("messages").tokens.image)
 
 
-def _processed(model: LoadedModel, part: ImagePart) -> ProcessedImage:
-    vision = model.require_vision(part.where)
+def read_part(vision: PictureFormat, part: ImagePart) -> ProcessedImage:
+    """A picture of a conversation, read from where it says.
+
+    Raises:
+        InputError: it cannot be read; names its place.
+    """
     longest = LOW_DETAIL if part.low_detail else None
     return _read(vision, part.source, part.where, longest)
 
 
-def _read(vision: Vision, source: Any, where: str, longest: int | None = None) -> ProcessedImage:
+def _read(
+    vision: PictureFormat, source: Any, where: str, longest: int | None = None
+) -> ProcessedImage:
     """A picture. The pixels of a file are read again when the tower wants them.
 
     So a run over many files holds no more pixels than those of the picture that is being read.

@@ -436,7 +436,7 @@ def _shown(service: Service) -> dict[str, Any]:
         capabilities.append("tools")
     if service.dialect.thinks:
         capabilities.append("thinking")
-    if not isinstance(model.vision, str):
+    if model.vision_or_none is not None:
         capabilities.append("vision")
     return {
         "modelfile": f"FROM {service.name}\n",

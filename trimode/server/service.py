@@ -121,7 +121,7 @@ class Service:
     @property
     def max_body_bytes(self) -> int:
         """Largest body of a request: pictures come in base64."""
-        if isinstance(self.model.vision, str):
+        if self.model.vision_or_none is None:
             return self.settings.max_body_bytes
         return self.settings.max_body_bytes + _PICTURES_OF_A_BODY * self.settings.image_limits.bytes
 

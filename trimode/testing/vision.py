@@ -55,7 +55,8 @@ def tiny_vision(
     tokenizer = picture_tokenizer()
     image, row_break, end = (tokenizer.token_id(name) for name in IMAGE_TOKENS)
     assert image is not None
-    return Vision(config, ImageTokens(image, row_break, end), model, layout)
+    tokens = ImageTokens(image, row_break, end)
+    return Vision(config=config, tokens=tokens, layout=layout, model=model)
 
 
 def tiny_vision_model(

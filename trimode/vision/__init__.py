@@ -12,7 +12,7 @@ from trimode.vision.images import (
 )
 from trimode.vision.model import VisionModel, expected_vision_tensors
 from trimode.vision.projector import Projector
-from trimode.vision.reader import Vision
+from trimode.vision.reader import NO_VISION, PictureFormat, Vision
 from trimode.vision.sources import base64_bytes, data_url_bytes, is_file_source, read_source
 from trimode.vision.tokens import ImageTokens
 from trimode.vision.tower import VisionTower
@@ -20,9 +20,11 @@ from trimode.vision.tower import VisionTower
 __all__ = [
     "DEFAULT_LIMITS",
     "LOW_DETAIL",
+    "NO_VISION",
     "VISION_ACTIVATIONS",
     "ImageLimits",
     "ImageTokens",
+    "PictureFormat",
     "ProcessedImage",
     "Projector",
     "Vision",

@@ -11,14 +11,16 @@ from trimode.vision.images import ProcessedImage, process
 from trimode.vision.model import VisionModel
 from trimode.vision.tokens import ImageTokens
 
+NO_VISION = "it has no vision part"
+"""Why most models read no pictures."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Vision:
-    """The vision part of a model, and the tokens by which its prompts hold pictures."""
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PictureFormat:
+    """How a model's prompts hold pictures. No weights are needed for it."""
 
     config: VisionConfig
     tokens: ImageTokens
-    model: VisionModel
     layout: str
     """`model_type` of the checkpoint: how tower, projector and language model are saved."""
 
@@ -29,6 +31,13 @@ class Vision:
     def prompt_tokens(self, image: ProcessedImage) -> list[int]:
         """The tokens that stand for a picture in a prompt."""
         return self.tokens.layout(image.rows, image.columns)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Vision(PictureFormat):
+    """The vision part of a model."""
+
+    model: VisionModel
 
     def encode(self, image: ProcessedImage) -> Generator[None, None, Tensor]:
         """The embeddings `[tokens, text]` of a picture; see `VisionModel.encode`."""
