@@ -112,6 +112,24 @@ def test_pictures_come_as_files_bytes_or_data_urls(model, tmp_path):
         assert found.images[0].image.key == expected.images[0].image.key
 
 
+def test_pictures_beside_messages_take_the_places_that_these_have(model):
+    place = {"type": "image"}
+    text = {"type": "text", "text": "or"}
+    messages = [{"role": "user", "content": [place, text, place]}]
+    prompt = read_prompt(model, messages, images=[TINY, WIDE])
+    assert spelled(model, prompt) == f"{START}###|###!or####!{END}"
+    plain = read_prompt(model, [{"role": "user", "content": "What?"}], images=[WIDE])
+    assert spelled(model, plain) == f"{START}####!What?{END}"
+    with pytest.raises(InputError, match="images: 1 beside messages with places for 2"):
+        read_prompt(model, messages, images=[TINY])
+    with pytest.raises(InputError, match=r"messages\[0\]\.content\[0\]\.image: None"):
+        read_prompt(model, messages)
+    with pytest.raises(InputError, match="images: given; the messages need a turn of the user"):
+        read_prompt(model, [{"role": "system", "content": "a"}], images=[TINY])
+    with pytest.raises(InputError, match="images: given beside token ids"):
+        read_prompt(model, [1, 2], images=[TINY])
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -140,8 +158,6 @@ def test_pictures_stand_in_turns_of_users_and_tools_only(model):
     system = [{"role": "system", "content": asked(TINY)[0]["content"]}, *asked("Hi")]
     with pytest.raises(InputError, match=r"messages\[0\]\.content: a picture in one of system"):
         read_prompt(model, system)
-    with pytest.raises(InputError, match=r"images: given beside messages"):
-        read_prompt(model, asked("Hi"), images=[TINY])
 
 
 def test_a_text_model_names_the_part_that_is_a_picture():

@@ -77,12 +77,21 @@ def test_a_projector_without_merge_equals_llava():
 
 
 @torch.no_grad()
-def test_slices_make_what_a_whole_pass_makes(mistral3):
+def test_slices_make_what_a_whole_pass_makes(mistral3, monkeypatch):
     model = ours(mistral3)
     pixels = pictures([(64, 64 * 5)])[0]  # 1280 patches are ten slices a layer
+    monkeypatch.setattr(VisionModel, "slice_rows", 128)
     steps = sum(1 for _ in model.encode(pixels))
     assert steps == 1 + 3 * (10 + 10) + 3
     torch.testing.assert_close(collected(model.encode(pixels)), model([pixels])[0], **CLOSE)
+
+
+def test_slices_are_small_whatever_the_size_of_the_tower():
+    sizes = {(384, 1536): 192, (1024, 4096): 64, (32, 48): 1024}
+    for (size, inner), rows in sizes.items():
+        config = reference.our_config(hidden_size=size, intermediate_size=inner, num_layers=1)
+        with torch.device("meta"):
+            assert VisionModel(config).slice_rows == rows
 
 
 @torch.no_grad()

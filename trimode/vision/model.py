@@ -9,8 +9,8 @@ from trimode.vision.config import VisionConfig
 from trimode.vision.projector import Projector
 from trimode.vision.tower import TowerLayer, VisionTower, attend
 
-_SLICE_ROWS = 128
-"""Rows that `encode` computes between two pauses."""
+_SLICE_OPERATIONS = 1e9
+"""Of a slice's linears, about: some 10 ms on two cores. A slice has at least 64 rows."""
 
 
 class VisionModel(nn.Module):
@@ -39,31 +39,38 @@ class VisionModel(nn.Module):
         A slice is some rows of a layer, so the caller can do other work after each. What a picture
         becomes depends on that picture alone, to the bit.
         """
-        tower, projector = self.vision_tower, self.multi_modal_projector
+        tower, projector, rows = self.vision_tower, self.multi_modal_projector, self.slice_rows
         x, grid = tower.embed(image), tower.grid(image)
         rotation = tower.rotation(grid, x)
         yield
         for layer in tower.layers:
-            x = yield from _layer_in_slices(layer, x, rotation)
+            x = yield from _layer_in_slices(layer, x, rotation, rows)
         made = []
-        for part in projector.squares(x, grid).split(_SLICE_ROWS):
+        for part in projector.squares(x, grid).split(rows):
             made.append(projector.project(part))
             yield
         return torch.cat(made)
 
+    @property
+    def slice_rows(self) -> int:
+        """Rows that `encode` computes between two pauses. They depend on the config alone."""
+        size, inner = self.config.hidden_size, self.config.intermediate_size
+        operations = 2 * size * (4 * size + 3 * inner)
+        return max(64, min(1024, int(_SLICE_OPERATIONS // operations) // 64 * 64))
+
 
 def _layer_in_slices(
-    layer: TowerLayer, x: Tensor, rotation: tuple[Tensor, Tensor]
+    layer: TowerLayer, x: Tensor, rotation: tuple[Tensor, Tensor], size: int
 ) -> Generator[None, None, Tensor]:
     """A layer's output `[N, D]` for one picture; it waits after each slice."""
     cos, sin = rotation
     looked = []
-    for part in zip(*(t.split(_SLICE_ROWS) for t in (x, cos, sin)), strict=True):
+    for part in zip(*(t.split(size) for t in (x, cos, sin)), strict=True):
         looked.append(layer.look(part[0], part[1:]))
         yield
     queries, keys, values = (torch.cat(parts) for parts in zip(*looked, strict=True))
     made = []
-    for rows, asked in zip(x.split(_SLICE_ROWS), queries.split(_SLICE_ROWS), strict=True):
+    for rows, asked in zip(x.split(size), queries.split(size), strict=True):
         made.append(layer.finish(rows, attend(asked, keys, values)))
         yield
     return torch.cat(made)
