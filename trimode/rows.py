@@ -75,6 +75,40 @@ def read_rows(
         yield from _lines(path, read_text(path))
 
 
+def image_sources(value: Any, row: Row, path: Path) -> tuple[Any, ...]:
+    """The pictures of a row's column `images`: paths, `data:` URLs or bytes.
+
+    Args:
+        value: of the column: a list, one picture, or None.
+        row: that has it.
+        path: of the rows' file or directory, from whose directory paths are taken.
+
+    Raises:
+        InputError: an item is no picture's path, or there is no such file.
+    """
+    where = f"{row.where}: images"
+    if row.is_text and isinstance(value, str) and value.startswith("["):
+        value = parse_json(value, where)
+    if value is None:
+        return ()
+    home = path if path.is_dir() else path.parent
+    items = value if isinstance(value, list) else [value]
+    return tuple(_image_source(item, f"{where}[{i}]", home) for i, item in enumerate(items))
+
+
+def _image_source(item: Any, where: str, home: Path) -> Any:
+    if isinstance(item, dict):
+        item = item.get("path") if item.get("bytes") is None else item["bytes"]
+    if isinstance(item, bytes) or (isinstance(item, str) and item[:5].lower() == "data:"):
+        return item
+    if not isinstance(item, str) or not item:
+        raise InputError(where, repr(item)[:80], "must be the path of a picture, or a data: URL")
+    path = home / Path(item).expanduser()
+    if not path.is_file():
+        raise InputError(where, f"{path} is not a file", "must be a picture's file")
+    return str(path)
+
+
 def read_text(path: Path) -> str:
     """A text file without its byte order mark: UTF-8, or UTF-16 with a mark.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from trimode.config import GenerationOptions
 from trimode.errors import InputError
-from trimode.rows import Row, near_miss, parse_json, read_rows
+from trimode.rows import Row, image_sources, near_miss, parse_json, read_rows
 
 Prompt = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
@@ -39,7 +39,7 @@ REFERENCE_COLUMNS = (
 """Names of the column that holds the right answer, the first one that a file has."""
 _OPTIONS = frozenset(option.name for option in fields(GenerationOptions))
 _FORM = "response_format"
-_KNOWN = ("prompt", "messages", _FORM, *_OPTIONS, *ALIASES)
+_KNOWN = ("prompt", "messages", "images", _FORM, *_OPTIONS, *ALIASES)
 _ENVELOPE = frozenset(("custom_id", "method", "url", "body"))
 _URLS = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
 """Endpoints of OpenAI's batch format, and what holds the prompt there."""
@@ -89,6 +89,8 @@ class Line:
     """OpenAI's `response_format`, if the answer must be JSON; its grammar is among the options."""
     given: frozenset[str] = frozenset()
     """Options that the row itself gives."""
+    images: tuple[Any, ...] = ()
+    """Pictures of the prompt: paths, `data:` URLs or bytes."""
 
 
 def read_lines(
@@ -197,6 +199,7 @@ class _Reader:
         if reference is None:
             reference = answer
         form = _form(given.pop(_FORM, None), row)
+        images = self._images(row, given)
         values, others = self._options(row, given)
         if form is not None:
             values["grammar"] = _grammar_of(form, row.where)
@@ -217,6 +220,7 @@ class _Reader:
             reference=reference,
             form=form,
             given=given_options,
+            images=images,
         )
 
     def _prompt(self, row: Row, given: dict[str, Any]) -> tuple[Prompt, Any]:
@@ -253,6 +257,13 @@ class _Reader:
         if not asked or asked[-1].get("role") == "assistant":
             raise InputError(f"{where}: messages", "no turn to answer", "must have a user's turn")
         return asked, messages[-1].get("content")
+
+    def _images(self, row: Row, given: dict[str, Any]) -> tuple[Any, ...]:
+        """The pictures of a row."""
+        found = image_sources(given.pop("images", None), row, self.path)
+        if found and self.references:
+            raise InputError(f"{row.where}: images", "given", "bench measures texts alone")
+        return found
 
     def _options(self, row: Row, given: Mapping[str, Any]) -> tuple[dict[str, object], dict]:
         """The options of a row, and its other columns."""

@@ -177,7 +177,7 @@ BAD = {
     "content that is a number": ({"messages": [{"role": "user", "content": 5}]}, "content: int"),
     "a picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-        "messages[0].content[0].type",
+        "messages[0].content[0].image_url",
     ),
     "false for messages": ({"messages": False}, "messages: False"),
     "both, one of them empty": ({"prompt": "", "messages": []}, "prompt and messages"),

@@ -5,7 +5,7 @@ import test from 'node:test';
 const at = (name) => import(new URL(`../../trimode/server/playground/${name}.js`, import.meta.url));
 const { EventParser, readTrace } = await at('sse');
 const { close, figures, historyOf, newAnswer, passesOf, stateAt, take } = await at('answer');
-const { asCurl, asPython, bodyOf } = await at('request');
+const { asCurl, asPython, bodyOf, contentOf } = await at('request');
 
 const chunk = (content, frame, finish_reason = null) =>
   ({ choices: [{ index: 0, delta: content ? { content } : {}, finish_reason }], ...(frame && { trimode: frame }) });
@@ -166,4 +166,20 @@ test('commands to copy ask for what the page asked for, without its drafts', () 
   const curl = asCurl('http://x', body, '');
   assert.ok(curl.includes("it'\\''s") && !curl.includes('show_drafts') && !curl.includes('stream'));
   assert.ok(asPython('http://x', body, 'k').includes('extra_body={"decoding": {"mode":"diffusion","block_length":8,"threshold":0.4}}'));
+});
+
+test('a picture stands before its text, and commands read it from its file', () => {
+  const url = 'data:image/png;base64,AAAA';
+  assert.equal(contentOf('Hi', []), 'Hi');
+  assert.deepEqual(contentOf('', [url]), [{ type: 'image_url', image_url: { url } }]);
+  const settings = { model: 'm', mode: 'ar', threshold: null, block: null, temperature: 0, seed: 0, maxTokens: 9, system: '' };
+  const body = bodyOf(settings, [{ role: 'user', content: contentOf('$5 or `x`?', [url]) }], []);
+  const names = new Map([[url, "it's.png"]]);
+  const curl = asCurl('http://x', body, '', names);
+  assert.ok(curl.includes("\"url\":\"data:image/png;base64,$(base64 < 'it'\\''s.png' | tr -d '\\n')\""), curl);
+  assert.ok(curl.includes('\\$5 or \\`x\\`?') && curl.endsWith('\nEND\n') && !curl.includes('AAAA'));
+  const python = asPython('http://x', body, 'k', names);
+  assert.ok(python.startsWith('import base64\nimport os\n\nfrom openai'));
+  assert.ok(python.includes('"url":"data:image/png;base64," + base64.b64encode(open("it\'s.png", "rb").read()).decode()'), python);
+  assert.ok(asPython('http://x', bodyOf(settings, [], []), '', names).startsWith('from openai'));
 });

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import TRIMODE, write_printable_checkpoint
+from tests.reference.pictures import picture
 from tests.server.conftest import serving
 from trimode.config import GenerationOptions
 from trimode.engine import Engine
-from trimode.testing import CHAT_TEMPLATE, saying_model, tiny_model
+from trimode.testing import CHAT_TEMPLATE, saying_model, tiny_model, tiny_vision_model
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make browser")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -752,3 +753,116 @@ def test_the_copied_commands_run(browser):
         context.close()
     assert json.loads(found["curl"])["choices"][0]["message"]["content"] == answer
     assert found["python"] == f"{answer}\n"
+
+
+# Pictures
+
+
+@pytest.fixture(scope="module")
+def seeing():
+    """The address of a server whose model reads pictures."""
+    defaults = GenerationOptions(mode="linear", temperature=0, max_tokens=24)
+    with serving(tiny_vision_model(), defaults=defaults) as (address, _):
+        yield address
+
+
+@pytest.fixture
+def gallery(page, seeing, tmp_path):
+    """The page of that server, and two files."""
+    page.goto(seeing)
+    page.wait_for_selector("#pick:not([hidden])")
+    page.fill("#max-tokens", "24")
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for i, file in enumerate(files):
+        picture(i, (48, 32)).save(file)
+    return page, files
+
+
+DROP = """([type, names]) => {
+  const data = new DataTransfer();
+  for (const [name, bytes] of names)
+    data.items.add(new File([new Uint8Array(bytes)], name, { type: 'image/png' }));
+  const init = { bubbles: true, cancelable: true };
+  const event = type === 'paste'
+    ? new ClipboardEvent('paste', { ...init, clipboardData: data })
+    : new DragEvent(type, { ...init, dataTransfer: data });
+  document.getElementById('prompt').dispatchEvent(event);
+}"""
+
+
+def hand_over(page, files, how):
+    if how == "pick":
+        page.set_input_files("#picture-file", files)
+    else:
+        page.evaluate(DROP, [how, [[file.name, list(file.read_bytes())] for file in files]])
+    page.wait_for_selector("#pictures img")
+
+
+@pytest.mark.parametrize("how", ["pick", "paste", "drop"])
+def test_a_picture_goes_with_the_message_and_is_shown_with_it(gallery, how):
+    page, files = gallery
+    hand_over(page, files, how)
+    assert page.locator("#pictures img").count() == 2
+    page.locator("#pictures button").last.click()
+    page.fill("#prompt", "What is it?")
+    body = sent_by(page, lambda: page.keyboard.press("Enter"))
+    finished(page)
+    first, second = body["messages"][-1]["content"]
+    assert first["image_url"]["url"].startswith("data:image/png;base64,")
+    assert second == {"type": "text", "text": "What is it?"}
+    shown_one = page.locator(".user img")
+    assert (shown_one.count(), shown_one.get_attribute("alt")) == (1, "one.png")
+    assert shown_one.evaluate("image => image.naturalWidth") == 48
+    assert page.locator("#pictures").is_hidden()
+    asked = {**body, "stream": False, "decoding": {"mode": "ar"}}
+    asked.pop("stream_options")
+    answer = page.request.post(f"{page.url.rstrip('/')}/v1/chat/completions", data=asked).json()
+    assert shown(page) == answer["choices"][0]["message"]["content"]
+
+
+def test_a_race_asks_every_mode_about_the_picture(gallery):
+    page, files = gallery
+    hand_over(page, files[:1], "pick")
+    page.fill("#prompt", "What?")
+    page.click("#race")
+    finished(page)
+    assert page.locator(".lane .badge.same").count() == 3
+    assert page.locator(".user img").count() == 1
+
+
+def test_a_picture_that_is_refused_comes_back_with_its_message(gallery, tmp_path):
+    page, _ = gallery
+    (tmp_path / "drawing.png").write_text("<svg/>")
+    page.set_input_files("#picture-file", tmp_path / "drawing.png")
+    page.wait_for_selector("#pictures img")
+    ask(page, "What?")
+    assert "an SVG drawing" in page.locator("#error").text_content()
+    assert page.input_value("#prompt") == "What?"
+    assert page.locator("#pictures img").count() == 1
+    page.click("#clear")
+    assert page.locator("#pictures").is_hidden()
+
+
+def test_commands_read_the_picture_from_its_file(gallery, tmp_path):
+    page, files = gallery
+    hand_over(page, files[:1], "pick")
+    page.fill("#prompt", 'What costs "$5"?')
+    page.click("#copy-curl")
+    page.wait_for_function("() => document.getElementById('copy-curl').textContent === 'copied'")
+    command = page.evaluate("navigator.clipboard.readText()")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    answer = json.loads(done.stdout)
+    body = sent_by(page, lambda: page.press("#prompt", "Enter"))
+    finished(page)
+    assert answer["choices"][0]["message"]["content"] == shown(page)
+    assert body["messages"][-1]["content"][1]["text"] == 'What costs "$5"?'
+
+
+def test_a_text_model_offers_no_pictures(page, tmp_path):
+    assert page.locator("#pick").is_hidden()
+    picture(0).save(tmp_path / "a.png")
+    page.evaluate(DROP, ["paste", [["a.png", list((tmp_path / "a.png").read_bytes())]]])
+    page.wait_for_selector("#error:not([hidden])")
+    assert "reads no pictures" in page.locator("#error").text_content()

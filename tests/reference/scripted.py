@@ -56,7 +56,12 @@ class ScriptedRunner:
         """(token, position) of every row, pass by pass."""
 
     def run(
-        self, tokens: Tensor, positions: Tensor, segments: Any, adapter_rows: Any = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Any,
+        adapter_rows: Any = None,
+        given: Any = None,  # noqa: ARG002
     ) -> Tensor:
         rows = torch.arange(len(tokens))
         self.rows_run.append(list(zip(tokens.tolist(), positions.tolist(), strict=True)))

@@ -141,7 +141,7 @@ def test_prefill_is_continued():
         ({"model": "other"}, 404, "not_found_error", "other"),
         ({"messages": []}, 400, "invalid_request_error", "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, 400,
-         "invalid_request_error", "messages[0].content[0].type"),
+         "invalid_request_error", "messages[0].content[0].source.type"),
         ({"tools": [{"name": "w"}]}, 400, "invalid_request_error", "tools[0].input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "z"}}, 400,
          "invalid_request_error", "tool_choice"),

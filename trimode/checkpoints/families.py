@@ -89,6 +89,7 @@ class Family:
 
 
 NLD = "nemotron_labs_diffusion"
+NLD_VLM = "nemotron_labs_diffusion_vlm"
 
 FAMILIES: dict[str, Family] = {
     NLD: Family(
@@ -207,11 +208,40 @@ FAMILIES: dict[str, Family] = {
 
 OUTER_MODELS: dict[str, str | None] = {
     "mistral3": None,
+    "llava": None,
     "gemma3": "gemma3_text",
-    "nemotron_labs_diffusion_vlm": NLD,
+    NLD_VLM: NLD,
 }
 """Multimodal models whose text part is under `text_config`, and the family of that part; None if
 the part names its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionLayout:
+    """How a model with a Pixtral tower is saved."""
+
+    architecture: str
+    """Its class, written into a saved config."""
+    text: Layout
+    """Tensor names of the language model."""
+    vision: str
+    """Prefix of the names of tower and projector."""
+
+
+_PUBLISHED = Layout(body="language_model.model.", head="language_model.lm_head.")
+
+VISION_LAYOUTS: dict[str, VisionLayout] = {
+    "mistral3": VisionLayout(
+        architecture="Mistral3ForConditionalGeneration", text=_PUBLISHED, vision=""
+    ),
+    "llava": VisionLayout(architecture="LlavaForConditionalGeneration", text=_PUBLISHED, vision=""),
+    NLD_VLM: VisionLayout(
+        architecture="NemotronLabsDiffusionVLMModel",
+        text=FAMILIES[NLD].layout,
+        vision="encoder.",
+    ),
+}
+"""By `model_type`. transformers saves its classes under the names that Mistral published."""
 
 
 def family_of(model_type: object) -> Family:

@@ -145,8 +145,11 @@ def _draft_form(fields: dict[str, Any], *, denoises: bool) -> DraftForm:
 def _text_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """The text model's fields of a multimodal config; other configs are returned as they are."""
     outer, text = fields, fields.get("text_config")
-    if outer.get("model_type") not in OUTER_MODELS or not isinstance(text, dict):
+    if outer.get("model_type") not in OUTER_MODELS:
         return fields
+    text_family = OUTER_MODELS[outer["model_type"]]
+    if not isinstance(text, dict):  # the text part's fields may stand beside the others
+        return fields if text_family is None else {**fields, "model_type": text_family}
     merged = {name: outer[name] for name in _OUTER_FIELDS if name in outer} | text
     ends = (*token_ids(text, "eos_token_id", ""), *token_ids(outer, "eos_token_id", ""))
     if ends:
@@ -155,7 +158,6 @@ def _text_fields(fields: dict[str, Any]) -> dict[str, Any]:
         merged["quantization_config"] = outer["quantization_config"]
     if "tie_word_embeddings" in outer:  # the head belongs to the outer model
         merged["tie_word_embeddings"] = outer["tie_word_embeddings"]
-    text_family = OUTER_MODELS[outer["model_type"]]
     return merged if text_family is None else {**merged, "model_type": text_family}
 
 

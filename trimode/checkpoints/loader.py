@@ -21,6 +21,7 @@ from trimode.checkpoints.special_tokens import (
     generation_config_ends,
     template_tokens,
 )
+from trimode.checkpoints.vision import VisionCheckpoint, open_vision
 from trimode.config import ModelConfig
 from trimode.decoding import CommitScorer, DraftHead
 from trimode.errors import CheckpointError, InputError
@@ -34,6 +35,7 @@ from trimode.model import (
     merged,
 )
 from trimode.text import ChatTemplate, Tokenizer, chat_template, find_chat_templates
+from trimode.vision import NO_VISION, Vision
 
 HeaderCheck = Callable[[ModelConfig, AdapterScope | None, str], None]
 """(config as the adapter changes it, the adapter's scope, name of the checkpoint)."""
@@ -58,6 +60,8 @@ class LoadedModel:
     """The adapter's draft head, if it has one."""
     draft_priors: DraftPriors = field(default_factory=DraftPriors)
     """How often drafts are right, as far as the adapter says."""
+    vision: Vision | str = NO_VISION
+    """What it reads pictures with, or the reason why it cannot."""
 
     @property
     def transformer(self) -> Transformer:
@@ -74,6 +78,22 @@ class LoadedModel:
         """Whether the checkpoint was trained to draft at all."""
         return self.config.trained_to_denoise or self.adapter_scope is not None
 
+    @property
+    def vision_or_none(self) -> Vision | None:
+        """What it reads pictures with, if it does."""
+        return None if isinstance(self.vision, str) else self.vision
+
+    def require_vision(self, field: str) -> Vision:
+        """What it reads pictures with.
+
+        Raises:
+            InputError: it reads none; the error names the field that a picture was given in.
+        """
+        if isinstance(self.vision, str):
+            found = "a picture"
+            raise InputError(field, found, f"{self.name} reads none: {self.vision}")
+        return self.vision
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
@@ -86,6 +106,8 @@ class Checkpoint:
     chat_template: ChatTemplate | None
     read: ReadTensor
     """Reads a weight by canonical name."""
+    vision: VisionCheckpoint | str = NO_VISION
+    """Its vision part, or the reason why it reads no pictures."""
     in_blocks: bool = False
     """Whether most weights are stored in blocks of a few bits."""
 
@@ -108,6 +130,9 @@ class Checkpoint:
             plain=plain,
             in_blocks=self.in_blocks,
         )
+        vision = self.vision
+        if not isinstance(vision, str):
+            vision = vision.build(dtype=_vision_dtype(runner), device=runner.device)
         return LoadedModel(
             name=self.name,
             config=config,
@@ -116,6 +141,7 @@ class Checkpoint:
             chat_template=self.chat_template,
             adapter_scope=None if adapter is None else adapter.row_scope,
             path=self.path,
+            vision=vision,
         )
 
     def merged(self, adapter: AdapterWeights) -> "Checkpoint":
@@ -142,6 +168,7 @@ def open_checkpoint(
     if not isinstance(source, ResolvedSource):
         source = resolve(str(source), offline=offline, progress=progress)
     path = source.path
+    vision: VisionCheckpoint | str = NO_VISION
     if path.is_file():
         model = open_gguf(path)
         config, read, in_blocks = model.config, model.read, model.in_blocks
@@ -154,13 +181,14 @@ def open_checkpoint(
         config = replace(config, eos_token_ids=ends)
         tokens = template_tokens(tokenizer, config)
         template = chat_template(find_chat_templates(path), **tokens)
+        vision = open_vision(path, config, tokenizer)
     if source.mask_token is not None:
         mask = tokenizer.token_id(source.mask_token)
         if mask is None:
             allowed = "a token of its vocabulary"
             raise CheckpointError(f"{path}: mask token", repr(source.mask_token), allowed)
         config = replace(config, mask_token_id=mask)
-    return Checkpoint(source.name, path, config, tokenizer, template, read, in_blocks)
+    return Checkpoint(source.name, path, config, tokenizer, template, read, vision, in_blocks)
 
 
 def load(
@@ -253,6 +281,11 @@ def with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:
         draft_form=adapter.draft_form,
         mask_token_id=mask,
     )
+
+
+def _vision_dtype(runner: Runner) -> torch.dtype:
+    """Of tower and projector: on a CPU fp32, so that pictures are the same in every format."""
+    return torch.float32 if runner.device == "cpu" else runner.transformer.dtype
 
 
 def _return_freed_memory() -> None:

@@ -1,25 +1,32 @@
 """Tensor names: from the names of each published layout to the canonical ones, and back."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from trimode.checkpoints.families import FAMILIES, HUGGING_FACE, Family, Layout
+from trimode.checkpoints.families import (
+    FAMILIES,
+    HUGGING_FACE,
+    VISION_LAYOUTS,
+    Family,
+    Layout,
+)
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
 from trimode.model import LAYER_NORMS, expected_tensors
 
 _LAYOUTS = (
     Layout(body="language_model.model.", head="language_model.lm_head."),  # multimodal, published
-    Layout(body="model.language_model.", head="lm_head."),  # the same as transformers 5 saves it
+    Layout(body="model.language_model.", head="lm_head."),  # the same as transformers 5 has it
+    Layout(body="encoder.language_model.", head="diffusion_head."),  # NLD, if its encoder is one
     *dict.fromkeys(family.layout for family in FAMILIES.values() if family.layout != HUGGING_FACE),
     HUGGING_FACE,
 )
 """Most specific first."""
-_NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
+_VISION = ("vision_tower.", "multi_modal_projector.")
 """Parts of a vision-language checkpoint that the text model does not use."""
 
 _GGUF_TENSORS = {
@@ -51,7 +58,7 @@ def from_published(name: str) -> str | None:
     """
     if name.startswith("base_model.") or name.endswith("rotary_emb.inv_freq"):
         return None
-    if any(part in name for part in _NOT_TEXT):
+    if any(part in name for part in _VISION):
         return None
     for layout in _LAYOUTS:
         if name.startswith(layout.head):
@@ -61,9 +68,24 @@ def from_published(name: str) -> str | None:
     return name
 
 
-def to_published(name: str, family: str) -> str:
-    """Name under which a canonical tensor is saved for a family."""
-    layout = FAMILIES[family].layout
+def vision_name(name: str) -> str | None:
+    """Canonical name of a tensor of tower or projector; None if it is another one's."""
+    for part in _VISION:
+        prefix, found, rest = name.partition(part)
+        if found and prefix in ("", "model.", "encoder."):
+            return part + rest
+    return None
+
+
+def to_published_vision(name: str, layout: str) -> str:
+    """Name under which a canonical tensor of tower or projector is saved."""
+    return VISION_LAYOUTS[layout].vision + name
+
+
+def to_published(name: str, family: str, vision_layout: str | None = None) -> str:
+    """Name under which a canonical tensor is saved for a family, or beside a vision part."""
+    outer = None if vision_layout is None else VISION_LAYOUTS[vision_layout]
+    layout = FAMILIES[family].layout if outer is None else outer.text
     if name.startswith("lm_head."):
         return layout.head + name.removeprefix("lm_head.")
     return layout.body + name
@@ -158,8 +180,24 @@ def check_tensors(
             where, f"{len(found)} tensors", f"must hold those of {config.num_layers} layers"
         )
     expected = expected_tensors(config)
+    known = {name: shape for name, shape in found.items() if name not in set(ignore)}
+    what = f"the {len(expected)} tensors of a {config.family} model"
+    compare_tensors(expected, known, where, what)
+
+
+def compare_tensors(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    where: str,
+    what: str,
+) -> None:
+    """Compare canonical names and shapes of tensors with those that are needed.
+
+    Raises:
+        CheckpointError: it names every kind of mismatch: missing, unknown and misshapen tensors.
+    """
     missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected and name not in set(ignore)]
+    extra = [name for name in found if name not in expected]
     wrong = [name for name in expected if name in found and found[name] != expected[name]]
     problems = []
     if missing:
@@ -172,8 +210,7 @@ def check_tensors(
         shapes = [f"{n} is {list(found[n])}, expected {list(expected[n])}" for n in wrong]
         problems.append(f"{len(wrong)} misshapen ({_some(shapes)})")
     if problems:
-        allowed = f"must hold the {len(expected)} tensors of a {config.family} model"
-        raise CheckpointError(where, "; ".join(problems), allowed)
+        raise CheckpointError(where, "; ".join(problems), f"must hold {what}")
 
 
 def _some(names: list[str]) -> str:

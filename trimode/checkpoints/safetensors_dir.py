@@ -10,7 +10,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trimode.checkpoints.mapped_file import MappedFile
-from trimode.checkpoints.names import check_tensors, from_published, rows_of, split_fused
+from trimode.checkpoints.names import (
+    check_tensors,
+    from_published,
+    rows_of,
+    split_fused,
+    vision_name,
+)
 from trimode.config import ModelConfig
 from trimode.errors import CheckpointError
 from trimode.files import read_json_object
@@ -40,10 +46,7 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
             name = from_published(published)
             if name is None:
                 continue
-            dtype, shape = file.header(published)
-            if dtype not in _DTYPES:
-                supported = f"supported: {', '.join(_DTYPES)}"
-                raise CheckpointError(f"{path}: {published}", dtype, supported)
+            shape = _shape(path, file, published)
             for part, rows in split_fused(name, config).items():
                 if part in homes:
                     found = f"is {part}, as {homes[part][1]} is"
@@ -58,6 +61,31 @@ def open_weights(directory: Path, config: ModelConfig) -> Callable[[str], Tensor
         return files[path].read(published, rows)
 
     return read
+
+
+def open_vision_weights(
+    directory: Path,
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    """Shapes of tower and projector by canonical name, none if there are none, and a reader.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    files = {path: _open(path) for path in _shards(directory)}
+    homes: dict[str, tuple[Path, str]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, file in files.items():
+        for published in file.names():
+            name = vision_name(published)
+            if name is not None:
+                homes[name] = path, published
+                shapes[name] = _shape(path, file, published)
+
+    def read(name: str) -> Tensor:
+        path, published = homes[name]
+        return files[path].read(published, None)
+
+    return shapes, read
 
 
 class _Safetensors:
@@ -129,6 +157,19 @@ class _Pickled:
         """A tensor, or some rows of it."""
         tensor = self._tensors[name]
         return tensor if rows is None else tensor[rows]
+
+
+def _shape(path: Path, file: _Safetensors | _Pickled, published: str) -> tuple[int, ...]:
+    """The shape of a tensor.
+
+    Raises:
+        CheckpointError: it is not of floats.
+    """
+    dtype, shape = file.header(published)
+    if dtype not in _DTYPES:
+        supported = f"supported: {', '.join(_DTYPES)}"
+        raise CheckpointError(f"{path}: {published}", dtype, supported)
+    return shape
 
 
 def _shards(directory: Path) -> list[Path]:

@@ -14,9 +14,11 @@ from trimode.checkpoints.atomic import atomic_directory, marked
 from trimode.checkpoints.hf_config import SAVED_BY_US, to_hf
 from trimode.checkpoints.names import check_tensors, fuse, to_published
 from trimode.checkpoints.special_tokens import template_tokens
+from trimode.checkpoints.vision import save_processor, vision_fields, vision_tensors
 from trimode.config import ModelConfig
 from trimode.text import ChatTemplate, Tokenizer
 from trimode.text.token_names import NAMES
+from trimode.vision import Vision
 
 
 def save_checkpoint(
@@ -26,6 +28,7 @@ def save_checkpoint(
     *,
     tokenizer: Tokenizer | None = None,
     chat_template: ChatTemplate | None = None,
+    vision: Vision | None = None,
     extra_files: Iterable[Path] = (),
     extra_fields: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -34,10 +37,11 @@ def save_checkpoint(
 
     Args:
         directory: new, empty, or a checkpoint saved by this program, which is replaced whole.
-        config: the family decides the layout.
+        config: the family decides the layout, unless there is a vision part.
         tensors: canonical name and tensor, each once.
         tokenizer: saved as `tokenizer.json`.
         chat_template: saved as `chat_template.jinja`.
+        vision: tower and projector, saved in the layout that they have.
         extra_files: copied into the directory; they replace what is made from the other arguments.
         extra_fields: of `config.json`; they replace what is made from `config`.
         overwrite: replace the directory whatever it holds.
@@ -53,10 +57,16 @@ def save_checkpoint(
     fields |= extra_fields or {}
     fields["dtype"] = str(named["embed_tokens.weight"].dtype).removeprefix("torch.")
     stored = fuse(named, config.family)
-    published = {to_published(name, config.family): tensor for name, tensor in stored.items()}
+    layout = None if vision is None else vision.layout
+    published = {to_published(name, config.family, layout): t for name, t in stored.items()}
+    if vision is not None:
+        fields = {**vision_fields(vision, fields), "dtype": fields["dtype"], SAVED_BY_US: 1}
+        published |= vision_tensors(vision)
     with atomic_directory(directory, replaceable=is_ours, overwrite=overwrite) as temporary:
         (temporary / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
         save_texts(temporary, config, tokenizer, chat_template)
+        if vision is not None and tokenizer is not None:
+            save_processor(temporary, vision, tokenizer)
         for path in extra_files:
             shutil.copy(path, temporary / path.name)
         try:

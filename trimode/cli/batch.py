@@ -171,8 +171,8 @@ def _queue(
     for line in lines:
         try:
             asked = replace(prompt, raw=True, system=None) if line.raw else prompt
-            ids = asked.encoded(engine.model, line.prompt)
-            line_of[engine.add(ids, line.options)] = line
+            read = asked.encoded(engine.model, line.prompt, line.images)
+            line_of[engine.add(read.tokens, line.options, images=read.images)] = line
         except InputError as error:
             where = f"{source} line {line.number}: {error.field}"
             raise InputError(where, error.found, error.allowed) from None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trimode.bench.settings import Grid, Setting
     from trimode.bench.target import Target
     from trimode.checkpoints import LoadedModel
+    from trimode.engine import EncodedPrompt
 
 DEFAULT_BUDGET = "10m"
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -443,6 +444,13 @@ def _is_raw(asked: Asked, line: Line) -> bool:
     return line.raw or (asked.prompt.raw and isinstance(line.prompt, str))
 
 
+def _text_alone(prompt: "EncodedPrompt") -> tuple[int, ...]:
+    """The tokens of a prompt; raise InputError if it holds pictures."""
+    if prompt.images:
+        raise InputError("images", f"{len(prompt.images)} given", "bench measures texts alone")
+    return prompt.tokens
+
+
 def _settings_of(target: "RemoteTarget", grid: "Grid") -> list["Setting"]:
     """A server's modes if it is ours; else it is taken as it is."""
     from trimode.bench.settings import AS_IT_IS, Setting
@@ -475,7 +483,7 @@ def _prepare_local(asked: Asked, grid: "Grid", lines: dict[int, Line], prepared:
     for number, line in lines.items():
         form = replace(asked.prompt, raw=True, system=None) if line.raw else asked.prompt
         try:
-            prompts[number] = form.encoded(model, line.prompt)
+            prompts[number] = list(_text_alone(form.encoded(model, line.prompt)))
         except InputError as error:
             prepared.skipped[number] = str(error)
     if not prompts:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HELP = """/mode ar|diffusion|linear|quadratic|auto   switch the decoding mode
 /set NAME VALUE                            set an option: /set threshold 0.8
 /system TEXT                               system message (none: remove it)
+/image PATH                                show a picture with the next message
 /clear                                     forget the conversation
 /save FILE                                 write the conversation as JSON
 /quit                                      leave (also Ctrl-D)
@@ -39,6 +40,8 @@ class Session:
     variables: dict[str, Any]
     system: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
+    """Pictures that go with the next message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +133,11 @@ def _command(session: Session, line: str) -> str:
             _set(session, ALIASES.get(key, key), _value(raw))
         case "system":
             session.system = rest or None
+        case "image":
+            _show(session, rest)
         case "clear":
             session.messages.clear()
+            session.images.clear()
         case "save":
             _save(session, Path(rest))
         case "help":
@@ -141,6 +147,17 @@ def _command(session: Session, line: str) -> str:
         case _:
             raise InputError("command", f"/{name}", "/help lists the commands")
     return name
+
+
+def _show(session: Session, given: str) -> None:
+    """Keep a picture for the next message; whether it can be read is seen now."""
+    from trimode.vision import read_source
+
+    session.model.require_vision("/image")
+    path = str(Path(given).expanduser().resolve()) if given else ""
+    image = read_source(path, name="/image")
+    session.images.append(path)
+    _say(f"{path}: {image.width} x {image.height}, goes with the next message")
 
 
 def _switch(session: Session, mode: object) -> None:
@@ -212,26 +229,31 @@ def _conversation(session: Session) -> list[dict[str, Any]]:
 def _answer(session: Session, message: str) -> None:
     """Decode one answer; Ctrl-C ends it and keeps the part that is there."""
     from trimode.cli.render import printer, summary
-    from trimode.engine import Engine, drain, encode_prompt
+    from trimode.engine import Engine, drain, read_prompt
 
-    session.messages.append({"role": "user", "content": message})
+    content: Any = message
+    if session.images:
+        shown = [{"type": "image", "image": path} for path in session.images]
+        content = [*shown, {"type": "text", "text": message}]
+    session.messages.append({"role": "user", "content": content})
     try:
-        ids = encode_prompt(session.model, _conversation(session), **session.variables)
+        prompt = read_prompt(session.model, _conversation(session), **session.variables)
         engine = Engine(session.model, max_sequences=1)
-        sequence = engine.add(ids, session.options)
+        sequence = engine.add(prompt.tokens, session.options, images=prompt.images)
     except TrimodeError:
         session.messages.pop()
         raise
-    shown = 0
+    session.images.clear()
+    written = 0
     try:
         with printer(show_drafts=session.options.show_drafts) as out:
             for update in drain(engine):
-                shown += len(update.text)
+                written += len(update.text)
                 out.show(update)
     except KeyboardInterrupt:
         engine.cancel(sequence)
         sys.stdout.write(
-            sequence.text_stream.text[shown:]
+            sequence.text_stream.text[written:]
         )  # it may have come in the middle of a pass
         _say(" (stopped)")
     sys.stdout.write("\n")

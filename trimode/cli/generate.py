@@ -18,7 +18,7 @@ from trimode.errors import InputError
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
     from trimode.config import GenerationOptions
-    from trimode.engine import Update
+    from trimode.engine import EncodedPrompt, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,7 @@ def generate(
     mode: opt.Mode = "ar",
     decoding: GenerateOptions,
     prompt: opt.PromptOptions,
+    image: opt.Image = None,
     output: OutputOptions,
     batch: BatchOptions,
     no_progress: opt.NoProgress = False,
@@ -89,6 +90,8 @@ def generate(
     if batch.input_file is not None:
         if output.trace is not None:
             raise InputError("trace", str(output.trace), "goes with one prompt, not with --input")
+        if image:
+            raise InputError("image", str(image[0]), "goes with one prompt; rows have `images`")
         if words and len(words) > 1:
             raise InputError("prompt", "given with --input", "prompts come from the file")
         model = model.named(words[0] if words else None)
@@ -99,20 +102,26 @@ def generate(
     if batch.output_file is not None:
         found = str(batch.output_file)
         raise InputError("output", found, "goes with --input; redirect stdout instead")
+    for path in image or ():
+        opt.existing_file(path, "image")
     name, text = opt.model_and_prompt(model.model, words)
     loaded = opt.load_model(model.named(name), progress=not no_progress, asked=[options])
-    _one(loaded, prompt.encoded(loaded, text), options, output)
+    _one(loaded, prompt.encoded(loaded, text, image or ()), options, output)
 
 
 def _one(
-    model: "LoadedModel", ids: list[int], options: "GenerationOptions", output: OutputOptions
+    model: "LoadedModel",
+    prompt: "EncodedPrompt",
+    options: "GenerationOptions",
+    output: OutputOptions,
 ) -> None:
     """Decode one prompt and print it."""
     from trimode.cli.render import UNTRAINED_NOTE, figures, note, printer
     from trimode.engine import Engine, GenerationResult, drain
 
     engine = Engine(model, max_sequences=1)
-    sequence = engine.add(ids, replace(options, show_drafts=True) if output.trace else options)
+    asked = replace(options, show_drafts=True) if output.trace else options
+    sequence = engine.add(prompt.tokens, asked, images=prompt.images)
     trace = Trace(output.trace, model) if output.trace else None
     if not model.can_draft and sequence.options.mode != "ar" and not output.quiet:
         note(UNTRAINED_NOTE)
@@ -130,7 +139,7 @@ def _one(
         sys.stdout.write("\n")
         sys.stdout.flush()
     if not output.quiet:
-        sys.stderr.write(figures(sequence.stats, sequence.options.mode, len(ids)))
+        sys.stderr.write(figures(sequence.stats, sequence.options.mode, len(prompt.tokens)))
 
 
 def _traced(updates: "Iterator[Update]", trace: Trace) -> "Iterator[Update]":

@@ -5,7 +5,7 @@ defaults.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -17,6 +17,7 @@ from trimode.errors import InputError
 
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
+    from trimode.engine import EncodedPrompt
     from trimode.model import AdapterScope
 
 
@@ -77,6 +78,14 @@ Adapter = Annotated[
 ]
 Offline = Annotated[bool, option("--offline", help="Do not use the network.")]
 NoProgress = Annotated[bool, option("--no-progress", help="No progress on stderr.")]
+Image = Annotated[
+    list[Path] | None,
+    option(
+        "--image",
+        help="A picture that the prompt is about (PNG, JPEG, WebP, ...); repeat for several.",
+        variable=False,
+    ),
+]
 System = Annotated[str | None, option("--system", help="System message.")]
 Raw = Annotated[bool, option("--raw", help="Take the prompt as it is, without the chat template.")]
 EnableThinking = Annotated[
@@ -132,13 +141,20 @@ class PromptOptions:
     raw: Raw = False
     enable_thinking: EnableThinking = False
 
-    def encoded(self, model: "LoadedModel", prompt: str | list[dict[str, Any]]) -> list[int]:
-        """The tokens of a prompt; text is a user's turn unless `raw`."""
-        from trimode.engine import encode_prompt
+    def encoded(
+        self,
+        model: "LoadedModel",
+        prompt: str | list[dict[str, Any]],
+        images: Sequence[Any] = (),
+    ) -> "EncodedPrompt":
+        """The tokens of a prompt and its pictures; text is a user's turn unless `raw`."""
+        from trimode.engine import read_prompt
 
         if isinstance(prompt, str):
             prompt = as_messages(prompt, self.system)
-        return encode_prompt(model, prompt, raw=self.raw, enable_thinking=self.enable_thinking)
+        return read_prompt(
+            model, prompt, images=images, raw=self.raw, enable_thinking=self.enable_thinking
+        )
 
 
 def model_and_prompt(model: str, words: list[str] | None) -> tuple[str, str]:

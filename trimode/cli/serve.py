@@ -73,6 +73,22 @@ class LimitOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PictureOptions:
+    """Which pictures it takes, if the model reads pictures."""
+
+    allow_image_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-image-hosts",
+            metavar="HOST",
+            help="Fetch pictures by URL from there: a host, *.DOMAIN, or * for every host that is "
+            "public; repeat for several.",
+        ),
+    ] = None
+    max_images: Annotated[int, typer.Option("--max-images", help="Pictures of a request.")] = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOptions:
     """What the server tells its operator."""
 
@@ -106,6 +122,7 @@ def serve(
     decoding: RequestDefaults,
     network: NetworkOptions,
     limits: LimitOptions,
+    pictures: PictureOptions,
     record: RecordOptions,
     config: Annotated[
         Path | None,
@@ -147,6 +164,8 @@ def serve(
         shutdown_timeout=limits.shutdown_timeout,
         api_keys=(*(network.api_key or ()), *_keys_of(network.api_key_file)),
         cors_origins=tuple(network.cors_origin or ()),
+        allow_image_hosts=tuple(pictures.allow_image_hosts or ()),
+        max_images=pictures.max_images,
         ping_interval=limits.sse_ping_interval,
         log_prompts=record.log == "prompts",
         otlp_traces_endpoint=record.otlp_traces_endpoint,

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +29,9 @@ from trimode.decoding import (
 from trimode.engine import costs as pass_costs
 from trimode.engine.cost_check import CostCheck, TimedPass
 from trimode.engine.forward import Slice, run
+from trimode.engine.image_queue import ImageQueue
 from trimode.engine.kv_pool import KVPool
+from trimode.engine.pictures import PromptImage, place
 from trimode.engine.request import resolve
 from trimode.engine.scheduler import RowLimits, Scheduler
 from trimode.engine.sequence import FinishReason, Sequence
@@ -38,12 +41,16 @@ from trimode.text import TextStream
 logger = logging.getLogger(__name__)
 
 DEFAULT_KV_CACHE_BYTES = 2 * 2**30
+DEFAULT_IMAGE_BYTES = 2**30
+"""Of the embeddings of all pictures: some 60,000 tokens of a model with a hidden size of 4096."""
 DEFAULT_MAX_SEQUENCES = 16
 MOST_SCRATCH_ROWS = 1200
 """Rows after the KV cache that a pass of one request may need: `quadratic` takes the square of its
 block length, and attention the square of that."""
 DEFAULT_MAX_ROWS = 512
 """Rows of one pass; a longer prompt is prefilled in chunks of this size."""
+_READING_SECONDS = 0.05
+"""Seconds of a step in which pictures are read while nothing is decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ class Engine:
         max_sequences: int = DEFAULT_MAX_SEQUENCES,
         max_rows: int = DEFAULT_MAX_ROWS,
         kv_cache_bytes: int = DEFAULT_KV_CACHE_BYTES,
+        image_bytes: int = DEFAULT_IMAGE_BYTES,
         costs: CostCurve | None = None,
     ) -> None:
         """Nothing runs before `step`.
@@ -78,6 +86,7 @@ class Engine:
             max_sequences: decoded at once.
             max_rows: of one pass.
             kv_cache_bytes: memory of all KV caches.
+            image_bytes: memory of what pictures became.
             costs: time of a pass; by default measured for the first request in mode `auto`. They
                 are replaced only by `measure_again`.
         """
@@ -89,6 +98,9 @@ class Engine:
         runner = model.runner
         pool = KVPool(model.config, kv_cache_bytes, dtype=runner.kv_dtype, device=runner.device)
         self.scheduler = Scheduler(pool, max_sequences=max_sequences, limits=RowLimits(max_rows))
+        self.images = ImageQueue(model.vision_or_none, image_bytes)
+        self._pass_seconds = 0.0
+        """Of the latest pass."""
         self._costs: CostCurve | None = None
         self._check: CostCheck | None = None
         self._warned = False
@@ -128,13 +140,19 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether there is work to do."""
-        return bool(self.waiting or self.live)
+        return bool(self.waiting or self.live or self.images.waiting)
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait, for a place or for their pictures to be read."""
+        return len(self.waiting) + len(self.images.waiting)
 
     def add(
         self,
         prompt: tuple[int, ...] | list[int],
         options: GenerationOptions,
         *,
+        images: Seq[PromptImage] = (),
         sequence_id: str | None = None,
     ) -> Sequence:
         """Queue a request.
@@ -142,12 +160,18 @@ class Engine:
         Args:
             prompt: token ids.
             options: what is asked for.
+            images: the prompt's pictures, in order.
             sequence_id: any name for it; a number by default.
 
         Raises:
-            InputError: see `request.resolve`, or the request can never fit the KV pool.
+            InputError: see `request.resolve`, the request can never fit the KV pool, or its
+                pictures do not fit the prompt, the model or the memory.
         """
         prompt = tuple(prompt)
+        placed = ()
+        if images:
+            placed = place(prompt, images, self.model.require_vision("images").tokens)
+            self.images.check(placed)
         context = self._resolve(prompt, options)
         spec = MODE_SPECS[options.mode]
         scratch = spec.scratch_rows(context)
@@ -175,8 +199,12 @@ class Engine:
                 prompt,
                 shown_special_ids=options.shown_special_ids,
             ),
+            images=placed,
         )
-        self.waiting.append(sequence)
+        if placed:
+            self.images.add(sequence)
+        else:
+            self.waiting.append(sequence)
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
@@ -190,16 +218,27 @@ class Engine:
 
         A sequence that fails is ended (`Sequence.error`); the others do not notice.
         """
+        updates = self._read_images()
         slices = self.scheduler.plan()
         if not slices:
-            return []
+            return updates
         self._load.sequences = len(self.live)
         self._steps += 1
+        began = time.monotonic()
         try:
             results = self._run(slices)
         except Exception as error:  # noqa: BLE001 - the sequence at fault is found below
-            return self._run_alone(slices, error)
-        return self._deliver(slices, results)
+            return updates + self._run_alone(slices, error)
+        self._pass_seconds = time.monotonic() - began
+        return updates + self._deliver(slices, results)
+
+    def _read_images(self) -> list[Update]:
+        """Read pictures for as long as a pass takes, so that texts wait no longer than for one."""
+        if not self.images.waiting:
+            return []
+        ready, failed = self.images.run(self._pass_seconds if self.live else _READING_SECONDS)
+        self.waiting.extend(ready)
+        return [self._fail(sequence, error) for sequence, error in failed]
 
     def _run(self, slices: list[Slice]) -> list[Logits | None]:
         """Run a pass, and compare its time with what decisions take it for."""
@@ -328,7 +367,7 @@ class Engine:
         if options.mode != "auto" and not by_costs:
             return resolve(self.model, prompt, options)
         policy = self._policy()
-        self._load.sequences = min(len(self.live) + len(self.waiting) + 1, self.max_sequences)
+        self._load.sequences = min(len(self.live) + self.queued + 1, self.max_sequences)
         return resolve(self.model, prompt, options, policy=policy)
 
     def _policy(self) -> Policy:
@@ -397,6 +436,7 @@ class Engine:
         sequence.decoder.close()
         sequence.span = None
         self.scheduler.remove(sequence)
+        self.images.remove(sequence)
         return sequence.text_stream.finish()
 
 

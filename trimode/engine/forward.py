@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from trimode.decoding import Logits
+from trimode.engine.pictures import embeddings_at
 from trimode.engine.sequence import Sequence
-from trimode.model import AdapterRows, Runner, Segment
+from trimode.model import AdapterRows, GivenRows, Runner, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def run(runner: Runner, slices: Seq[Slice]) -> list[Logits | None]:
         torch.tensor(positions, device=runner.device),
         segments,
         _adapter_rows(slices, runner.device),
+        _given_rows(slices, segments, positions, runner.device),
     )
     parts = [hidden[s.start : s.stop] for s in segments]
     return _deliver(runner, slices, parts)
@@ -82,6 +84,22 @@ def _adapter_rows(slices: Seq[Slice], device: str) -> AdapterRows:
     if not rows.any():
         return None
     return slice(None) if rows.all() else rows.nonzero()[:, 0].to(device)
+
+
+def _given_rows(
+    slices: Seq[Slice], segments: Seq[Segment], positions: Seq[int], device: str
+) -> GivenRows | None:
+    """Rows of the pass that stand for pictures."""
+    rows: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    for part, segment in zip(slices, segments, strict=True):
+        found = embeddings_at(part.sequence.images, positions[segment.start : segment.stop])
+        if found is not None:
+            rows.append(segment.start + found[0])
+            embeddings.append(found[1])
+    if not rows:
+        return None
+    return GivenRows(torch.cat(rows).to(device), torch.cat(embeddings))
 
 
 def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Logits | None]:

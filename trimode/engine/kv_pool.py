@@ -23,7 +23,8 @@ class KVPool:
 
     A freed cache keeps its keys and values until its memory is needed. A later request whose
     prompt begins with the same tokens starts with a copy of them. The copy is exact: these are
-    causal rows without the adapter, which depend on the tokens alone.
+    causal rows without the adapter, which depend on the tokens alone. Where a picture stands, a
+    number that is made from it takes the token's place.
     """
 
     def __init__(

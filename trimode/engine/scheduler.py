@@ -72,7 +72,7 @@ class Scheduler:
             started = sequence.span is not None
             # At least one row of a new prompt's first span must be left to compute.
             held = sequence.tokens_to_recompute if started else max(0, len(sequence.prompt) - 2)
-            cache = self._lend(sequence, sequence.all_tokens[:held])
+            cache = self._lend(sequence, sequence.keys[:held])
             if cache is None:
                 return
             self.waiting.popleft()
@@ -84,7 +84,7 @@ class Scheduler:
 
     def _lend(self, sequence: Sequence, prefix: tuple[int, ...]) -> KVCache | None:
         """A cache for all that it may ever need if the pool is roomy, else for what comes next."""
-        live = ((other.all_tokens, other.cache) for other in self.live if other.cache is not None)
+        live = ((other.keys, other.cache) for other in self.live if other.cache is not None)
         held = max(sequence.tokens_to_recompute, len(sequence.prompt))
         whole = sequence.cache_tokens
         soon = min(whole, held + sequence.scratch + _LENT_AHEAD)
@@ -127,7 +127,7 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.cache is not None
-        self.pool.release(sequence.cache, sequence.all_tokens[: sequence.cache.length])
+        self.pool.release(sequence.cache, sequence.keys[: sequence.cache.length])
         sequence.cache = None
 
 

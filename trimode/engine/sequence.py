@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trimode.config import GenerationOptions
 from trimode.decoding import Decoder, DecodingContext, Span, Stats, TokenLogprob
+from trimode.engine.pictures import PlacedImage, cache_keys
 from trimode.model import KVCache
 from trimode.text import TextStream
 
@@ -26,6 +27,10 @@ class Sequence:
     """Most rows that a pass of its mode writes after the KV cache."""
     decoder: Decoder
     text_stream: TextStream
+    images: tuple[PlacedImage, ...] = ()
+    """The prompt's pictures."""
+    prompt_keys: tuple[int, ...] = field(init=False)
+    """What caches know the prompt's rows by."""
     stats: Stats = field(default_factory=Stats)
     cache: KVCache | None = None
     """None while it waits for admission and after it has finished."""
@@ -48,10 +53,18 @@ class Sequence:
     error: Exception | None = None
     """What ended it, if it failed."""
 
+    def __post_init__(self) -> None:
+        self.prompt_keys = cache_keys(self.prompt, self.images)
+
     @property
     def all_tokens(self) -> tuple[int, ...]:
         """Prompt and completion."""
         return (*self.prompt, *self.tokens)
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """What caches know all its rows by."""
+        return (*self.prompt_keys, *self.tokens)
 
     @property
     def cache_tokens(self) -> int:

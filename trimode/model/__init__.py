@@ -16,7 +16,7 @@ from trimode.model.kv_cache import KVCache
 from trimode.model.parameters import LAYER_NORMS, expected_tensors
 from trimode.model.quantised import QuantisedMatrix, as_floats
 from trimode.model.runners import Runner
-from trimode.model.transformer import Block, Transformer
+from trimode.model.transformer import Block, GivenRows, Transformer
 
 __all__ = [
     "DTYPES",
@@ -26,6 +26,7 @@ __all__ = [
     "AdapterWeights",
     "Block",
     "CachedAttention",
+    "GivenRows",
     "KVCache",
     "LowRankDelta",
     "Projection",

@@ -7,6 +7,7 @@ Axis letters: T rows of a pass, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Self, cast
 
@@ -29,6 +30,16 @@ from trimode.model.formats import WeightFormat
 from trimode.model.norm import LayerNorm, Norm
 from trimode.model.parameters import LAYER_NORMS
 from trimode.model.rope import Rope, Rotation, rotate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GivenRows:
+    """Rows of a pass whose embeddings are given, whatever their tokens: those of pictures."""
+
+    rows: Tensor
+    """int64 `[m]`."""
+    embeddings: Tensor
+    """`[m, D]`; they take the place of what the table holds, multiplied already."""
 
 
 class Attention(nn.Module):
@@ -188,6 +199,7 @@ class Transformer(nn.Module):
         positions: Tensor,
         attend: Attend,
         adapter_rows: AdapterRows = None,
+        given: GivenRows | None = None,
         *,
         recompute: bool = False,
     ) -> Tensor:
@@ -196,7 +208,7 @@ class Transformer(nn.Module):
         With `recompute`, a backward pass computes each layer once more from its input, which is all
         that is kept of it.
         """
-        x, rotation, query_scale = self.inputs(tokens, positions, adapter_rows)
+        x, rotation, query_scale = self.inputs(tokens, positions, adapter_rows, given)
         rotations: dict[LayerRope, Rotation] = {"global": rotation, "none": None}
         if self.local_rope is not None:
             rotations["local"] = self.local_rope(positions, x.dtype)
@@ -212,7 +224,11 @@ class Transformer(nn.Module):
         return x if multiplier == 1.0 else x * multiplier
 
     def inputs(
-        self, tokens: Tensor, positions: Tensor, adapter_rows: AdapterRows
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        adapter_rows: AdapterRows,
+        given: GivenRows | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """What enters the layers: embeddings `[T, D]`, rotation and query scale."""
         x = self.embedding(tokens)
@@ -222,6 +238,8 @@ class Transformer(nn.Module):
             x[adapted & (tokens == self.config.mask_token_id)] = self.mask_embedding
         if self.config.embedding_multiplier != 1.0:  # rounded to the dtype, as in training
             x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
+        if given is not None:
+            x = x.index_copy(0, given.rows, given.embeddings.to(x.dtype))
         return x, self.rope(positions, x.dtype), self.rope.query_scale(positions, x.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

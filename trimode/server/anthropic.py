@@ -12,12 +12,20 @@ from fastapi import FastAPI, Request
 from pydantic import Field, StrictStr
 
 from trimode.errors import InputError
+from trimode.server.anthropic_input import (
+    Message,
+    choice_of,
+    merged,
+    messages_of,
+    read_tools,
+    text_of,
+)
 from trimode.server.choices import Turn, begin_turn
 from trimode.server.dialogue.constraints import of_response_format
 from trimode.server.dialogue.follow import Ended, follow, whole
 from trimode.server.dialogue.prepare import Conversation
 from trimode.server.dialogue.reader import Arguments, CallBegun, Part, Thought
-from trimode.server.dialogue.tools import Tool, ToolChoice, function_tool
+from trimode.server.dialogue.tools import Tool
 from trimode.server.http.delivery import (
     EventStream,
     named_event,
@@ -47,8 +55,6 @@ _NAMES = {
     "max_thinking_tokens": "thinking.budget_tokens",
 }
 """What the body calls what the engine knows under other names."""
-
-Message = dict[str, Any]
 
 _KINDS = {
     401: "authentication_error",
@@ -125,16 +131,16 @@ class MessagesBody(Body):
         """
         messages: list[Message] = []
         if self.system:
-            messages.append({"role": "system", "content": _text_of(self.system, "system")})
+            messages.append({"role": "system", "content": text_of(self.system, "system")})
         for i, message in enumerate(self.messages):
-            messages += _messages(message, f"messages[{i}]")
+            messages += messages_of(message, f"messages[{i}]")
         form = self.output_format or (self.output_config or {}).get("format")
         kind = (self.thinking or {}).get("type")
         if kind not in (None, "enabled", "disabled", "adaptive"):
             raise InputError("thinking.type", repr(kind), "allowed: enabled, disabled, adaptive")
         return Conversation(
-            messages=_merged(messages),
-            choice=_choice(tools, self.tool_choice),
+            messages=merged(messages),
+            choice=choice_of(tools, self.tool_choice),
             constraint=of_response_format(form, "output_format"),
             variables={} if kind is None else {"enable_thinking": kind != "disabled"},
         )
@@ -161,121 +167,6 @@ def _warnings(body: MessagesBody) -> list[str]:
     return ["context_management: nothing is cleared from a conversation here"]
 
 
-def _read_tools(tools: list[Any] | None) -> tuple[tuple[Tool, ...], list[str]]:
-    """The tools that clients run, and warnings for those that Anthropic runs itself."""
-    found: list[Tool] = []
-    warnings: list[str] = []
-    for i, tool in enumerate(tools or ()):
-        place = f"tools[{i}]"
-        if not isinstance(tool, dict):
-            raise InputError(place, repr(tool)[:80], "must be an object")
-        kind = tool.get("type", "custom")
-        if kind != "custom" and "input_schema" not in tool:
-            warnings.append(f"{place}: {kind} tools do not run here, left out")
-            continue
-        schema = tool.get("input_schema")
-        if not isinstance(schema, dict):
-            raise InputError(f"{place}.input_schema", repr(schema)[:80], "must be a JSON schema")
-        found.append(
-            function_tool(
-                tool.get("name"),
-                tool.get("description"),
-                schema,
-                strict=tool.get("strict") is True,
-                field=place,
-            )
-        )
-    return tuple(found), warnings
-
-
-def _choice(tools: tuple[Tool, ...], choice: dict[str, Any] | None) -> ToolChoice:
-    kind = (choice or {}).get("type", "auto")
-    parallel = (choice or {}).get("disable_parallel_tool_use") is not True
-    if kind == "none":
-        return ToolChoice()
-    if kind == "auto":
-        return ToolChoice(tools, parallel=parallel)
-    if kind == "any" and tools:
-        return ToolChoice(tools, forced=True, parallel=parallel)
-    name = (choice or {}).get("name")
-    named = tuple(tool for tool in tools if tool.name == name)
-    if kind != "tool" or not named:
-        found = repr(name) if kind == "tool" else repr(kind)
-        allowed = "allowed: auto, any, tool with the name of one of the tools, none"
-        raise InputError("tool_choice", found, allowed)
-    return ToolChoice(named, forced=True, parallel=False)
-
-
-def _messages(message: Message, place: str) -> list[Message]:
-    """A message as OpenAI's: results of tools are messages of their own, before the text."""
-    role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant", "system"):
-        raise InputError(f"{place}.role", repr(role), "allowed: user, assistant")
-    if isinstance(content, str):
-        return [{"role": role, "content": content}]
-    if not isinstance(content, list):
-        raise InputError(f"{place}.content", repr(content)[:80], "must be text or blocks")
-    results: list[Message] = []
-    calls: list[dict[str, Any]] = []
-    texts: list[str] = []
-    thoughts: list[str] = []
-    for j, block in enumerate(content):
-        where = f"{place}.content[{j}]"
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == "text":
-            texts.append(_text(block, where))
-        elif kind == "tool_use":
-            function = {"name": block.get("name"), "arguments": block.get("input") or {}}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
-        elif kind == "tool_result":
-            results.append(
-                {
-                    "role": "tool",
-                    "tool_call_id": block.get("tool_use_id"),
-                    "content": _text_of(block.get("content") or "", f"{where}.content"),
-                }
-            )
-        elif kind == "thinking":
-            thoughts.append(str(block.get("thinking", "")))
-        elif kind != "redacted_thinking":
-            allowed = "allowed: text, tool_use, tool_result, thinking"
-            raise InputError(f"{where}.type", repr(kind), allowed)
-    own: Message = {"role": role, "content": "".join(texts)}
-    if calls:
-        own["tool_calls"] = calls
-    if thoughts:
-        own["reasoning_content"] = "\n".join(thoughts)
-    return [*results, *([own] if texts or calls or not results else [])]
-
-
-def _merged(messages: list[Message]) -> list[Message]:
-    """Turns of one role that follow each other as one, as Anthropic takes them."""
-    found: list[Message] = []
-    for message in messages:
-        last = found[-1] if found else None
-        if last is not None and last["role"] == message["role"] == "user":
-            found[-1] = {**last, "content": f"{last['content']}\n{message['content']}"}
-        else:
-            found.append(message)
-    return found
-
-
-def _text_of(content: Any, place: str) -> str:
-    """The text of a string or of text blocks."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InputError(place, repr(content)[:80], "must be text or text blocks")
-    return "\n".join(_text(block, f"{place}[{i}]") for i, block in enumerate(content))
-
-
-def _text(block: Any, place: str) -> str:
-    kind = block.get("type") if isinstance(block, dict) else None
-    if kind != "text" or not isinstance(block.get("text"), str):
-        raise InputError(f"{place}.type", repr(kind), "allowed: text")
-    return block["text"]
-
-
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the endpoints."""
     guards = generation_guards(service)
@@ -284,7 +175,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def messages(body: MessagesBody, http: Request) -> Any:
         service.ignored_fields.note(body.unknown)
         body.refuse_unsupported()
-        tools, warnings = _read_tools(body.tools)
+        tools, warnings = read_tools(body.tools)
         answer_id = new_id("msg_")
         given = body.given_options()
         if given["max_thinking_tokens"] is not None and not service.dialect.thinks:
@@ -312,7 +203,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.post(f"{PATH}/count_tokens", dependencies=guards)
     async def count_tokens(body: MessagesBody) -> dict[str, Any]:
         body.refuse_unsupported()
-        tools, _ = _read_tools(body.tools)
+        tools, _ = read_tools(body.tools)
         with fields_named(_NAMES):
             prompt, _ = await service.prepare(body.conversation(tools))
         return {"input_tokens": len(prompt.tokens)}

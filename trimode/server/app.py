@@ -41,7 +41,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,  # pages that load their scripts from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, forms=_ERROR_FORMS)
+    app.add_middleware(BodyLimit, limit=service.max_body_bytes, forms=_ERROR_FORMS)
     app.add_middleware(AlwaysJson, paths=ollama.PATHS)
     if settings.api_keys:
         app.add_middleware(KeyCheck, keys=settings.api_keys, forms=_ERROR_FORMS)

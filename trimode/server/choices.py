@@ -8,6 +8,7 @@ from typing import Any, Literal
 from trimode.checkpoints import LoadedModel
 from trimode.config import MODE_ALIASES, MODES, GenerationOptions
 from trimode.decoding import LOSSLESS_MODES, inherited
+from trimode.engine import PromptImage
 from trimode.errors import InputError
 from trimode.server.dialogue.form import AnswerForm
 from trimode.server.dialogue.prepare import Conversation
@@ -40,7 +41,9 @@ class ResolvedOptions:
     """Whether the request itself limits the tokens."""
     mode_reason: ModeReason
 
-    def over(self, prompt: tuple[int, ...], model: LoadedModel) -> list[Choice]:
+    def over(
+        self, prompt: tuple[int, ...], model: LoadedModel, images: tuple[PromptImage, ...] = ()
+    ) -> list[Choice]:
         """The choices for one prompt.
 
         If the request gives no limit on tokens, the rest of the context is one too.
@@ -51,7 +54,7 @@ class ResolvedOptions:
             options = options.updated({"max_tokens": min(options.max_tokens, room)})
         seeds = ((options.seed + i) % 2**63 for i in range(1, self.choices))
         others = (options.updated({"seed": seed}) for seed in seeds)
-        return [Choice(prompt, one) for one in (options, *others)]
+        return [Choice(prompt, one, images) for one in (options, *others)]
 
 
 def resolve_options(
@@ -202,7 +205,7 @@ async def start_turn(
     resolved = resolve_options(service, model_name, given, form=form)
     try:
         (request,) = await service.submit(
-            resolved.over(prompt.tokens, service.model),
+            resolved.over(prompt.tokens, service.model, prompt.images),
             operation=operation,
             model_name=model_name or service.name,
             answer_id=answer_id,

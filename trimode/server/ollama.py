@@ -32,6 +32,7 @@ from trimode.server.openai.answer import new_id
 from trimode.server.openai.fields import DECODING_NAMES, Body, HarmlessValues, stop_strings
 from trimode.server.runtime import EngineFailedError
 from trimode.server.service import Service
+from trimode.text import WHERE
 
 PATHS = "/api/"
 API_VERSION = "0.12.0"
@@ -150,12 +151,12 @@ class GenerateBody(OllamaBody):
     not_honoured: ClassVar[Mapping[str, HarmlessValues]] = {
         **OllamaBody.not_honoured,
         "context": ([],),
-        "images": ([],),
         "template": ("",),
     }
 
     prompt: StrictStr | None = None
     suffix: StrictStr | None = None
+    images: list[StrictStr] | None = None
     system: StrictStr | None = None
     raw: StrictBool | None = False
 
@@ -246,12 +247,17 @@ async def _generation(service: Service, body: GenerateBody, http: Request) -> Tu
     model = service.model
     if not body.raw and not body.suffix and model.chat_template is not None:
         messages = [{"role": "system", "content": body.system}] if body.system else []
+        content: Any = body.prompt
+        if body.images:
+            content = _with_images(body.prompt or "", body.images, "images")
         conversation = Conversation(
-            messages=[*messages, {"role": "user", "content": body.prompt}],
+            messages=[*messages, {"role": "user", "content": content}],
             constraint=body.constraint,
             variables=body.variables,
         )
         return await begin_turn(service, conversation, body.model, body.given_options(), **given)
+    if body.images:
+        raise InputError("images", "given", "only with a chat template, without raw or suffix")
     text = body.prompt or ""
     if body.suffix:
         tokens = await service.aside(lambda: infill(model, text, body.suffix or ""))
@@ -270,13 +276,24 @@ async def _generation(service: Service, body: GenerateBody, http: Request) -> Tu
 
 
 def _message(message: dict[str, Any], index: int) -> dict[str, Any]:
-    """A message in OpenAI's terms: images are refused, `thinking` is a thought."""
-    if message.get("images"):
-        raise InputError(f"messages[{index}].images", "given", "this model reads text alone")
+    """A message in OpenAI's terms: pictures stand before its text, `thinking` is a thought."""
     known = {name: value for name, value in message.items() if value is not None}
-    known.pop("images", None)
+    images = known.pop("images", None)
     known.setdefault("content", "")
+    if images:
+        known["content"] = _with_images(known["content"], images, f"messages[{index}].images")
     return known
+
+
+def _with_images(text: str, images: Any, where: str) -> list[dict[str, Any]]:
+    """A message's content with pictures in base64 before the text."""
+    if not isinstance(images, list):
+        raise InputError(where, repr(images)[:80], "must be a list of pictures in base64")
+    parts = [
+        {"type": "image_url", "image_url": image, WHERE: f"{where}[{i}]"}
+        for i, image in enumerate(images)
+    ]
+    return [*parts, {"type": "text", "text": text}]
 
 
 class ChatLines:
@@ -419,6 +436,8 @@ def _shown(service: Service) -> dict[str, Any]:
         capabilities.append("tools")
     if service.dialect.thinks:
         capabilities.append("thinking")
+    if model.vision_or_none is not None:
+        capabilities.append("vision")
     return {
         "modelfile": f"FROM {service.name}\n",
         "parameters": "",

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from trimode.server.dialogue.prepare import Conversation, prepare
 from trimode.server.dialogue.prompt import ChatPrompt
 from trimode.server.observe import IgnoredFields, RequestLog, RequestSpan, ServerMetrics, Tracing
 from trimode.server.observe.telemetry import Operation
+from trimode.server.pictures import Pictures
 from trimode.server.runtime import (
     ActiveRequest,
     Choice,
@@ -28,6 +30,7 @@ from trimode.server.runtime import (
     fingerprint,
 )
 from trimode.server.settings import ServerSettings
+from trimode.text import take_images
 from trimode.text.grammar_check import GrammarCheck
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ T = TypeVar("T")
 _PREPARING = 2
 """Requests that are read, rendered and tokenised at once."""
 
+_PICTURES_OF_A_BODY = 2
+"""Room of a body for pictures, in the largest that are allowed."""
 _POLL = 0.05
 """Seconds between two looks at what still runs, while the service drains."""
 
@@ -87,6 +92,7 @@ class Service:
         self.dialect = dialect_of(model)
         """How the model writes thoughts and calls."""
         self.grammar_check = GrammarCheck()
+        self.pictures = Pictures(model, settings)
         self._threads = ThreadPoolExecutor(_PREPARING, thread_name_prefix="prepare")
         if self.dialect.calls is None:
             logger.warning(
@@ -105,8 +111,19 @@ class Service:
         Raises:
             InputError: something of the conversation is refused; names the field.
         """
-        work = partial(prepare, self.model, self.dialect, self.grammar_check, conversation)
-        return await self.aside(work)
+        messages, parts = take_images(conversation.messages)
+        pictures = await self.pictures.read(parts)
+        taken = replace(conversation, messages=messages)
+        return await self.aside(
+            partial(prepare, self.model, self.dialect, self.grammar_check, taken, pictures)
+        )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest body of a request: pictures come in base64."""
+        if self.model.vision_or_none is None:
+            return self.settings.max_body_bytes
+        return self.settings.max_body_bytes + _PICTURES_OF_A_BODY * self.settings.image_limits.bytes
 
     async def aside(self, work: Callable[[], T]) -> T:
         """Run work that may take a while in a thread, beside the event loop and the engine."""
@@ -133,6 +150,7 @@ class Service:
         self.worker.stop()
         self.grammar_check.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self.pictures.stop()
         if self.tracing is not None:
             self.tracing.stop()
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from trimode.config import SERVED_MAX_TOKENS, GenerationOptions, check_range
 from trimode.errors import InputError
+from trimode.server.fetch import check_hosts
 from trimode.server.observe.telemetry import check_endpoint
+from trimode.vision import DEFAULT_LIMITS, ImageLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,13 @@ class ServerSettings:
     shutdown_timeout: float = 30.0
     """Seconds that running requests get to finish once the server has been told to stop."""
     max_body_bytes: int = 8 * 2**20
+    """Of a request without pictures."""
+    max_images: int = 8
+    """Pictures of a request, if the model reads pictures."""
+    image_limits: ImageLimits = DEFAULT_LIMITS
+    """Of each of them."""
+    allow_image_hosts: tuple[str, ...] = ()
+    """Hosts whose http and https URLs are fetched; `*.example.org` is all below, `*` is any."""
     max_choices: int = 16
     """Largest `n`."""
     draft_fps: float = 20.0
@@ -50,6 +59,8 @@ class ServerSettings:
         check_range("shutdown_timeout", self.shutdown_timeout, 0, None)
         check_range("ping_interval", self.ping_interval, 0, None, exclusive_low=True)
         check_range("max_body_bytes", self.max_body_bytes, 1, None)
+        check_range("max_images", self.max_images, 1, None)
+        check_hosts(self.allow_image_hosts)
         if any(not key for key in self.api_keys):
             raise InputError("api_key", "an empty key", "each key needs at least one character")
         if not all(key.isascii() and key.isprintable() for key in self.api_keys):

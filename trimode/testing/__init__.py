@@ -9,13 +9,25 @@ from trimode.testing.tiny import (
     tiny_tensors,
     write_tiny_checkpoint,
 )
+from trimode.testing.vision import (
+    IMAGE_TOKENS,
+    picture_tokenizer,
+    tiny_vision,
+    tiny_vision_model,
+    write_tiny_vision_checkpoint,
+)
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "IMAGE_TOKENS",
     "byte_tokenizer",
+    "picture_tokenizer",
     "saying_model",
     "tiny_config",
     "tiny_model",
     "tiny_tensors",
+    "tiny_vision",
+    "tiny_vision_model",
     "write_tiny_checkpoint",
+    "write_tiny_vision_checkpoint",
 ]

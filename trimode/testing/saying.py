@@ -83,10 +83,15 @@ class _SayingRunner:
         return "a model that says one text"
 
     def run(
-        self, tokens: Tensor, positions: Tensor, segments: Any, adapter_rows: Any = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Any,
+        adapter_rows: Any = None,
+        given: Any = None,
     ) -> Tensor:
         """What each row sees `[n, context]`, and its position."""
-        del adapter_rows
+        del adapter_rows, given
         context = self.config.max_position_embeddings
         rows = torch.arange(len(tokens))
         values = torch.zeros(len(tokens), 1, self.config.head_dim)

@@ -26,13 +26,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def byte_tokenizer() -> Tokenizer:
-    """A tokenizer with one token a byte and a few special tokens: 261 ids."""
+def byte_tokenizer(more: tuple[str, ...] = ()) -> Tokenizer:
+    """A tokenizer with one token a byte and a few special tokens: 261 ids, then those of `more`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    backend.add_special_tokens([*SPECIAL_TOKENS, *more])
     return Tokenizer(backend)
 
 

@@ -10,6 +10,7 @@ from trimode.text.grammar import (
     lark_grammar,
     regex_grammar,
 )
+from trimode.text.image_parts import WHERE, ImagePart, encode_marked, take_images, with_images
 from trimode.text.messages import checked_messages
 from trimode.text.stop_strings import StopStrings
 from trimode.text.text_stream import TextStream
@@ -17,17 +18,22 @@ from trimode.text.tokenizer import Tokenizer
 
 __all__ = [
     "JSON_STYLE",
+    "WHERE",
     "ChatTemplate",
     "Detokenizer",
     "GrammarMatcher",
+    "ImagePart",
     "StopStrings",
     "TextStream",
     "Tokenizer",
     "chat_template",
     "checked_messages",
+    "encode_marked",
     "find_chat_templates",
     "gbnf_to_lark",
     "json_grammar",
     "lark_grammar",
     "regex_grammar",
+    "take_images",
+    "with_images",
 ]

@@ -1,6 +1,7 @@
 """Chat templates: Hugging Face's Jinja conventions in a sandbox."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -49,6 +50,8 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        pictures: Sequence[str] = (),
+        image_token: str = "",
         **variables: Any,
     ) -> str:
         """The prompt text of a conversation.
@@ -59,6 +62,10 @@ class ChatTemplate:
                 does not know the role.
             add_generation_prompt: end with the header of the assistant's turn.
             tools: JSON-schema function descriptions.
+            pictures: characters of the texts that stand for pictures, in their order. They are in
+                the result too: where the template shows pictures, or where they stood if it does
+                not know pictures.
+            image_token: what a template that knows pictures writes for one.
             variables: whatever else the template reads (`enable_thinking`); JSON values.
 
         Raises:
@@ -77,7 +84,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return template.render(context)
+            return template.render(context, pictures, image_token)
         except Exception as error:  # noqa: BLE001 - a template is a program and may fail in any way
             allowed = "must be what the model's chat template takes"
             raise InputError("messages", f"refused by the template ({error})", allowed) from None
@@ -104,12 +111,21 @@ class _Template:
         except (jinja2.TemplateError, RecursionError) as error:
             raise CheckpointError("chat_template", str(error), "a Jinja template") from None
 
-    def render(self, context: dict[str, Any]) -> str:
+    def render(
+        self, context: dict[str, Any], pictures: Sequence[str] = (), image_token: str = ""
+    ) -> str:
         """The text of a conversation; `messages` in the context are changed."""
+        if pictures and self._knows_pictures(image_token):
+            shown = [_with_pictures(message, pictures) for message in context["messages"]]
+            text = self.render({**context, "messages": shown})
+            if text.count(image_token) == len(pictures):
+                marks = iter(pictures)
+                first, *rest = text.split(image_token)
+                return first + "".join(next(marks) + piece for piece in rest)
         for message in context["messages"]:
             if message["role"] == "developer" and not self._takes_developer:
                 message["role"] = "system"
-            if message["role"] in self._roles_in_parts:
+            if message["role"] in self._roles_in_parts and isinstance(message["content"], str):
                 message["content"] = _parts(message["content"])
         return self._render(context)
 
@@ -131,6 +147,16 @@ class _Template:
     def _wants_parts(self, role: str) -> bool:
         return not self._shows(role, as_parts=False) and self._shows(role, as_parts=True)
 
+    def _knows_pictures(self, image_token: str) -> bool:
+        """Whether the template writes the token where a message has a picture, found by trying."""
+        content = [{"type": "image"}, *_parts(_NEEDLE)]
+        context = {"bos_token": "", "eos_token": "", "add_generation_prompt": False}
+        try:
+            text = self._render({**context, "messages": [{"role": "user", "content": content}]})
+        except Exception:  # noqa: BLE001 - a template is a program and may fail in any way
+            return False
+        return text.count(image_token) == 1 and _NEEDLE in text
+
     def _shows(self, role: str, *, as_parts: bool) -> bool:
         """Whether a message's text is in what the template makes of it."""
         messages: list[Message] = []
@@ -143,6 +169,15 @@ class _Template:
             return _NEEDLE in self._render(context)
         except Exception:  # noqa: BLE001 - a template is a program and may fail in any way
             return False
+
+
+def _with_pictures(message: Message, pictures: Sequence[str]) -> Message:
+    """A message with its pictures as parts of their own."""
+    pieces = re.split(f"([{''.join(pictures)}])", message["content"])
+    if len(pieces) == 1:
+        return dict(message)
+    parts = [{"type": "image"} if p in pictures else _parts(p)[0] for p in pieces if p]
+    return {**message, "content": parts}
 
 
 def _parts(text: str) -> list[dict[str, str]]:

@@ -111,7 +111,7 @@ def _part(part: Any, where: str) -> str:
         raise InputError(where, type(part).__name__, "must be an object")
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _TEXTS:
-        raise InputError(f"{where}.type", repr(kind), "allowed: text")
+        raise InputError(f"{where}.type", repr(kind), "allowed: text, image_url")
     text = part.get(_TEXTS[kind])
     if not isinstance(text, str):
         raise InputError(f"{where}.{_TEXTS[kind]}", type(text).__name__, "must be a string")

@@ -15,7 +15,7 @@ from trimode.rows import near_miss, parse_json
 Message = dict[str, Any]
 
 FORMS = ("messages", "conversations", "prompt", "text")
-_READ = (*FORMS, "completion", "tools", "system", "chat_template_kwargs", "finish_reason")
+_READ = (*FORMS, "images", "completion", "tools", "system", "chat_template_kwargs", "finish_reason")
 _OURS = ("id", "skipped", "prompt_row")
 """Columns of `trimode convert`'s own files that need no mention."""
 _PREFERENCES = "this trains on answers, not on preferences; give prompt and completion"
@@ -24,11 +24,10 @@ _REFUSED = {
     "rejected": _PREFERENCES,
     "functions": "give tools",
     "function_call": "give tool_calls in the message",
-    "images": "the models here read text only",
-    "image": "the models here read text only",
-    "videos": "the models here read text only",
-    "audios": "the models here read text only",
-    "audio": "the models here read text only",
+    "image": "give `images`, a list of paths",
+    "videos": "the models here read text and pictures",
+    "audios": "the models here read text and pictures",
+    "audio": "the models here read text and pictures",
 }
 """Columns that change what an example means, and what to do about each."""
 _SPEAKERS = {
@@ -62,6 +61,8 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
     """What else the template reads (`enable_thinking`)."""
     text: str = ""
+    images: tuple[Any, ...] = ()
+    """Pictures given beside the messages."""
     truncated: bool = False
     """The last answer was cut off: it has no end-of-turn token to learn."""
 
@@ -90,7 +91,7 @@ def parse_conversation(row: Mapping[str, Any], where: str) -> Conversation:
         raise InputError(where, found, allowed)
     (form,) = forms
     if form == "text":
-        for name in ("completion", "tools", "system", "chat_template_kwargs"):
+        for name in ("completion", "tools", "system", "chat_template_kwargs", "images"):
             if row.get(name):
                 raise InputError(f"{where}: {name}", "given with text", "goes with messages")
         return Conversation(text=_filled(row["text"], f"{where}: text"))
@@ -105,6 +106,7 @@ def parse_conversation(row: Mapping[str, Any], where: str) -> Conversation:
         _with_system(found, row.get("system"), where),
         tools=_tools(row.get("tools"), f"{where}: tools"),
         variables=_variables(row.get("chat_template_kwargs"), f"{where}: chat_template_kwargs"),
+        images=tuple(row.get("images") or ()),
         truncated=row.get("finish_reason") == "length",
     )
 

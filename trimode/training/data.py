@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimode.errors import InputError
-from trimode.rows import read_rows, read_text
+from trimode.rows import image_sources, read_rows, read_text
 from trimode.text import ChatTemplate, Tokenizer
 from trimode.training.conversations import (
     Conversation,
@@ -24,7 +25,9 @@ from trimode.training.conversations import (
     parse_conversation,
     unread_columns,
 )
-from trimode.training.masks import PADDING
+from trimode.training.masks import PADDING, text_runs
+from trimode.training.pictures import DocumentImage, Pictures, take_pictures
+from trimode.vision import NO_VISION, PictureFormat
 
 LearnFrom = Literal["answers", "everything"]
 """Loss on assistant turns only (SFT), or on every token (pre-training)."""
@@ -43,6 +46,7 @@ class Document:
     tokens: NDArray[np.int32]
     learn: NDArray[np.bool_]
     """Whether a token is trained on: the AR loss predicts it, the noisy copy may mask it."""
+    images: tuple[DocumentImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,12 @@ class Batch:
     documents: Tensor
     """Number of the document within its row; -1 is padding."""
     learn: Tensor
+    images: tuple[DocumentImage, ...] = ()
+
+    @property
+    def runs(self) -> Tensor:
+        """Number of each run of text in its row, int64 `[R, L]`; see `masks.text_runs`."""
+        return text_runs(self.documents, [(part.row, part.span) for part in self.images])
 
 
 def tokenise(
@@ -88,6 +98,7 @@ def tokenise(
     *,
     eos_token_ids: Sequence[int],
     learn_from: LearnFrom = "answers",
+    vision: PictureFormat | str = NO_VISION,
 ) -> list[Document]:
     """Tokens of an example and which of them are trained on.
 
@@ -101,7 +112,8 @@ def tokenise(
     given, and the answer.
 
     Raises:
-        InputError: messages without a chat template, or a field that the template does not show.
+        InputError: messages without a chat template, a field that the template does not show, or a
+            picture that cannot be read.
     """
     if conversation.text:
         ids = tokenizer.encode(conversation.text)
@@ -111,10 +123,11 @@ def tokenise(
         return [Document(np.asarray(ids, dtype=np.int32), np.ones(len(ids), dtype=bool))]
     if template is None:
         raise InputError("messages", "given", "the model has no chat template; use text")
+    conversation, pictures = take_pictures(conversation, tokenizer, vision)
     _refuse_unshown(conversation, template)
-    shown = _Shown(conversation, template)
+    shown = _Shown(conversation, template, pictures)
     return [
-        _document(text, spans, tokenizer, eos_token_ids, learn_from)
+        _document(text, spans, tokenizer, eos_token_ids, learn_from, pictures)
         for text, spans in shown.texts()
     ]
 
@@ -126,8 +139,11 @@ Span = tuple[int, int]
 class _Shown:
     """A conversation as its template shows it."""
 
-    def __init__(self, conversation: Conversation, template: ChatTemplate) -> None:
+    def __init__(
+        self, conversation: Conversation, template: ChatTemplate, pictures: Pictures
+    ) -> None:
         self._conversation, self._template = conversation, template
+        self._pictures = pictures
         self._messages = list(conversation.messages)
 
     def texts(self) -> Iterator[tuple[str, list[Span]]]:
@@ -185,6 +201,8 @@ class _Shown:
             messages,
             add_generation_prompt=add_generation_prompt,
             tools=self._conversation.tools,
+            pictures=self._pictures.marks_in(messages),
+            image_token=self._pictures.image_token,
             **self._conversation.variables,
         )
 
@@ -229,13 +247,15 @@ def _document(
     tokenizer: Tokenizer,
     eos_token_ids: Sequence[int],
     learn_from: LearnFrom,
+    pictures: Pictures,
 ) -> Document:
     """A text, tokenised once; a token is learned if it begins inside of an answer."""
-    tokens = np.asarray(tokenizer.encode(text, add_bos=False), dtype=np.int32)
+    tokens, begins, images = _tokens(text, tokenizer, pictures)
     if learn_from == "everything":
-        return Document(tokens, np.ones(len(tokens), dtype=bool))
-    offsets = tokenizer.backend.encode(text, add_special_tokens=False).offsets
-    begins = np.asarray([begin for begin, _ in offsets], dtype=np.int64).reshape(-1)
+        learn = np.ones(len(tokens), dtype=bool)
+        for part in images:
+            learn[part.span] = False
+        return Document(tokens, learn, images)
     learn = np.zeros(len(tokens), dtype=bool)
     ends = np.isin(tokens, np.asarray(eos_token_ids, dtype=np.int32))
     for start, end in spans:
@@ -244,7 +264,30 @@ def _document(
         if len(last):  # what the template writes after the end of a turn is not the model's
             inside[last[-1] + 1 :] = False
         learn |= inside
-    return Document(tokens, learn)
+    return Document(tokens, learn, images)
+
+
+def _tokens(
+    text: str, tokenizer: Tokenizer, pictures: Pictures
+) -> tuple[NDArray[np.int32], NDArray[np.int64], tuple[DocumentImage, ...]]:
+    """The tokens of a text, the character at which each begins, and the text's pictures."""
+    pieces = re.split(f"([{''.join(pictures.images)}])", text) if pictures.images else [text]
+    tokens: list[int] = []
+    begins: list[int] = []
+    images: list[DocumentImage] = []
+    place = 0
+    for piece in pieces:
+        if piece in pictures.images:
+            images.append(pictures.placed(piece, len(tokens)))
+            layout = images[-1].layout
+            tokens += layout.tolist()
+            begins += [place] * len(layout)
+        elif piece:
+            tokens += tokenizer.encode(piece, add_bos=False)
+            offsets = tokenizer.backend.encode(piece, add_special_tokens=False).offsets
+            begins += [place + begin for begin, _ in offsets]
+        place += len(piece)
+    return np.asarray(tokens, np.int32), np.asarray(begins, np.int64).reshape(-1), tuple(images)
 
 
 def _refuse_unshown(conversation: Conversation, template: ChatTemplate) -> None:
@@ -289,6 +332,7 @@ def read_documents(
     mask_token_id: int | None = None,
     overlong: Literal["error", "truncate"] = "error",
     learn_from: LearnFrom = "answers",
+    vision: PictureFormat | str = NO_VISION,
 ) -> Examples:
     """Every example of the files (`trimode.rows`, and `.txt`), tokenised.
 
@@ -301,6 +345,7 @@ def read_documents(
         mask_token_id: a token that no example may hold.
         overlong: what to do with a longer one: refuse it, or cut its end off.
         learn_from: which tokens are trained on.
+        vision: what the model reads pictures with, or the reason why it reads none.
 
     Raises:
         InputError: names the file and the line; or nothing can be trained on, and says why.
@@ -325,6 +370,7 @@ def read_documents(
                     template,
                     eos_token_ids=eos_token_ids,
                     learn_from=learn_from,
+                    vision=vision,
                 )
             except InputError as error:
                 raise InputError(f"{where}: {error.field}", error.found, error.allowed) from None
@@ -365,7 +411,7 @@ def _add(
                 allowed = f"at most sequence_length ({max_length}), or set overlong: truncate"
                 raise InputError(where, f"{len(document.tokens)} tokens", allowed)
             examples.cut[f"conversations cut to {max_length} tokens (sequence_length)"] += 1
-            document = Document(document.tokens[:max_length], document.learn[:max_length])
+            document = _cut(document, max_length, where)
         if document.learn.any():
             examples.documents.append(document)
             kept += 1
@@ -375,6 +421,15 @@ def _add(
         examples.left_out[reason] += 1
     elif not kept:
         examples.left_out["the answer begins after sequence_length"] += 1
+
+
+def _cut(document: Document, length: int, where: str) -> Document:
+    """The beginning of a document; raise InputError if that cuts a picture."""
+    images = tuple(part for part in document.images if part.start < length)
+    if any(part.span.stop > length for part in images):
+        allowed = f"pictures within sequence_length ({length}): none can be cut"
+        raise InputError(where, f"{len(document.tokens)} tokens", allowed)
+    return Document(document.tokens[:length], document.learn[:length], images)
 
 
 def _refuse_mask(
@@ -394,7 +449,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(path), {"text": text}
         return
     for row in read_rows(path):
-        yield row.where, row.fields
+        if row.fields.get("images"):
+            sources = image_sources(row.fields["images"], row, path)
+            yield row.where, {**row.fields, "images": list(sources)}
+        else:
+            yield row.where, row.fields
 
 
 def _listed(counts: Counter[str]) -> str:
@@ -409,9 +468,11 @@ def _pieces(document: Document, length: int) -> Iterator[Document]:
             yield Document(tokens, document.learn[start : start + length])
 
 
-def fingerprint(paths: Sequence[Path]) -> str:
-    """SHA-256 over the files' bytes, in order."""
+def fingerprint(paths: Sequence[Path], documents: Sequence[Document]) -> str:
+    """SHA-256 over the files' bytes, in order, and over the pictures that they name."""
     digest = hashlib.sha256()
+    for part in (part for document in documents for part in document.images):
+        digest.update(part.image.key.to_bytes(8, "big"))
     for path in paths:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -432,6 +493,7 @@ class PackedRows:
         tokens = torch.zeros(shape, dtype=torch.long)
         numbers = torch.full(shape, PADDING)
         learn = torch.zeros(shape, dtype=torch.bool)
+        images: list[DocumentImage] = []
         for row in range(count):
             place = 0
             for number, chosen in enumerate(self._row(first + row)):
@@ -440,8 +502,9 @@ class PackedRows:
                 tokens[row, span] = torch.from_numpy(document.tokens.astype(np.int64))
                 learn[row, span] = torch.from_numpy(document.learn)
                 numbers[row, span] = number
+                images += [part.moved(row, place) for part in document.images]
                 place = span.stop
-        return Batch(tokens, numbers, learn)
+        return Batch(tokens, numbers, learn, tuple(images))
 
     def epoch_of(self, row: int) -> float:
         """How many times the data has been gone through before this row."""

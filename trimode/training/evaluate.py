@@ -96,7 +96,8 @@ def held_out_losses(
     for number, batch in enumerate(batches):
         task = draw_task(batch, config, seed=_EVALUATION_SEED, step=number, first_row=row)
         row += len(batch.tokens)
-        found = losses(transformer, task, config, train_base=shared)
+        vision = model.vision_or_none
+        found = losses(transformer, task, config, train_base=shared, vision=vision)
         if not shared:
             tokens = batch.tokens.to(transformer.device)
             hidden, _ = clean_pass(transformer, tokens, batch.documents, gradient=False)

@@ -8,6 +8,7 @@ number of noisy copies, and blocks may start anywhere.
 Axis letters: R rows of a batch, L tokens of a row, N blocks of a row, B tokens of a block.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,16 +51,45 @@ def place_blocks(starts: Tensor, documents: Tensor, block_length: int, groups: T
     return Blocks(starts, index, inside, groups)
 
 
+def text_runs(documents: Tensor, pictures: Iterable[tuple[int, slice]]) -> Tensor:
+    """Number of each run of text, int64 `[R, L]`: pictures cut documents, and are padding.
+
+    Noisy blocks are placed in runs, so none holds a picture's token and the noisy copy has the
+    length of the text. Where blocks see the clean copy, documents count.
+
+    Args:
+        documents: int64 `[R, L]`.
+        pictures: row and places of the tokens of each.
+    """
+    pictures = list(pictures)
+    if not pictures:
+        return documents
+    runs = documents.clone()
+    for row, span in pictures:
+        runs[row, span] = PADDING
+    begins = torch.ones_like(runs, dtype=torch.bool)
+    begins[:, 1:] = runs[:, 1:] != runs[:, :-1]
+    return torch.where(runs == PADDING, runs, begins.cumsum(1))
+
+
 def grid_blocks(
-    documents: Tensor, block_length: int, *, copies: int = 1, offset: int = 0
+    documents: Tensor,
+    block_length: int,
+    *,
+    copies: int = 1,
+    offset: int = 0,
+    runs: Tensor | None = None,
 ) -> Blocks:
     """Blocks that tile every document `copies` times, as NLD cuts a sequence.
+
+    With `runs` (`text_runs`) they tile each run of text instead.
 
     The first block of a document has `offset` tokens fewer. All rows get as many blocks as the row
     with the most; the extra blocks lie wholly outside.
     """
-    places = places_in_document(documents)
-    begins = (documents != PADDING) & ((places == 0) | ((places + offset) % block_length == 0))
+    runs = documents if runs is None else runs
+    places = places_in_document(runs)
+    begins = (runs != PADDING) & ((places == 0) | ((places + offset) % block_length == 0))
     length = documents.shape[1]
     count = max(1, int(begins.sum(1).max()))
     starts = torch.full((len(documents), count), length - 1)
@@ -69,7 +99,7 @@ def grid_blocks(
         starts[i, : len(found)] = found
         ends[i, : len(found)] = torch.cat((found[1:], torch.tensor([length])))[: len(found)]
     groups = documents.gather(1, starts).clamp(min=0)
-    placed = place_blocks(starts, documents, block_length, groups)
+    placed = place_blocks(starts, runs, block_length, groups)
     inside = placed.inside & (placed.index < ends[:, :, None])
     shift = torch.arange(copies).repeat_interleave(count) * (int(groups.max()) + 1)
     return Blocks(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from trimode.config import ModelConfig
-from trimode.model import Transformer
+from trimode.model import GivenRows, Transformer
 from trimode.training.masks import (
     Blocks,
     CleanContext,
@@ -222,6 +222,7 @@ def clean_pass(
     block_length: int = 1,
     gradient: bool = True,
     flex: bool | None = None,
+    given: GivenRows | None = None,
 ) -> tuple[Tensor, CleanAttention]:
     """Hidden states of the clean copy `[R, L, D]`, and its keys and values.
 
@@ -233,6 +234,7 @@ def clean_pass(
         block_length: for block-causal context.
         gradient: whether to record the pass for a backward pass.
         flex: whether to use FlexAttention; by default on CUDA.
+        given: rows of `[R * L]` whose embeddings are given: those of pictures.
     """
     visible = clean_visibility(documents, context, block_length).to(tokens.device)
     places = places_in_document(documents).to(tokens.device)
@@ -241,7 +243,7 @@ def clean_pass(
     positions = places.flatten()
     scope: AbstractContextManager = nullcontext() if gradient else torch.no_grad()
     with scope:
-        hidden = transformer(tokens.flatten(), positions, attend)
+        hidden = transformer(tokens.flatten(), positions, attend, given=given)
     return hidden.unflatten(0, tokens.shape), attend
 
 

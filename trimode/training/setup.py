@@ -107,6 +107,7 @@ def read_examples(config: TrainConfig, checkpoint: Checkpoint) -> Examples:
         mask_token_id=checkpoint.config.mask_token_id,
         overlong=config.data.overlong,
         learn_from=config.data.learn_from,
+        vision=checkpoint.vision,
     )
 
 

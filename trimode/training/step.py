@@ -35,6 +35,8 @@ from trimode.training.objective import (
     in_autocast_dtype,
 )
 from trimode.training.passes import clean_pass, noisy_pass
+from trimode.training.pictures import given_rows
+from trimode.vision import Vision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,19 +146,24 @@ def draw_task(batch: Batch, config: StepConfig, *, seed: int, step: int, first_r
         blocks, noise = _no_blocks(len(batch.tokens))
         return Task(batch, blocks, noise, noise.masked, draft_seed=0)
     placing = config.blocks
+    if batch.images and placing.context == "block":
+        raise InputError("context", "block", "rows with pictures need context: causal")
     shared = keyed_generator(seed, "step", step)
     lengths = (placing.block_length, *placing.other_lengths)
     length = lengths[int(torch.randint(len(lengths), (), generator=shared))]
     offset = int(torch.randint(length, (), generator=shared)) if placing.random_offset else 0
     parts: list[tuple[Blocks, Noise]] = []
+    runs = batch.runs
     for i in range(len(batch.tokens)):
         generator = keyed_generator(seed, "row", first_row + i)
         documents, learn = batch.documents[i : i + 1], batch.learn[i : i + 1]
+        text = runs[i : i + 1]
         if placing.placement == "random":
             count = placing.noisy_tokens // length
-            blocks = random_blocks(documents, learn, length, count, generator)
+            blocks = random_blocks(text, learn, length, count, generator)
         else:
-            blocks = grid_blocks(documents, length, copies=placing.copies, offset=offset)
+            copies = placing.copies
+            blocks = grid_blocks(documents, length, copies=copies, offset=offset, runs=text)
         parts.append((blocks, draw_noise(config.noise, blocks, learn, generator)))
     blocks, noise = _stack(parts, batch.tokens.shape[1])
     trained = noise.masked
@@ -202,6 +209,7 @@ def losses(
     *,
     train_base: bool,
     recompute: bool = False,
+    vision: Vision | None = None,
 ) -> dict[str, LossSum]:
     """Loss sums of one task by name: `ar`, `diffusion`, `distillation`, `alignment`.
 
@@ -214,10 +222,18 @@ def losses(
         train_base: whether the base weights are trained. If not, the clean pass records no
             gradient, and the AR loss is left out: it would train nothing.
         recompute: keep only the inputs of the noisy pass's layers for the backward pass.
+        vision: reads the batch's pictures. If some of its weights require a gradient, the clean
+            pass records one for them, and the AR loss is computed, whatever `train_base` says.
     """
     objective, batch, blocks = config.objective, task.batch, task.blocks
     device = transformer.device
     tokens = batch.tokens.to(device)
+    given = None
+    if batch.images:
+        assert vision is not None, "the batch has pictures"
+        length = batch.tokens.shape[1]
+        given = given_rows(batch.images, vision, length, device, recompute=recompute)
+        train_base = train_base or given.embeddings.requires_grad
     hidden, clean = clean_pass(
         transformer,
         tokens,
@@ -225,6 +241,7 @@ def losses(
         context=config.blocks.context,
         block_length=config.blocks.block_length,
         gradient=train_base,
+        given=given,
     )
     head = head_matrix(transformer)  # read after a pass, which has gathered sharded weights
     found: dict[str, LossSum] = {}

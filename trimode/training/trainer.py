@@ -119,7 +119,7 @@ class Trainer:
         self.directory = RunDirectory(
             config,
             model_fingerprint=fingerprint,
-            data_sha256=data_fingerprint(config.data.paths),
+            data_sha256=data_fingerprint(config.data.paths, examples.documents),
             mask_token_id=mask.id,
             writes=self.processes.first,
         )
@@ -202,6 +202,7 @@ class Trainer:
                     now,
                     train_base=train_base,
                     recompute=self._recompute,
+                    vision=self.model.vision_or_none,
                 )
             # FSDP averages gradients over the processes, but `count` is already their sum.
             (joint_loss(found, weights, count) * self.processes.count).backward()
@@ -355,6 +356,7 @@ class Trainer:
                         weights,
                         tokenizer=self.model.tokenizer,
                         chat_template=self.model.chat_template,
+                        vision=self.model.vision_or_none,
                         extra_files=source_files(self.model.path),
                         extra_fields=source_tokens(self.model.path),
                     )

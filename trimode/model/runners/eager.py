@@ -9,6 +9,7 @@ from trimode.model.adapter import AdapterRows
 from trimode.model.attention import CachedAttention, Segment, Windows
 from trimode.model.formats import WeightFormat
 from trimode.model.runners.runner import Runner
+from trimode.model.transformer import GivenRows
 
 
 class EagerRunner(Runner):
@@ -25,8 +26,9 @@ class EagerRunner(Runner):
         positions: Tensor,
         segments: Sequence[Segment],
         adapter_rows: AdapterRows = None,
+        given: GivenRows | None = None,
     ) -> Tensor:
         """See `Runner`."""
         windows = Windows(self.transformer.config.layer_windows, positions)
         attend = CachedAttention(segments, self.format.dtype, self.device, windows)
-        return self.transformer(tokens, positions, attend, adapter_rows)
+        return self.transformer(tokens, positions, attend, adapter_rows, given)

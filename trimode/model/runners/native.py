@@ -19,7 +19,7 @@ from trimode.model.native import group_kernels, library, structs, wants_packed
 from trimode.model.native.cores import threads
 from trimode.model.norm import Norm
 from trimode.model.runners.runner import DraftHeadParts, Runner
-from trimode.model.transformer import Block, Transformer
+from trimode.model.transformer import Block, GivenRows, Transformer
 
 
 def _any(_: Any) -> bool:
@@ -147,9 +147,10 @@ class NativeRunner(Runner):
         positions: Tensor,
         segments: Sequence[Segment],
         adapter_rows: AdapterRows = None,
+        given: GivenRows | None = None,
     ) -> Tensor:
         """See `Runner`."""
-        x, (cos, sin), query_scale = self.transformer.inputs(tokens, positions, adapter_rows)
+        x, (cos, sin), query_scale = self.transformer.inputs(tokens, positions, adapter_rows, given)
         if adapter_rows is None:
             adapted = torch.empty(0, dtype=torch.int32)
         else:

@@ -15,6 +15,7 @@ from trimode.model.adapter import AdapterRows
 from trimode.model.attention import Segment, Windows
 from trimode.model.formats import WeightFormat
 from trimode.model.runners.runner import Runner
+from trimode.model.transformer import GivenRows
 
 
 class RowwiseAttention:
@@ -66,11 +67,12 @@ class RowwiseRunner(Runner):
         positions: Tensor,
         segments: Sequence[Segment],
         adapter_rows: AdapterRows = None,
+        given: GivenRows | None = None,
     ) -> Tensor:
         """See `Runner`."""
         windows = Windows(self.transformer.config.layer_windows, positions)
         attend = RowwiseAttention(segments, windows)
-        return self.transformer(tokens, positions, attend, adapter_rows)
+        return self.transformer(tokens, positions, attend, adapter_rows, given)
 
     def describe(self) -> str:
         """See `Runner`."""

@@ -12,7 +12,7 @@ from trimode.config import ModelConfig
 from trimode.model.adapter import AdapterRows
 from trimode.model.attention import Segment
 from trimode.model.formats import WeightFormat
-from trimode.model.transformer import Transformer
+from trimode.model.transformer import GivenRows, Transformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +50,7 @@ class Runner(ABC):
         positions: Tensor,
         segments: Sequence[Segment],
         adapter_rows: AdapterRows = None,
+        given: GivenRows | None = None,
     ) -> Tensor:
         """Run a pass over segments with KV caches; returns hidden states after the final norm.
 
@@ -60,6 +61,7 @@ class Runner(ABC):
             positions: `[T]`.
             segments: they cover the rows in order.
             adapter_rows: rows that the adapter is on for.
+            given: rows whose embeddings are not the table's.
 
         Returns:
             `[T, D]`.

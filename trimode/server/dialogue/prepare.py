@@ -13,6 +13,7 @@ from trimode.server.dialogue.prompt import ChatPrompt, Message, chat_prompt
 from trimode.server.dialogue.tools import ToolChoice
 from trimode.text import checked_messages
 from trimode.text.grammar_check import GrammarCheck
+from trimode.vision import ProcessedImage
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 """Values of `reasoning_effort`."""
@@ -59,9 +60,20 @@ def template_variables(
 
 
 def prepare(
-    model: LoadedModel, dialect: Dialect, check: GrammarCheck, conversation: Conversation
+    model: LoadedModel,
+    dialect: Dialect,
+    check: GrammarCheck,
+    conversation: Conversation,
+    pictures: Mapping[str, ProcessedImage],
 ) -> tuple[ChatPrompt, AnswerForm]:
     """The prompt, and the form of the answer. May block: run it off the event loop.
+
+    Args:
+        model: has the template and the tokenizer.
+        dialect: of the model.
+        check: of grammars.
+        conversation: its messages hold a character in place of each picture.
+        pictures: by these characters.
 
     Raises:
         InputError: something of the conversation is refused; names the field.
@@ -71,6 +83,7 @@ def prepare(
         dialect,
         checked_messages(conversation.messages),
         conversation.choice.offered,
+        pictures=pictures,
         variables=conversation.variables,
         prefill=conversation.prefill,
         generation_prompt=conversation.generation_prompt,

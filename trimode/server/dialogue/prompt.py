@@ -1,18 +1,19 @@
 """The prompt of a conversation."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trimode.checkpoints import LoadedModel
+from trimode.engine import PromptImage, encode_pictures, image_text
 from trimode.errors import ContextLengthError, InputError
 from trimode.server.dialogue.call_formats import HERMES
 from trimode.server.dialogue.dialect import Dialect
 from trimode.server.dialogue.reader import END_THINK, THINK, ThoughtState
 from trimode.server.dialogue.tools import Tool
 from trimode.text import Tokenizer
+from trimode.vision import ProcessedImage
 
 Message = dict[str, Any]
 
@@ -30,6 +31,7 @@ class ChatPrompt:
     tokens: tuple[int, ...]
     thought: ThoughtState
     """Whether the answer may begin with a thought, or is in one already."""
+    images: tuple[PromptImage, ...] = ()
 
 
 def chat_prompt(
@@ -38,6 +40,7 @@ def chat_prompt(
     messages: list[Message],
     tools: tuple[Tool, ...],
     *,
+    pictures: Mapping[str, ProcessedImage],
     variables: Mapping[str, Any],
     prefill: bool | None,
     generation_prompt: bool = True,
@@ -49,6 +52,7 @@ def chat_prompt(
         dialect: of the model.
         messages: of the conversation.
         tools: that the template shows.
+        pictures: by the characters that stand for them in the messages.
         variables: whatever else the template reads.
         prefill: whether the answer continues the last message. None: if it is the assistant's.
         generation_prompt: end with the header of the assistant's turn.
@@ -64,20 +68,23 @@ def chat_prompt(
     template = model.chat_template.tool_source if tools else model.chat_template.source
     if "tool_calls" not in template:
         messages = [_with_calls(message, i) for i, message in enumerate(messages)]
-    shown = messages if dialect.shows_tools else _with_tools(messages, tools)
+    offered = messages if dialect.shows_tools else _with_tools(messages, tools)
     text = model.chat_template.render(
-        shown,
+        offered,
         tools=[tool.source for tool in tools] or None,
         add_generation_prompt=generation_prompt,
+        pictures=tuple(pictures),
+        image_token=image_text(model) if pictures else "",
         **variables,
     )
     if beginning is not None:
         text = _continued(text, beginning)
     check_length(model, text)
-    tokens = _tokens(model.tokenizer, text, letters)
-    for stand_in, spelled in letters.items():
+    read = encode_pictures(model, text, pictures, letters)
+    shown = letters | dict.fromkeys(pictures, image_text(model) if pictures else "")
+    for stand_in, spelled in shown.items():
         text = text.replace(stand_in, spelled)
-    return ChatPrompt(text, tokens, _thought_state(text, dialect, beginning))
+    return ChatPrompt(text, read.tokens, _thought_state(text, dialect, beginning), read.images)
 
 
 def _check_size(model: LoadedModel, messages: list[Message]) -> None:
@@ -142,19 +149,6 @@ def _texts(messages: list[Message], roles: tuple[str, ...]) -> Iterator[str]:
             text = part.get("text") if isinstance(part, dict) else None
             if isinstance(text, str):
                 yield text
-
-
-def _tokens(tokenizer: Tokenizer, text: str, letters: dict[str, str]) -> tuple[int, ...]:
-    """The tokens of a prompt, with what some characters stand for as letters."""
-    if not letters:
-        return tuple(tokenizer.encode(text, add_bos=False))
-    found: list[int] = []
-    for i, piece in enumerate(re.split(f"([{''.join(letters)}]+)", text)):
-        if i % 2:
-            found += tokenizer.encode_letters("".join(letters[c] for c in piece))
-        elif piece:
-            found += tokenizer.encode(piece, add_bos=False)
-    return tuple(found)
 
 
 def tokens_of(model: LoadedModel, text: str, *, add_bos: bool | None = False) -> tuple[int, ...]:

@@ -63,6 +63,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
             "default_mode": defaults.mode,
             "temperature": defaults.temperature,
             "max_tokens": defaults.max_tokens,
+            "modalities": {"vision": service.model.vision_or_none is not None, "audio": False},
+            "max_images": service.settings.max_images,
             "max_model_len": service.model.config.max_position_embeddings,
             "dtype": service.model.runner.format.name,
             "build": __version__,

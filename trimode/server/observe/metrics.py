@@ -93,7 +93,7 @@ class ServerMetrics:
         ).set(1)
         gauges = {
             "requests_running": ("Being decoded.", lambda: len(engine.live)),
-            "requests_waiting": ("Not yet admitted.", lambda: len(engine.waiting)),
+            "requests_waiting": ("Not yet admitted.", lambda: engine.queued),
             "kv_cache_usage_ratio": (
                 "Share of the KV pool that is lent.",
                 lambda: engine.pool.tokens_lent / engine.pool.max_tokens,

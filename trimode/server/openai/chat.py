@@ -132,7 +132,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             mode_reason=resolved.mode_reason,
             form=form,
         )
-        asked = resolved.over(prompt.tokens, service.model)
+        asked = resolved.over(prompt.tokens, service.model, prompt.images)
         names = {**_NAMES, "grammar": form.field}
         return await respond(service, http, body, answer, asked, names, form.warnings)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from trimode.errors import InputError
 from trimode.server.dialogue.tools import Tool, function_tool
+from trimode.text import WHERE
 
 Message = dict[str, Any]
 
@@ -58,18 +59,37 @@ def _message(item: dict[str, Any], place: str) -> Message:
     if role not in _ROLES:
         raise InputError(f"{place}.role", repr(role), f"allowed: {', '.join(_ROLES)}")
     if isinstance(content, list):
-        content = _texts(content, f"{place}.content")
-    if not isinstance(content, str):
-        raise InputError(f"{place}.content", repr(content)[:80], "must be text or text parts")
+        content = _content(content, f"{place}.content")
+    if not isinstance(content, str | list):
+        raise InputError(f"{place}.content", repr(content)[:80], "must be text or parts")
     return {"role": role, "content": content}
 
 
-def _texts(parts: Any, place: str) -> str:
+def _content(parts: list[Any], place: str) -> str | list[dict[str, Any]]:
+    """A text, or text and pictures as parts of a chat message."""
+    if not any(map(_is_picture, parts)):
+        return _texts(parts, place)
+    return [
+        {**part, WHERE: f"{place}[{j}]"}
+        if _is_picture(part)
+        else {"type": "text", "text": _texts([part], place, j)}
+        for j, part in enumerate(parts)
+    ]
+
+
+def _is_picture(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "input_image"
+
+
+def _texts(parts: Any, place: str, first: int = 0) -> str:
+    """The texts of parts, of which the first one has the number `first`."""
     texts = []
-    for j, part in enumerate(parts if isinstance(parts, list) else [parts]):
+    for j, part in enumerate(parts if isinstance(parts, list) else [parts], first):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in _TEXTS:
-            raise InputError(f"{place}[{j}].type", repr(kind), "allowed: input_text, output_text")
+            raise InputError(
+                f"{place}[{j}].type", repr(kind), "allowed: input_text, output_text, input_image"
+            )
         texts.append(str(part.get("refusal" if kind == "refusal" else "text", "")))
     return "".join(texts)
 
@@ -89,9 +109,9 @@ def _call(item: dict[str, Any], place: str) -> dict[str, Any]:
 def _output(item: dict[str, Any], place: str) -> Message:
     output = item.get("output")
     if isinstance(output, list):
-        output = _texts(output, f"{place}.output")
-    if not isinstance(output, str):
-        raise InputError(f"{place}.output", repr(output)[:80], "must be text or text parts")
+        output = _content(output, f"{place}.output")
+    if not isinstance(output, str | list):
+        raise InputError(f"{place}.output", repr(output)[:80], "must be text or parts")
     return {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
 
 

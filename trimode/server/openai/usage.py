@@ -39,6 +39,8 @@ def usage(sequences: list[Sequence], sent: int | None = None) -> dict[str, Any]:
     completion = counts.completion if sent is None else sent
     reasoning = sum(map(_thought_tokens, sequences)) if sent is None else 0
     found = usage_object(counts.prompt, completion, counts.cached, reasoning)
+    if counts.images:
+        found["prompt_tokens_details"]["image_tokens"] = counts.images
     if sent is None and any(s.options.prediction for s in sequences):
         accepted = sum(s.stats.accepted_prediction_tokens for s in sequences)
         tried = sum(s.stats.predicted_tokens for s in sequences)

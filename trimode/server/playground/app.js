@@ -1,7 +1,8 @@
 /** The page: settings, conversation, race, traces. */
 
 import { close, newAnswer, PARTS, take } from './answer.js';
-import { asCurl, asPython, bodyOf, OPTIONS } from './request.js';
+import { filesOf, Tray } from './pictures.js';
+import { asCurl, asPython, bodyOf, contentOf, OPTIONS } from './request.js';
 import { chunksOf, readTrace } from './sse.js';
 import { AnswerView, element } from './view.js';
 
@@ -157,29 +158,33 @@ function follow(view) {
   };
 }
 
+/** What is to be said, taken out of the composer; `content` is empty if that is nothing. */
 function takePrompt() {
   const text = $('prompt').value.trim();
-  const turn = element('div', { class: 'turn' }, element('div', { class: 'user' }, text));
-  if (text) {
+  const urls = text || tray.urls.length ? tray.take() : [];
+  const content = contentOf(text, urls);
+  const turn = element('div', { class: 'turn' }, element('div', { class: 'user' }, ...tray.shown(urls), text));
+  if (content) {
     $('prompt').value = '';
     add(turn);
   }
-  return { text, turn };
+  return { text, urls, content, turn };
 }
 
 /** Nothing came: the message goes back to where it was typed. */
-function giveBack(text, ...nodes) {
+function giveBack({ text, urls }, ...nodes) {
   if (!nodes.every((node) => node.isConnected)) return; // cleared meanwhile
   for (const node of nodes) node.remove();
   $('prompt').value ||= text;
+  if (!tray.urls.length) tray.put(urls);
   if (!$('chat').children.length) $('chat').append(hello);
 }
 
 function send() {
   if (running) return;
-  const { text, turn: asked } = takePrompt();
-  if (!text) return;
-  const turn = { role: 'user', content: text };
+  const said = takePrompt();
+  if (!said.content) return;
+  const turn = { role: 'user', content: said.content };
   messages.push(turn);
   const asSet = settings();
   const view = new AnswerView(newAnswer(asSet.mode));
@@ -190,7 +195,7 @@ function send() {
     try {
       await stream(bodyOf(asSet, messages, readsOf(asSet.mode)), view, signal);
     } catch (error) {
-      if (!view.answer.steps.length) giveBack(text, asked, card);
+      if (!view.answer.steps.length) giveBack(said, said.turn, card);
       throw error;
     } finally {
       const { text: content } = view.answer;
@@ -204,10 +209,10 @@ function send() {
 /** The same prompt and seed in every mode, one after the other: together they would share the machine. */
 function race() {
   if (running) return;
-  const { text, turn } = takePrompt();
-  if (!text) return;
+  const said = takePrompt();
+  if (!said.content) return;
   const asSet = settings(); // once: they may be changed while it runs
-  const asked = [...messages, { role: 'user', content: text }];
+  const asked = [...messages, { role: 'user', content: said.content }];
   const raced = Object.keys(props.modes).filter((mode) => !props.modes[mode].unavailable);
   const lanes = (raced.length ? raced : [asSet.mode]).map((mode) => {
     const view = new AnswerView(newAnswer(mode));
@@ -227,7 +232,7 @@ function race() {
         await stream(bodyOf(asSet, asked, readsOf(lane.mode), lane.mode), lane.view, signal);
       } catch (error) {
         const first = lane === lanes[0];
-        if (first && !reference.steps.length) giveBack(text, turn, race);
+        if (first && !reference.steps.length) giveBack(said, said.turn, race);
         if (first || error.name === 'AbortError') throw error;
         lane.badge.className = 'badge differs';
         lane.badge.textContent = error.message;
@@ -270,6 +275,36 @@ $('trace-file').addEventListener('change', async () => {
   $('trace-file').value = ''; // so that the same file can be opened again
 });
 
+// ---- pictures
+
+const tray = new Tray($('pictures'));
+const sees = () => props.modalities?.vision ?? false;
+
+async function show(files) {
+  if (!files.length) return;
+  fail(sees() ? null : new Error('This model reads no pictures.'));
+  if (sees()) await tray.add(files).catch(fail);
+}
+
+$('pick').addEventListener('click', () => $('picture-file').click());
+$('picture-file').addEventListener('change', async ({ target }) => {
+  await show([...target.files]);
+  target.value = ''; // so that the same file can be picked again
+});
+$('prompt').addEventListener('paste', (event) => {
+  const files = filesOf(event.clipboardData);
+  if (!files.length) return;
+  event.preventDefault();
+  show(files);
+});
+for (const type of ['dragover', 'drop']) {
+  document.addEventListener(type, (event) => {
+    if (!event.dataTransfer?.types.includes('Files')) return;
+    event.preventDefault(); // else the browser leaves the page for the file
+    if (type === 'drop') show(filesOf(event.dataTransfer));
+  });
+}
+
 // ---- keys, buttons, links
 
 $('composer').addEventListener('submit', (event) => { event.preventDefault(); send(); });
@@ -279,7 +314,7 @@ $('prompt').addEventListener('keydown', (event) => {
 document.addEventListener('keydown', (event) => { if (event.key === 'Escape') running?.abort(); });
 $('stop').addEventListener('click', () => running?.abort());
 $('race').addEventListener('click', race);
-$('clear').addEventListener('click', () => { running?.abort(); messages.length = 0; fail(null); $('chat').replaceChildren(hello); });
+$('clear').addEventListener('click', () => { running?.abort(); messages.length = 0; tray.put([]); fail(null); $('chat').replaceChildren(hello); });
 
 async function copy(button, text) {
   const label = button.textContent;
@@ -292,10 +327,13 @@ async function copy(button, text) {
   setTimeout(() => { button.textContent = label; }, 1200);
 }
 
-const draft = () => bodyOf(settings(), [...messages, { role: 'user', content: $('prompt').value || 'Hello' }], readsOf(settings().mode));
+const draft = () => {
+  const content = contentOf($('prompt').value || (tray.urls.length ? '' : 'Hello'), tray.urls);
+  return bodyOf(settings(), [...messages, { role: 'user', content }], readsOf(settings().mode));
+};
 const origin = () => location.origin;
-$('copy-curl').addEventListener('click', (event) => copy(event.target, asCurl(origin(), draft(), $('key').value)));
-$('copy-python').addEventListener('click', (event) => copy(event.target, asPython(origin(), draft(), $('key').value)));
+$('copy-curl').addEventListener('click', (event) => copy(event.target, asCurl(origin(), draft(), $('key').value, tray.names)));
+$('copy-python').addEventListener('click', (event) => copy(event.target, asPython(origin(), draft(), $('key').value, tray.names)));
 $('copy-link').addEventListener('click', (event) => {
   const { model, ...all } = settings();
   const kept = Object.fromEntries(Object.entries(all).filter(([, value]) => value !== null));
@@ -309,6 +347,7 @@ async function start() {
     $('key-form').hidden = true;
     listModes();
     useDefaults();
+    $('pick').hidden = !sees();
     $('model').textContent = `${props.model} · ${props.dtype ?? ''}`;
     $('settings').classList.remove('waits');
     fail(null);

@@ -14,6 +14,8 @@ class TokenCounts:
     completion: int
     cached: int
     """Prompt tokens that were in the KV cache already."""
+    images: int
+    """Prompt tokens that stand for pictures."""
 
 
 def token_counts(sequences: Iterable[Sequence]) -> TokenCounts:
@@ -27,4 +29,5 @@ def token_counts(sequences: Iterable[Sequence]) -> TokenCounts:
         prompt=sum(len(group[0].prompt) for group in by_prompt.values()),
         completion=sum(s.stats.completion_tokens for s in sequences),
         cached=sum(min(s.stats.cached_tokens for s in group) for group in by_prompt.values()),
+        images=sum(len(p.positions) for group in by_prompt.values() for p in group[0].images),
     )

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from trimode.config import GenerationOptions
 from trimode.decoding import Drafted, Event
-from trimode.engine import Engine, Sequence
+from trimode.engine import Engine, PromptImage, Sequence
 from trimode.errors import GrammarError, InputError, NotFiniteError, TrimodeError
 from trimode.server.runtime.steps import Channel, Step, joined
 
@@ -32,6 +32,7 @@ class Choice(NamedTuple):
 
     prompt: tuple[int, ...]
     options: GenerationOptions
+    images: tuple[PromptImage, ...] = ()
 
 
 _CHUNKS_A_SECOND = 100
@@ -219,13 +220,15 @@ class EngineWorker:
         def add() -> list[ActiveRequest]:
             requests: list[ActiveRequest] = []
             free = self.engine.max_sequences - len(self.engine.live)
-            if len(self.engine.waiting) + len(choices) > self.max_waiting + max(free, 0):
-                raise QueueFullError(f"{len(self.engine.waiting)} requests are waiting")
+            if self.engine.queued + len(choices) > self.max_waiting + max(free, 0):
+                raise QueueFullError(f"{self.engine.queued} requests are waiting")
             try:
-                for index, (prompt, options) in enumerate(choices):
+                for index, choice in enumerate(choices):
                     name = answer_id if len(choices) == 1 else f"{answer_id}.{index}"
                     own = None if answer_id is None else name
-                    sequence = self.engine.add(prompt, options, sequence_id=own)
+                    sequence = self.engine.add(
+                        choice.prompt, choice.options, images=choice.images, sequence_id=own
+                    )
                     requests.append(ActiveRequest(sequence, channel, now, index, on_finish, stream))
             except Exception:
                 for request in requests:
