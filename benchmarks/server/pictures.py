@@ -26,6 +26,7 @@ from trimode import load
 from trimode.checkpoints import LoadedModel
 from trimode.config import GenerationOptions
 from trimode.engine import Engine, PromptImage, encode_prompt
+from trimode.engine.costs import cost_curve
 from trimode.vision import ImageTokens, Vision, VisionConfig, VisionModel
 
 IMAGE_TOKEN = 4
@@ -99,7 +100,9 @@ def run(
     model: LoadedModel, streams: int, pictures: list[PromptImage]
 ) -> tuple[list[float], list[float]]:
     """Gaps in the texts, and seconds from each picture to the first token of its answer."""
-    engine = Engine(model, max_sequences=streams + len(pictures))
+    engine = Engine(
+        model, max_sequences=streams + len(pictures), costs=cost_curve(model)
+    )  # as a server has it: prompts take little of a pass while others wait
     options = GenerationOptions(max_tokens=TOKENS, ignore_eos=True)
     texts = [
         engine.add(encode_prompt(model, f"Tell a long story about the number {i}."), options)

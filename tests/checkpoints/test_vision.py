@@ -10,7 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.reference import vision as reference
-from trimode.checkpoints import load, open_checkpoint, save_checkpoint
+from trimode.checkpoints import (
+    load,
+    open_checkpoint,
+    plan_export,
+    resolve,
+    save_checkpoint,
+    write_export,
+)
 from trimode.checkpoints.hf_config import to_hf
 from trimode.checkpoints.names import to_published
 from trimode.checkpoints.save import is_ours
@@ -19,7 +26,7 @@ from trimode.errors import CheckpointError, InputError
 from trimode.model import expected_tensors
 from trimode.testing import byte_tokenizer, tiny_config, tiny_tensors, write_tiny_checkpoint
 from trimode.text import Tokenizer
-from trimode.vision import ImageTokens
+from trimode.vision import NO_VISION, ImageTokens
 
 PICTURES = [
     torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
@@ -292,3 +299,12 @@ def test_the_saved_file_is_marked_as_ours(saved, tmp_path, theirs):
     assert is_ours(tmp_path / "m")
     with safe_open(tmp_path / "m" / "model.safetensors", "pt") as file:
         assert "language_model.model.norm.weight" in file.keys()  # noqa: SIM118
+
+
+def test_an_export_says_that_it_leaves_the_tower_out(saved, tmp_path):
+    plan = plan_export(resolve(str(saved("mistral3"))), "ar")
+    assert "left out: the tower and projector that read pictures" in plan.notes
+    write_export(plan, tmp_path / "text")
+    model = load(tmp_path / "text", dtype="fp32")
+    assert model.config.family == "ministral3"
+    assert model.vision == NO_VISION

@@ -102,6 +102,9 @@ def test_rows_are_checked_before_the_model_is_loaded(cli, scans, tmp_path):
         assert_one_line_error(found, 2, words)
     found = cli("generate", "--input", tmp_path / "rows.jsonl", "--image", scans / "0.png")
     assert_one_line_error(found, 2, "goes with one prompt; rows have `images`")
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"prompt": "a", "images": [str(scans / "0.png")]})
+    )
     found = cli("bench", tmp_path / "rows.jsonl")
     assert_one_line_error(found, 2, "bench measures texts alone")
 

@@ -4,9 +4,11 @@ from itertools import islice
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.reference import vision as reference
 from trimode.errors import CheckpointError
+from trimode.testing import tiny_config, tiny_vision
 from trimode.vision import VisionModel, expected_vision_tensors
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -81,9 +83,11 @@ def test_slices_make_what_a_whole_pass_makes(mistral3, monkeypatch):
     model = ours(mistral3)
     pixels = pictures([(64, 64 * 5)])[0]  # 1280 patches are ten slices a layer
     monkeypatch.setattr(VisionModel, "slice_rows", 128)
-    steps = sum(1 for _ in model.encode(pixels))
-    assert steps == 1 + 3 * (10 + 10) + 3
-    torch.testing.assert_close(collected(model.encode(pixels)), model([pixels])[0], **CLOSE)
+    steps = sum(1 for _ in model.encode([pixels[:, :32], pixels[:, 32:]]))
+    assert steps == 2 + 3 * (10 + 10) + 3
+    torch.testing.assert_close(
+        collected(model.encode([pixels[:, :32], pixels[:, 32:]])), model([pixels])[0], **CLOSE
+    )
 
 
 def test_slices_are_small_whatever_the_size_of_the_tower():
@@ -98,8 +102,8 @@ def test_slices_are_small_whatever_the_size_of_the_tower():
 def test_a_picture_becomes_the_same_whatever_is_computed_between_its_slices(mistral3):
     model = ours(mistral3)
     first, second = pictures([(24, 40), (64, 8)])
-    alone = collected(model.encode(first))
-    one, other = model.encode(first), model.encode(second)
+    alone = collected(model.encode([first]))
+    one, other = model.encode([first]), model.encode([second])
     list(islice(one, 3)), list(islice(other, 2))
     assert torch.equal(collected(one), alone)
 
@@ -139,3 +143,13 @@ def test_expected_tensors_are_those_of_transformers(mistral3):
 def test_sizes_that_cannot_be_are_refused_by_name(field, value):
     with pytest.raises(CheckpointError, match=field):
         reference.our_config(**{field: value})
+
+
+@torch.no_grad()
+def test_a_picture_in_bands_is_the_picture():
+    """From pixels, as the engine reads it: bands of patches, then slices of rows."""
+    vision = tiny_vision(tiny_config(vocab_size=264), image_size=640)
+    image = vision.process(Image.effect_noise((640, 136), 90).convert("RGB"))
+    whole = vision.model([image.normalised(vision.config)])[0]
+    assert len(list(vision._bands(image))) > 3
+    torch.testing.assert_close(collected(vision.encode(image)), whole, **CLOSE)

@@ -122,6 +122,8 @@ def plan_export(
     stored = _stored_dtype(config, checkpoint.read)
     wanted = stored if dtype == "auto" else EXPORT_DTYPES[dtype]
     notes = []
+    if not isinstance(checkpoint.vision, str):
+        notes.append("left out: the tower and projector that read pictures")
     for lora in adapters.merged:
         checkpoint = checkpoint.merged(lora)
     if adapters.merged and wanted != torch.float32:

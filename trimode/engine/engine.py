@@ -51,6 +51,8 @@ DEFAULT_MAX_ROWS = 512
 """Rows of one pass; a longer prompt is prefilled in chunks of this size."""
 _READING_SECONDS = 0.05
 """Seconds of a step in which pictures are read while nothing is decoded."""
+_MOST_READING_SECONDS = 0.12
+"""Most seconds for which texts wait after a pass while pictures are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,8 @@ class Engine:
         """Read pictures for as long as a pass takes, so that texts wait no longer than for one."""
         if not self.images.waiting:
             return []
-        ready, failed = self.images.run(self._pass_seconds if self.live else _READING_SECONDS)
+        beside = min(self._pass_seconds, _MOST_READING_SECONDS)
+        ready, failed = self.images.run(beside if self.live else _READING_SECONDS)
         self.waiting.extend(ready)
         return [self._fail(sequence, error) for sequence, error in failed]
 

@@ -19,6 +19,7 @@ _IMAGE_FIELDS = ("image", "url", "path")
 """Where Hugging Face's form has the picture."""
 _PRIVATE = 0x100000
 """The first of 65,534 characters that no standard will ever define."""
+_MARKS = re.compile(f"[{chr(_PRIVATE)}-{chr(_PRIVATE + 0xFFFD)}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,8 @@ def _image(part: Mapping[str, Any], where: str, mark: str) -> ImagePart:
 
 def _unused(messages: Sequence[Any]) -> Iterator[str]:
     """Characters that stand in no text of the messages."""
-    used = {c for text in _strings(messages) for c in text if ord(c) >= _PRIVATE}
-    return (chr(_PRIVATE + i) for i in range(0xFFFE) if chr(_PRIVATE + i) not in used)
+    used = {c for text in _strings(messages) for c in _MARKS.findall(text)}
+    yield from (chr(_PRIVATE + i) for i in range(0xFFFE) if chr(_PRIVATE + i) not in used)
 
 
 def _strings(value: Any) -> Iterator[str]:

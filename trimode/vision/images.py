@@ -70,10 +70,15 @@ class ProcessedImage:
         return self.rows * self.columns
 
     def normalised(self, config: VisionConfig) -> Tensor:
-        """Pixels as floats `[3, height, width]`, each channel with its mean and deviation."""
-        scaled = (self.read().astype(np.float64) / 255).astype(np.float32)
-        mean, std = (np.array(v, dtype=np.float32) for v in (config.image_mean, config.image_std))
-        return torch.from_numpy((scaled - mean) / std).permute(2, 0, 1).contiguous()
+        """Pixels as floats `[3, height, width]`, as the tower reads them."""
+        return normalised(self.read(), config)
+
+
+def normalised(pixels: np.ndarray, config: VisionConfig) -> Tensor:
+    """Pixels `[height, width, 3]` as normalised floats `[3, height, width]`."""
+    scaled = (pixels.astype(np.float64) / 255).astype(np.float32)
+    mean, std = (np.array(v, dtype=np.float32) for v in (config.image_mean, config.image_std))
+    return torch.from_numpy((scaled - mean) / std).permute(2, 0, 1).contiguous()
 
 
 def decode(

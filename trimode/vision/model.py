@@ -1,6 +1,6 @@
 """Tower and projector together: pictures become embeddings that stand in a prompt."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +33,25 @@ class VisionModel(nn.Module):
         tokens = [rows * columns // self.config.merge_size**2 for rows, columns in grids]
         return list(self.multi_modal_projector(features, grids).split(tokens))
 
-    def encode(self, image: Tensor) -> Generator[None, None, Tensor]:
+    def encode(self, bands: Iterable[Tensor]) -> Generator[None, None, Tensor]:
         """The embeddings `[tokens, text]` of one picture, in slices between which it waits.
 
-        A slice is some rows of a layer, so the caller can do other work after each. What a picture
-        becomes depends on that picture alone, to the bit.
+        A slice is a band or some rows of a layer, so the caller can do other work after each. What
+        a picture becomes depends on that picture alone, to the bit.
+
+        Args:
+            bands: the picture from top to bottom, `[3, height of the band, width]`, each of whole
+                rows of patches. The next one is asked for after a pause.
         """
         tower, projector, rows = self.vision_tower, self.multi_modal_projector, self.slice_rows
-        x, grid = tower.embed(image), tower.grid(image)
+        embedded, height, columns = [], 0, 0
+        for band in bands:
+            embedded.append(tower.embed(band))
+            more, columns = tower.grid(band)
+            height += more
+            yield
+        x, grid = torch.cat(embedded), (height, columns)
         rotation = tower.rotation(grid, x)
-        yield
         for layer in tower.layers:
             x = yield from _layer_in_slices(layer, x, rotation, rows)
         made = []

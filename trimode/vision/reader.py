@@ -1,13 +1,13 @@
 """What a loaded model reads pictures with."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor
 
 from trimode.vision.config import VisionConfig
-from trimode.vision.images import ProcessedImage, process
+from trimode.vision.images import ProcessedImage, normalised, process
 from trimode.vision.model import VisionModel
 from trimode.vision.tokens import ImageTokens
 
@@ -41,5 +41,13 @@ class Vision(PictureFormat):
 
     def encode(self, image: ProcessedImage) -> Generator[None, None, Tensor]:
         """The embeddings `[tokens, text]` of a picture; see `VisionModel.encode`."""
+        return self.model.encode(self._bands(image))
+
+    def _bands(self, image: ProcessedImage) -> Iterator[Tensor]:
+        """A picture in bands of about as many patches as a slice has rows."""
         weight = self.model.vision_tower.patch_conv.weight
-        return self.model.encode(image.normalised(self.config).to(weight.device))
+        side = self.config.patch_size
+        height = max(1, self.model.slice_rows // (image.width // side)) * side
+        pixels = image.read()
+        for top in range(0, image.height, height):
+            yield normalised(pixels[top : top + height], self.config).to(weight.device)
