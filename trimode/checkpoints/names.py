@@ -1,7 +1,7 @@
 """Tensor names: from the names of each published layout to the canonical ones, and back."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 import torch
@@ -115,6 +115,21 @@ def stored_parts(names: Iterable[str], family: str) -> dict[str, tuple[str, ...]
             layer = stem.removesuffix(part)
             found[f"{layer}{whole}.{kind}"] = tuple(f"{layer}{each}.{kind}" for each in parts)
     return found
+
+
+def published_layout(
+    shapes: Mapping[str, tuple[int, ...]], family: str
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:
+    """How the family's files hold tensors: the canonical parts of each, and its shape."""
+    parts = {
+        to_published(name, family): pieces for name, pieces in stored_parts(shapes, family).items()
+    }
+    return parts, {name: _stacked([shapes[p] for p in pieces]) for name, pieces in parts.items()}
+
+
+def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of tensors that are stacked along their first dimension."""
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def fuse(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
