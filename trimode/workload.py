@@ -116,6 +116,20 @@ def read_lines(
     return _Reader(path, defaults, columns, is_taken, references=False).read(say)
 
 
+def lines_of(
+    rows: Sequence[Row],
+    defaults: GenerationOptions,
+    *,
+    is_taken: Callable[[str], bool] = lambda _: False,
+) -> list[Line]:
+    """Parse and check rows that are no file's, as `read_lines` does.
+
+    Raises:
+        InputError: names the row by its `where`.
+    """
+    return _Reader(Path(), defaults, Columns(), is_taken, references=False).lines(rows)
+
+
 def read_workload(
     path: Path,
     defaults: GenerationOptions,
@@ -152,10 +166,7 @@ class _Reader:
         rows = list(read_rows(self.path, line_column="prompt", split=self.columns.split))
         if not rows:
             raise InputError(str(self.path), "no prompts", "needs rows with a prompt or messages")
-        names = list(dict.fromkeys(name for row in rows for name in row.fields))
-        self._find_columns(names)
-        lines = [self._line(row) for row in rows]
-        self._refuse_twins(rows, lines)
+        lines = self.lines(rows)
         if self.prompt_column is not None and self.columns.prompt is None:
             say(f"prompts are read from the column {self.prompt_column}")
         for name in sorted(self.renamed):
@@ -163,6 +174,13 @@ class _Reader:
         if self.models:
             named = ", ".join(sorted(self.models))
             say(f"rows name the model {named}; the model of this command answers")
+        return lines
+
+    def lines(self, rows: Sequence[Row]) -> list[Line]:
+        names = list(dict.fromkeys(name for row in rows for name in row.fields))
+        self._find_columns(names)
+        lines = [self._line(row) for row in rows]
+        self._refuse_twins(rows, lines)
         return lines
 
     def _find_columns(self, names: Sequence[str]) -> None:

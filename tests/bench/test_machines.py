@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from trimode.bench.machines import MACHINES, chance_of, expect, find_machine
+from trimode.bench.machines import (
+    MACHINES,
+    Demand,
+    Machine,
+    capacity,
+    chance_of,
+    expect,
+    find_machine,
+)
+from trimode.decoding import CostCurve
 from trimode.decoding.auto.acceptance import expected_run
 from trimode.errors import InputError
 
@@ -103,3 +112,35 @@ def test_an_h100_is_a_b200_slowed_down_by_its_memory():
     for rows in (1, 32, 4096):
         ratio = found.curve.seconds(rows) / faster.curve.seconds(rows)
         assert ratio == pytest.approx(8.0 / 3.35)
+
+
+def test_replicas_are_what_the_passes_of_all_requests_take():
+    """A machine whose passes take a millisecond, whatever is in them, in mode ar."""
+    flat = Machine(CostCurve((1, 4096), (1e-3, 1e-3), (1e-3, 1e-3)), "flat")
+    demand = Demand(requests_per_second=100, prompt_tokens=50, answer_tokens=100)
+    rates = [{"load": n, "ar": 1000.0 * n, "auto": 2000.0 * n} for n in (1, 10)]
+    alone, ten = capacity(flat, rates, demand)
+    # A pass for the prompt; 100 passes alone, or a tenth of 100 passes. auto takes half of them.
+    assert alone["answer_seconds"] == pytest.approx(0.001 + 0.050)
+    assert alone["replicas_ar"] == 13  # 100 requests of 0.101 s, 80 % busy: 12.6
+    assert alone["replicas"] == 7  # 6.4
+    assert ten["answer_seconds"] == pytest.approx(10 * (0.001 + 0.005))
+    assert ten["requests_per_second"] == pytest.approx(1 / 0.006)
+    assert (ten["replicas"], ten["replicas_ar"]) == (1, 2)  # 0.75 and 1.4
+
+
+def test_more_requests_at_a_time_need_fewer_replicas_and_take_longer():
+    machine = MACHINES["b200-8b"]
+    demand = Demand(requests_per_second=20, prompt_tokens=500, answer_tokens=300)
+    rows = capacity(machine, expect(machine, ACCEPTANCE_32, 32), demand)
+    for name, reverse in (("answer_seconds", False), ("replicas", True), ("replicas_ar", True)):
+        values = [row[name] for row in rows]
+        assert values == sorted(values, reverse=reverse)
+    assert all(row["replicas"] <= row["replicas_ar"] for row in rows)
+
+
+@pytest.mark.parametrize("field", ["requests_per_second", "prompt_tokens", "answer_tokens"])
+def test_a_demand_of_nothing_is_refused(field):
+    values = {"requests_per_second": 1.0, "prompt_tokens": 1, "answer_tokens": 1, field: 0}
+    with pytest.raises(InputError, match=field):
+        Demand(**values)

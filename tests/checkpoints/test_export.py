@@ -367,6 +367,25 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"m"}
 
 
+def test_a_disk_that_became_too_small_loses_no_file_of_an_earlier_run(tmp_path, monkeypatch):
+    source = write_tiny_checkpoint(tmp_path / "m", "llama", num_layers=4)
+    run = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "ar"), "24"]
+    assert subprocess.run(run, capture_output=True).returncode == -signal.SIGKILL
+    partial = tmp_path / ".ar.partial"
+    whole = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
+    assert len(whole) > 2
+    plan = plan_export(resolve(str(source)), "ar", most_bytes=20_000)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(InputError, match="output: needs"):
+        write_export(plan, tmp_path / "ar")
+    assert {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")} == whole
+    monkeypatch.undo()
+    write_export(plan, tmp_path / "ar")
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ar").iterdir()}
+    assert whole.items() <= done.items()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_that_fills_up_is_named_and_nothing_whole_is_lost(tmp_path):
     source = write_tiny_checkpoint(tmp_path / "m", "llama", num_layers=4)

@@ -1,5 +1,6 @@
 import errno
 import json
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from tests.reference import families
 from tests.reference.families import FAMILIES
 from tests.reference.tiny import letters
-from trimode.checkpoints import save_checkpoint
+from trimode.checkpoints import save_checkpoint, stream_checkpoint
 from trimode.checkpoints.hf_config import read_config
 from trimode.checkpoints.safetensors_dir import open_weights
 from trimode.errors import CheckpointError
@@ -31,6 +32,48 @@ def test_transformers_loads_what_we_save(name, tmp_path):
     tokens = torch.tensor([[3, 1, 4, 1, 5]])
     with torch.inference_mode():
         assert torch.equal(theirs(tokens).logits, oracle(tokens).logits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_stream_of_tensors_makes_the_same_checkpoint(name, tmp_path):
+    _, config, tensors = families.build(name)
+    save_checkpoint(tmp_path / "whole", config, tensors.items(), tokenizer=letters())
+    names = sorted(tensors)  # any order
+    for target, most_bytes in (("one", 2**30), ("several", 20_000)):
+        stream = ((name, tensors[name]) for name in names)
+        stream_checkpoint(
+            tmp_path / target, config, stream, names, torch.float32, tokenizer=letters(),
+            most_bytes=most_bytes,
+        )  # fmt: skip
+        read = open_weights(tmp_path / target, config)
+        whole = open_weights(tmp_path / "whole", config)
+        assert all(torch.equal(read(name), whole(name)) for name in names)
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / target / file).read_bytes() == (
+                tmp_path / "whole" / file
+            ).read_bytes()
+    assert (tmp_path / "one/model.safetensors").exists()
+    assert len(list((tmp_path / "several").glob("model-*-of-*.safetensors"))) > 1
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "several")
+    assert torch.equal(
+        oracle.get_input_embeddings().weight.detach(), tensors["embed_tokens.weight"]
+    )
+
+
+def test_a_stream_is_not_kept(tmp_path):
+    alive, most = weakref.WeakSet(), 0
+
+    def stream():
+        nonlocal most
+        for name, tensor in TENSORS.items():
+            made = tensor.clone()
+            alive.add(made)
+            most = max(most, len(alive))
+            yield name, made
+
+    stream_checkpoint(tmp_path / "m", CONFIG, stream(), list(TENSORS), torch.float32)
+    assert most <= 3
+    assert len(TENSORS) > 12
 
 
 def test_the_nld_layout_has_nvidias_names_and_comes_back(tmp_path):

@@ -416,6 +416,15 @@ def test_tune_computes_from_an_acceptance_alone(cli):
     assert "linear beats ar below 32 requests at a time" in outcome.out
 
 
+def test_tune_says_how_many_replicas_a_load_needs(cli):
+    asked = ("tune", "--cost-curve", "b200-8b", "--acceptance", "6.72", "--requests-per-second",
+             20, "--prompt-tokens", 500, "--answer-tokens", 300)  # fmt: skip
+    assert "replicas for 20 requests/s of 500 + 300 tokens, 80% busy" in cli(*asked).out
+    found = cli(*asked, "--json").json()
+    assert found["demand"]["answer_tokens"] == 300
+    assert [row["load"] for row in found["capacity"]] == [row["load"] for row in found["loads"]]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -423,6 +432,11 @@ def test_tune_computes_from_an_acceptance_alone(cli):
         (("--cost-curve", "b200-8b"), "acceptance: missing; give it, or a workload"),
         (("--acceptance", "3"), "acceptance: 3; goes with --cost-curve"),
         (("--block-length", "3"), "block_length: 3; goes with --acceptance"),
+        (("--requests-per-second", "3"), "requests_per_second: 3; goes with --cost-curve"),
+        (
+            ("--cost-curve", "b200-8b", "--acceptance", "3", "--answer-tokens", "3"),
+            "requests_per_second: missing; goes with answer_tokens",
+        ),
         (("--score", "exact"), "score: exact; goes with a workload"),
         (("--output", "x"), "output: given; goes with a workload"),
         (("a.csv", "b.csv"), "workload: 'a.csv b.csv'; give [MODEL] [WORKLOAD]"),

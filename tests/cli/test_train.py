@@ -106,6 +106,18 @@ def test_convert_makes_an_adapter_that_drafts_and_leaves_ar_alone(cli, base, tmp
         assert adapted["token_ids"] == plain["token_ids"]
 
 
+@pytest.mark.parametrize(
+    "command", [("convert",), ("train-head", "--data", "x.jsonl")], ids=["convert", "train-head"]
+)
+def test_several_processes_are_refused_where_they_would_write_the_same_files(
+    cli, base, tmp_path, monkeypatch, command
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    outcome = cli(*command, base, "-o", tmp_path / "run")
+    assert_one_line_error(outcome, 2, "torchrun: 2 processes; start it alone", "--shard I/N")
+    assert not list(tmp_path.iterdir())
+
+
 def test_shards_of_conversations_are_joined_and_trained_on(cli, base, tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"say {i}\n" for i in range(6)))
     asked = (

@@ -148,7 +148,7 @@ def test_an_engine_that_is_stuck_is_not_ready(model, monkeypatch):
         assert httpx.get(f"{url}/ready").status_code == 200
         monkeypatch.setattr(module, "run", slow)
         answer = pool.submit(ask, client_of(url), max_tokens=3)
-        until(lambda: service.worker.stuck)
+        until(lambda: service.worker.fault)
         assert httpx.get(f"{url}/ready").status_code == 503
         assert httpx.get(f"{url}/health").status_code == 200
         go_on.set()

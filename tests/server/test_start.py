@@ -9,6 +9,7 @@ import pytest
 from tests.server.asking import LONG
 from trimode import generate
 from trimode.config import GenerationOptions
+from trimode.errors import InputError
 from trimode.server import ServerSettings, open_server, open_service
 from trimode.server.runtime import Choice, StoppedError
 from trimode.testing import tiny_model
@@ -68,6 +69,32 @@ def test_a_service_decodes_and_drains_without_http(model):
         return await answer
 
     assert asyncio.run(live()) == generate(model, [65, 66], max_tokens=12, ignore_eos=True).text
+
+
+def test_an_engine_whose_thread_has_ended_is_a_fault(model, caplog):
+    service = open_service(ServerSettings(), lambda: model, measure=None)
+
+    async def live():
+        await service.start()
+        assert service.worker.fault is None
+        service.worker._commands.put(lambda: 1 / 0)
+        while service.worker.fault is None:
+            await asyncio.sleep(0.01)
+        assert service.worker.fault == "the engine's thread has ended"
+        await asyncio.to_thread(service.stop)
+
+    asyncio.run(live())
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_mode_that_the_model_cannot_run_is_refused():
+    service = open_service(ServerSettings(), lambda: tiny_model("llama"), measure=None)
+    service.set_mode("ar")
+    for mode in ("fast", "diffusion"):
+        with pytest.raises(InputError, match=mode):
+            service.set_mode(mode)
+    assert service.defaults.mode == "ar"
+    service.stop()
 
 
 def test_draining_can_be_cut_short(model):

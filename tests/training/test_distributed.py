@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trimode.errors import InputError
 from trimode.testing.tiny import write_tiny_checkpoint
+from trimode.training.distributed import start
 
 TRIMODE = str(Path(sys.executable).with_name("trimode"))
 
@@ -74,11 +76,122 @@ def test_two_processes_train_as_one_does(setting, tmp_path, kind):
         torch.testing.assert_close(two[key], value, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
-def test_a_checkpoint_is_continued_by_another_number_of_processes(setting, tmp_path, first, second):
-    train(setting, tmp_path / "whole", 1, 4)
-    train(setting, tmp_path / "cut", first, 2)
-    train(setting, tmp_path / "cut", second, 4)
+ADAPTER = ("--set", "train=adapter", "--set", "adapter.rank=4")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "more"),
+    [
+        (2, 1, ()),
+        pytest.param(1, 2, (), marks=pytest.mark.slow),
+        pytest.param(4, 2, (), marks=pytest.mark.slow),
+        pytest.param(
+            2, 4, ("--set", "train=adapter", "--set", "adapter.rank=4"), marks=pytest.mark.slow
+        ),
+        pytest.param(4, 2, ("--set", "replicate=2"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_checkpoint_is_continued_by_another_number_of_processes(
+    setting, tmp_path, first, second, more
+):
+    alone = () if "replicate=2" in more else more
+    train(setting, tmp_path / "whole", 1, 4, *alone)
+    train(setting, tmp_path / "cut", first, 2, *more)
+    (checkpoint,) = (tmp_path / "cut" / "checkpoints").iterdir()
+    names = {path.name for path in checkpoint.iterdir()}
+    assert names == {"state.json", "shards"} if first > 1 else "weights.safetensors" in names
+    if first > 1 and not more:  # no file holds much more than its share
+        sizes = [path.stat().st_size for path in (checkpoint / "shards").glob("*.distcp")]
+        assert len(sizes) == first
+        assert max(sizes) < 1.2 * sum(sizes) / first
+    train(setting, tmp_path / "cut", second, 4, *alone)
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    if not more:
+        one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+        for key, value in one.items():
+            torch.testing.assert_close(other[key], value, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_copies_of_the_weights_train_as_one_process_does(setting, tmp_path):
+    train(setting, tmp_path / "one", 1, 4)
+    train(setting, tmp_path / "four", 4, 4, "--set", "replicate=2")
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
+    for key, value in one.items():
+        torch.testing.assert_close(four[key], value, atol=2e-4, rtol=2e-4)
+
+
+def test_copies_that_the_processes_cannot_be_shared_out_to_are_refused(monkeypatch):
+    for count, replicate in ((1, 2), (4, 3), (2, 4)):
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        with pytest.raises(InputError, match=f"replicate: {replicate}; a divisor of the {count}"):
+            start("cpu", replicate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_damaged_shards_are_named(setting, tmp_path, damage):
+    train(setting, tmp_path / "run", 2, 2)
+    shards = tmp_path / "run" / "checkpoints" / "step-000002" / "shards"
+    victim = next(shards.glob("__1*.distcp"))
+    if damage == "cut":
+        victim.write_bytes(victim.read_bytes()[:100])
+    else:
+        (shards / ".metadata").unlink()
+    command = command_of(setting, tmp_path / "run", 1, 4)
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert result.returncode != 0
+    assert "remove step-000002 to continue from the one before" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_shards_that_do_not_fit_leave_the_checkpoint_before_them(setting, tmp_path):
+    output = tmp_path / "run"
+    train(setting, output, 2, 2)
+    command = command_of(setting, output, 2, 6)
+    limited = ["bash", "-c", 'ulimit -f 40; exec "$@"', "-", *command]  # 40 KB a file
+    result = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert result.returncode != 0
+    assert "step-000004" in result.stderr
+    assert "could not be written" in result.stderr
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000002"]
+    train(setting, output, 1, 4)
+    assert len(losses(output)) == 4
+
+
+KILLED_ONCE = """
+import os, signal, sys
+from pathlib import Path
+from trimode.training.trainer import Trainer
+from trimode.cli.main import main
+step, mark = Trainer.train_step, Path(sys.argv[1])
+def train_step(self):
+    if self.step == 5 and os.environ["RANK"] == "1" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self)
+Trainer.train_step = train_step
+sys.argv = ["trimode", *sys.argv[2:]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_processes_again_and_they_go_on(setting, tmp_path):
+    """The second process is killed in step 6; the last checkpoint is that of step 4."""
+    script = tmp_path / "killed_once.py"
+    script.write_text(KILLED_ONCE)
+    command = command_of(setting, tmp_path / "cut", 2, 8)
+    place = command.index(TRIMODE)
+    command[place : place + 1] = [str(script), str(tmp_path / "was-killed")]
+    command[place - 3 : place - 3] = ["--max-restarts", "1"]
+    environment = ENVIRONMENT | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see train.sbatch
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "was-killed").exists()
+    train(setting, tmp_path / "whole", 1, 8)
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 

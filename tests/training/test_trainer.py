@@ -332,10 +332,10 @@ def test_signals_within_a_save_do_nothing(base, data, tmp_path, number, monkeypa
     config = config_of(base, data, tmp_path / "run", steps=100)
     write = run_directory.RunDirectory.save
 
-    def signalled(self, step, groups):
+    def signalled(self, step, groups, processes):
         for other in (number, signal.SIGINT, signal.SIGTERM, number):
             signal.raise_signal(other)
-        write(self, step, groups)
+        write(self, step, groups, processes)
 
     monkeypatch.setattr(run_directory.RunDirectory, "save", signalled)
     monkeypatch.setattr("trimode.training.trainer._SAME_SIGNAL_SECONDS", 0.0)

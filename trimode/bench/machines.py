@@ -6,16 +6,20 @@ request, and takes (tokens a cycle) / (tokens a second of a request), so a pass 
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimode.config import check_range
 from trimode.decoding import CostCurve, Plan
 from trimode.decoding.auto.acceptance import expected_run
 from trimode.engine.simulation import best_fixed, fixed_rate
 from trimode.errors import InputError
 
+BUSY = 0.8
+"""Share of its time that a replica may be busy. Requests come unevenly; above it they soon wait."""
 LOADS = (1, 2, 4, 8, 16, 32, 64, 128)
 _MOST_MASKS = 32
 
@@ -178,6 +182,56 @@ def expect(
                 "auto": load * best.rate,
                 "auto_plan": best.kind + (f" {best.size}" if best.size else ""),
                 "best": "ar" if ar >= linear else "linear",
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What all clients together ask for."""
+
+    requests_per_second: float
+    prompt_tokens: int
+    """Of a request, on average, without those that the prefix cache has."""
+    answer_tokens: int
+    """Of a request, on average."""
+
+    def __post_init__(self) -> None:
+        check_range("requests_per_second", self.requests_per_second, 0, None, exclusive_low=True)
+        check_range("prompt_tokens", self.prompt_tokens, 1, None)
+        check_range("answer_tokens", self.answer_tokens, 1, None)
+
+
+def capacity(
+    machine: Machine, rates: Sequence[Mapping[str, Any]], demand: Demand
+) -> list[dict[str, Any]]:
+    """How many replicas a demand needs, by how many requests each of them decodes at a time.
+
+    A request takes a replica's whole time for the pass that reads its prompt, and its share of the
+    passes that it has with others. If `n` requests share a replica, each lasts `n` times as long.
+
+    Args:
+        machine: what a replica's passes cost.
+        rates: rows of `expect`.
+        demand: of all clients.
+
+    Returns:
+        For each load: `answer_seconds` from admission to the end, `requests_per_second` of a
+        replica that is never idle, and the `replicas` that keep `BUSY`, in `auto` and in `ar`.
+    """
+    reading = machine.curve.seconds(demand.prompt_tokens)
+    rows = []
+    for rate in rates:
+        busy = {mode: reading + demand.answer_tokens / rate[mode] for mode in ("auto", "ar")}
+        needed = {mode: demand.requests_per_second * busy[mode] / BUSY for mode in busy}
+        rows.append(
+            {
+                "load": rate["load"],
+                "answer_seconds": rate["load"] * busy["auto"],
+                "requests_per_second": 1 / busy["auto"],
+                "replicas": math.ceil(needed["auto"]),
+                "replicas_ar": math.ceil(needed["ar"]),
             }
         )
     return rows

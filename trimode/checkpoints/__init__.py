@@ -5,7 +5,7 @@ from trimode.checkpoints.draft_priors import DraftPriors
 from trimode.checkpoints.export import Export, plan_export, write_export
 from trimode.checkpoints.loader import Checkpoint, LoadedModel, load, open_checkpoint
 from trimode.checkpoints.mask_token import MaskToken, find_mask_token
-from trimode.checkpoints.save import save_checkpoint
+from trimode.checkpoints.save import save_checkpoint, stream_checkpoint
 from trimode.checkpoints.sources import (
     BUILT_IN,
     DEFAULT_MODEL,
@@ -38,5 +38,6 @@ __all__ = [
     "resolve",
     "save_adapter",
     "save_checkpoint",
+    "stream_checkpoint",
     "write_export",
 ]

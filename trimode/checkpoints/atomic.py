@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trimode.errors import CheckpointError, TrimodeError
+from trimode.errors import CheckpointError, InputError
 from trimode.files import json_object_or_empty
 from trimode.journal import locked
 
@@ -71,8 +71,12 @@ def resumable_directory(
             yield temporary
             (temporary / _MADE_WITH).unlink()
             _publish(temporary, target)
-        except TrimodeError:  # it would fail again
+        except CheckpointError:  # it would fail again
             shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        except InputError:  # such as a disk that is too small; what is written serves another run
+            if [path.name for path in temporary.iterdir()] == [_MADE_WITH]:
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 

@@ -19,12 +19,13 @@ from trimode.checkpoints.atomic import resumable_directory
 from trimode.checkpoints.families import NLD
 from trimode.checkpoints.hf_config import SAVED_BY_US, to_hf
 from trimode.checkpoints.loader import Adapters, chosen_adapters, open_checkpoint, with_adapter
-from trimode.checkpoints.names import stored_parts, to_published
+from trimode.checkpoints.names import published_layout
 from trimode.checkpoints.safetensors_writer import (
+    SHARD_BYTES,
     Shard,
-    index_of,
     shard_bytes,
     split_into_shards,
+    write_index,
     write_shard,
 )
 from trimode.checkpoints.save import save_texts
@@ -48,9 +49,6 @@ ExportForm = Literal["ar", "nld"]
 """`ar`: the layout of the AR family. `nld`: NVIDIA's, with the draft adapter in its folder."""
 
 EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHARD_BYTES = 4 * 2**30
-"""Most bytes of a file, unless one tensor has more; an interrupted export loses at most as much."""
-
 _AR_FAMILY_OF_NLD = "ministral3"
 """NLD's layers are those of this family."""
 _OUR_FIELDS = ("mask_token_id", "block_size", "dlm_paradigm", "ar_loss_weight")
@@ -107,7 +105,7 @@ def plan_export(
         dtype: `fp32`, `bf16`, `fp16`, or `auto`: that of the source, and fp32 if it has several or
             holds blocks of a few bits.
         adapter: as in `load`.
-        most_bytes: of a file.
+        most_bytes: of a file; an interrupted export loses at most as much.
 
     Raises:
         InputError: a value is not known, or the checkpoint cannot have that form; with the reason.
@@ -138,12 +136,7 @@ def plan_export(
         fields = to_hf(target, dtype="float32")
     fields |= {k: v for k, v in source_tokens(source.path).items() if k != "eos_token_id"}
     fields["dtype"] = _name(wanted)
-    shapes = expected_tensors(target)
-    parts = {
-        to_published(name, target.family): pieces
-        for name, pieces in stored_parts(shapes, target.family).items()
-    }
-    published = {name: _stacked([shapes[p] for p in pieces]) for name, pieces in parts.items()}
+    parts, published = published_layout(expected_tensors(target), target.family)
     return Export(
         source=checkpoint.path,
         form="ar" if form == "ar" else "nld",
@@ -202,9 +195,7 @@ def write_export(
                 advance(len(shard.shapes))
             else:
                 write_shard(temporary, shard, export.dtype, next_tensor)
-        if len(export.shards) > 1:
-            index = index_of(export.shards, export.dtype)
-            _write_json(temporary / "model.safetensors.index.json", index)
+        write_index(temporary, export.shards, export.dtype)
         if export.source.is_dir():
             copy_texts(export.source, temporary)
         else:
@@ -348,11 +339,6 @@ def _stored_dtype(config: ModelConfig, read: ReadTensor) -> torch.dtype:
 
 def _dtype_of(weight: Tensor | QuantisedMatrix) -> torch.dtype:
     return torch.float32 if isinstance(weight, QuantisedMatrix) else weight.dtype
-
-
-def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of tensors that are stacked along their first dimension."""
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _refuse_source(source: Path, directory: Path) -> None:

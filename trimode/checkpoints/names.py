@@ -139,6 +139,22 @@ def stored_parts(names: Iterable[str], family: str) -> dict[str, tuple[str, ...]
     return found
 
 
+def published_layout(
+    shapes: Mapping[str, tuple[int, ...]], family: str, vision_layout: str | None = None
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]:
+    """How files hold the tensors of a family, or beside a vision part: their parts and shapes."""
+    parts = {
+        to_published(name, family, vision_layout): pieces
+        for name, pieces in stored_parts(shapes, family).items()
+    }
+    return parts, {name: _stacked([shapes[p] for p in pieces]) for name, pieces in parts.items()}
+
+
+def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of tensors that are stacked along their first dimension."""
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
 def fuse(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """Canonical tensors as the family's files hold them; the reverse of `split_fused`."""
     parts = stored_parts(tensors, family)

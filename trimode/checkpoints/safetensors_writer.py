@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+SHARD_BYTES = 4 * 2**30
+"""Most bytes of a file, unless one tensor has more."""
 _ALIGNED = 8
 """Bytes that a header's length is a multiple of."""
 
@@ -84,11 +86,15 @@ def write_shard(
     temporary.replace(directory / shard.file)
 
 
-def index_of(shards: list[Shard], dtype: torch.dtype) -> dict[str, object]:
-    """The content of `model.safetensors.index.json`."""
+def write_index(directory: Path, shards: list[Shard], dtype: torch.dtype) -> None:
+    """Write `model.safetensors.index.json`, if there are several files."""
+    if len(shards) == 1:
+        return
     total = sum(shard_bytes(shard, dtype) for shard in shards)
     homes = {name: shard.file for shard in shards for name in shard.shapes}
-    return {"metadata": {"total_size": total}, "weight_map": homes}
+    index = {"metadata": {"total_size": total}, "weight_map": homes}
+    path = directory / "model.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def shard_bytes(shard: Shard, dtype: torch.dtype) -> int:

@@ -96,9 +96,13 @@ def _run_batch(
     shard = None if batch.shard is None else Shard.parse(batch.shard)
     lines = _lines(batch, source, defaults)
     lines = lines if shard is None else list(shard.of(lines))
+
+    def where(line: Line) -> str:
+        return f"{source} line {line.number}"
+
     if batch.output_file is None:
         engine = _engine(batch, model, lines, progress=progress)
-        line_of = _queue(engine, prompt, source, lines)
+        line_of = queue_all(engine, prompt, lines, where)
         totals = _run(
             engine, line_of, _ordered_stdout(lines), can_continue=False, progress=progress
         )
@@ -113,7 +117,7 @@ def _run_batch(
         done = journal.open(overwrite=batch.overwrite)
         todo = [line for line in lines if line.number not in done]
         engine = _engine(batch, model, todo, progress=progress)
-        line_of = _queue(engine, prompt, source, todo)
+        line_of = queue_all(engine, prompt, todo, where)
         with named_errors(journal.path), journal.path.open("a", encoding="utf-8") as file:
             journal.begin(file)
 
@@ -138,10 +142,11 @@ def existing_rows(path: Path, field: str) -> Path:
 
 def _lines(batch: BatchOptions, source: Path, defaults: GenerationOptions) -> list[Line]:
     columns = Columns(prompt=batch.prompt_column, split=batch.split)
-    return read_lines(source, defaults, columns=columns, is_taken=_is_taken, say=note)
+    return read_lines(source, defaults, columns=columns, is_taken=is_taken, say=note)
 
 
-def _is_taken(name: str) -> bool:
+def is_taken(name: str) -> bool:
+    """Whether a result has a field of this name."""
     from trimode.engine.result import RESULT_FIELDS
 
     return name in RESULT_FIELDS
@@ -163,10 +168,17 @@ def _engine(
     return Engine(loaded, max_sequences=batch.concurrency)
 
 
-def _queue(
-    engine: "Engine", prompt: opt.PromptOptions, source: Path, lines: list[Line]
+def queue_all(
+    engine: "Engine",
+    prompt: opt.PromptOptions,
+    lines: list[Line],
+    where: Callable[[Line], str],
 ) -> dict["Sequence", Line]:
-    """Queue every line, so that none can fail once work has started."""
+    """Queue every line, so that none can fail once work has started.
+
+    Raises:
+        InputError: the engine refuses a line; named by `where`.
+    """
     line_of = {}
     for line in lines:
         try:
@@ -174,8 +186,8 @@ def _queue(
             read = asked.encoded(engine.model, line.prompt, line.images)
             line_of[engine.add(read.tokens, line.options, images=read.images)] = line
         except InputError as error:
-            where = f"{source} line {line.number}: {error.field}"
-            raise InputError(where, error.found, error.allowed) from None
+            field = f"{where(line)}: {error.field}"
+            raise InputError(field, error.found, error.allowed) from None
     return line_of
 
 

@@ -20,13 +20,14 @@ from trimode.errors import InputError
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
     from trimode.decoding import CostCurve
+    from trimode.server import ServerSettings, Service
 
 _LOGS = ("warnings", "requests", "prompts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkOptions:
-    """Where the server listens, and who may use it."""
+class AddressOptions:
+    """Where the server listens."""
 
     host: Annotated[str, typer.Option("--host", envvar="TRIMODE_HOST", help="Address to bind.")] = (
         "127.0.0.1"
@@ -35,6 +36,12 @@ class NetworkOptions:
         int,
         typer.Option("--port", envvar="TRIMODE_PORT", min=0, max=65535, help="0: any free one."),
     ] = 8000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessOptions:
+    """The name of the model, and who may use it."""
+
     served_model_name: Annotated[
         str | None, typer.Option("--served-model-name", help="The name clients use.")
     ] = None
@@ -113,6 +120,64 @@ class RequestDefaults(opt.DecodingOptions):
     max_tokens: opt.MaxTokens = SERVED_MAX_TOKENS
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is served and how, wherever it listens."""
+
+    model: opt.ModelOptions
+    mode: str
+    decoding: RequestDefaults
+    access: AccessOptions
+    limits: LimitOptions
+    pictures: PictureOptions
+    record: RecordOptions
+
+    def settings(self) -> "ServerSettings":
+        """What the server is started with.
+
+        Raises:
+            InputError: a value is out of range, or the file of keys cannot be read.
+        """
+        from trimode.server import ServerSettings
+
+        if self.record.log not in _LOGS:
+            raise InputError("log", repr(self.record.log), f"allowed: {', '.join(_LOGS)}")
+        access, limits = self.access, self.limits
+        return ServerSettings(
+            name=access.served_model_name,
+            defaults=self.decoding.for_mode(self.mode),
+            max_sequences=limits.max_sequences,
+            max_waiting=limits.max_waiting,
+            request_timeout=limits.request_timeout,
+            shutdown_timeout=limits.shutdown_timeout,
+            api_keys=(*(access.api_key or ()), *_keys_of(access.api_key_file)),
+            cors_origins=tuple(access.cors_origin or ()),
+            allow_image_hosts=tuple(self.pictures.allow_image_hosts or ()),
+            max_images=self.pictures.max_images,
+            ping_interval=limits.sse_ping_interval,
+            log_prompts=self.record.log == "prompts",
+            otlp_traces_endpoint=self.record.otlp_traces_endpoint,
+        )
+
+    def open(self, settings: "ServerSettings", *, progress: bool) -> "Service":
+        """Load the model, measure it, and write the log to stderr from now on."""
+        from trimode.engine.costs import cost_curve, is_kept
+        from trimode.server import log_to, open_service
+
+        def load() -> "LoadedModel":
+            return opt.load_model(self.model, progress=progress, asked=[settings.defaults])
+
+        def measure(loaded: "LoadedModel") -> "CostCurve":
+            if not is_kept(loaded):
+                why = "timing passes, up to half a minute, once for this model and machine"
+                _say(why, enabled=progress)
+            return cost_curve(loaded)
+
+        service = open_service(settings, load, measure=measure)
+        log_to(sys.stderr, requests=self.record.log != "warnings")
+        return service
+
+
 @grouped
 def serve(
     name: opt.ModelArgument = None,
@@ -120,7 +185,8 @@ def serve(
     model: opt.ModelOptions,
     mode: opt.Mode = "auto",
     decoding: RequestDefaults,
-    network: NetworkOptions,
+    address: AddressOptions,
+    access: AccessOptions,
     limits: LimitOptions,
     pictures: PictureOptions,
     record: RecordOptions,
@@ -141,53 +207,24 @@ def serve(
     --temperature 1. The command line and the environment win over --config.
     """
     del config  # read by its callback
-    if record.log not in _LOGS:
-        raise InputError("log", repr(record.log), f"allowed: {', '.join(_LOGS)}")
-    check_address(network.host, network.port)
-    model = model.named(name)
-    _say(f"loading {model.model}", enabled=not no_progress)
-    from trimode.engine.costs import cost_curve, is_kept
-    from trimode.server import (
-        ServerSettings,
-        freeze_memory,
-        log_to,
-        open_server,
-        open_service,
+    served = Served(
+        model=model.named(name),
+        mode=mode,
+        decoding=decoding,
+        access=access,
+        limits=limits,
+        pictures=pictures,
+        record=record,
     )
+    check_address(address.host, address.port)
+    _say(f"loading {served.model.model}", enabled=not no_progress)
+    settings = served.settings()
+    service = served.open(settings, progress=not no_progress)
+    from trimode.server import freeze_memory, open_server
 
-    settings = ServerSettings(
-        name=network.served_model_name,
-        defaults=decoding.for_mode(mode),
-        max_sequences=limits.max_sequences,
-        max_waiting=limits.max_waiting,
-        request_timeout=limits.request_timeout,
-        shutdown_timeout=limits.shutdown_timeout,
-        api_keys=(*(network.api_key or ()), *_keys_of(network.api_key_file)),
-        cors_origins=tuple(network.cors_origin or ()),
-        allow_image_hosts=tuple(pictures.allow_image_hosts or ()),
-        max_images=pictures.max_images,
-        ping_interval=limits.sse_ping_interval,
-        log_prompts=record.log == "prompts",
-        otlp_traces_endpoint=record.otlp_traces_endpoint,
-    )
-
-    def load() -> "LoadedModel":
-        asked = [settings.defaults]
-        return opt.load_model(model, progress=not no_progress, asked=asked)
-
-    def measure(loaded: "LoadedModel") -> "CostCurve":
-        if not is_kept(loaded):
-            why = "timing passes, up to half a minute, once for this model and machine"
-            _say(why, enabled=not no_progress)
-        return cost_curve(loaded)
-
-    service = open_service(settings, load, measure=measure)
-    log_to(sys.stderr, requests=record.log != "warnings")
-    server = open_server(service, host=network.host, port=network.port)
+    server = open_server(service, host=address.host, port=address.port)
     sys.stderr.write(
-        ready_message(
-            service.name, server.url, settings.defaults.mode, needs_key=bool(settings.api_keys)
-        )
+        ready_message(service.name, server.url, mode, needs_key=bool(settings.api_keys))
     )
     sys.stderr.flush()
     freeze_memory()

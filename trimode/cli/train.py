@@ -1,6 +1,5 @@
 """`trimode train` and `trimode convert`."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -129,6 +128,7 @@ def convert(
     from trimode.training.self_generate import SelfGenerationConfig, planned, read_prompt_rows
     from trimode.training.setup import held_out_of, open_for_training
 
+    _refuse_several()
     turns = read_prompt_rows(opt.existing_file(prompts, "prompts")) if prompts is not None else []
     asked = SelfGenerationConfig(
         conversations=conversations,
@@ -177,6 +177,18 @@ def convert(
     return code
 
 
+def _refuse_several() -> None:
+    """Raise InputError if `torchrun` started this, whose processes would write the same files."""
+    from trimode.training.distributed import process_count
+
+    if process_count() > 1:
+        allowed = (
+            "start it alone. --shard I/N shares out the conversations of convert, and "
+            "`torchrun ... trimode train` trains with several"
+        )
+        raise InputError("torchrun", f"{process_count()} processes", allowed)
+
+
 def _conversations_file(output: Path, shard: "Shard | None") -> Path:
     """Where the conversations of a run directory go, or those of one shard."""
     part = "" if shard is None else f".{shard.index}-of-{shard.count}"
@@ -191,8 +203,7 @@ def _add_head(
     from trimode.checkpoints.draft_head import FILE
     from trimode.training.draft_head import LEAST_TOKENS, DraftHeadTraining, read_answers
 
-    other_rank = os.environ.get("RANK", "0") != "0"  # torchrun: the first process does it
-    if other_rank or (final / FILE).is_file():
+    if (final / FILE).is_file():
         return
     loaded = load(config.model, dtype=dtype, adapter="none", progress=False)
     answers = read_answers(loaded, data, skip=config.data.held_out or 0)
@@ -235,6 +246,7 @@ def train_head(
     from trimode.training.draft_head import DraftHeadTraining, read_answers
     from trimode.training.self_generate import SelfGenerationConfig, read_prompt_rows
 
+    _refuse_several()
     asked = DraftHeadTraining(words=words, inner=inner, epochs=epochs, seed=seed)
     if not output.is_dir():
         raise InputError("output", str(output), "must be the directory of an adapter")

@@ -29,6 +29,7 @@ from trimode.config import DEFAULT_BLOCK_LENGTH, DEFAULT_MODEL, MOST_BLOCK_LENGT
 from trimode.errors import InputError
 
 if TYPE_CHECKING:
+    from trimode.bench.machines import Demand
     from trimode.decoding import CostCurve
 
 _BLOCKS = (3, 4, 6, 8, 12, 16, 32)
@@ -53,6 +54,46 @@ class OtherMachine:
     block_length: Annotated[
         int | None, typer.Option("--block-length", help="At which --acceptance was measured [32].")
     ] = None
+    requests_per_second: Annotated[
+        float | None,
+        typer.Option(
+            "--requests-per-second",
+            help="Of all clients together: says how many replicas they need.",
+        ),
+    ] = None
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--prompt-tokens", help="With it: of a request, but for those in the prefix cache."
+        ),
+    ] = None
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", help="With it: of a request.")
+    ] = None
+
+    def demand(self) -> "Demand | None":
+        """What clients ask for, if that was given.
+
+        Raises:
+            InputError: a part of it is missing, or goes with what is not given.
+        """
+        from trimode.bench.machines import Demand
+
+        parts = {
+            "requests_per_second": self.requests_per_second,
+            "prompt_tokens": self.prompt_tokens,
+            "answer_tokens": self.answer_tokens,
+        }
+        given = {name: value for name, value in parts.items() if value is not None}
+        if not given:
+            return None
+        first = next(iter(given))
+        if self.cost_curve is None:
+            raise InputError(first, f"{given[first]:g}", "goes with --cost-curve")
+        missing = [name for name in parts if name not in given]
+        if missing:
+            raise InputError(missing[0], "missing", f"goes with {first}")
+        return Demand(**given)
 
 
 @grouped
@@ -135,6 +176,7 @@ def _refuse_without_effect(machine: OtherMachine, asked: Asked, *, has_workload:
         found = str(machine.block_length)
         raise InputError("block_length", found, "goes with --acceptance; see --block-lengths")
     check_range("block_length", machine.block_length, 1, MOST_BLOCK_LENGTH)
+    machine.demand()
     if has_workload:
         if machine.acceptance is not None:
             found = f"{machine.acceptance:g}"
@@ -153,7 +195,7 @@ def _refuse_without_effect(machine: OtherMachine, asked: Asked, *, has_workload:
 
 def _other_machine(machine: OtherMachine, asked: Asked, *, has_workload: bool) -> None:
     """Compute what another machine would do."""
-    from trimode.bench.machines import expect, find_machine
+    from trimode.bench.machines import BUSY, capacity, expect, find_machine
 
     assert machine.cost_curve is not None
     found = find_machine(machine.cost_curve)
@@ -168,10 +210,13 @@ def _other_machine(machine: OtherMachine, asked: Asked, *, has_workload: bool) -
         raise InputError("acceptance", "missing", "give it, or a workload to measure it on")
     else:
         acceptance, length = machine.acceptance, machine.block_length or DEFAULT_BLOCK_LENGTH
-    rows = expect(found, acceptance, length)
+    rows, demand = expect(found, acceptance, length), machine.demand()
+    needed = [] if demand is None else capacity(found, rows, demand)
     if asked.results.json_output:
         facts = {"computed": True, "source": found.source, "acceptance": acceptance,
                  "block_length": length, "loads": rows}  # fmt: skip
+        if demand is not None:
+            facts |= {"demand": asdict(demand), "busy": BUSY, "capacity": needed}
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     from rich.console import Console
@@ -187,6 +232,18 @@ def _other_machine(machine: OtherMachine, asked: Asked, *, has_workload: bool) -
     console.print(table)
     said = f"At {acceptance:.2f} tokens a cycle of linear with block length {length}: "
     console.print(said + crossing(rows), highlight=False)
+    if demand is None:
+        return
+    table = Table(
+        title=f"computed: replicas for {demand.requests_per_second:g} requests/s of "
+        f"{demand.prompt_tokens} + {demand.answer_tokens} tokens, {BUSY:.0%} busy"
+    )
+    for column in ("requests at a time", "an answer takes", "replicas", "with ar"):
+        table.add_column(column, justify="right")
+    for row in needed:
+        seconds = f"{row['answer_seconds']:.2g} s"
+        table.add_row(str(row["load"]), seconds, str(row["replicas"]), str(row["replicas_ar"]))
+    console.print(table)
 
 
 def _measured_acceptance(summary: dict[str, Any]) -> tuple[float, int]:

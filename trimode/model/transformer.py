@@ -249,7 +249,9 @@ class Transformer(nn.Module):
     def named_weights(self, gather: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Canonical names and tensors of weights in the plain format; fused linears are split.
 
-        `gather` returns a whole parameter, even if it is sharded over processes.
+        Args:
+            gather: returns a whole parameter, even if it is sharded over processes; called when a
+                parameter's turn comes.
         """
         yield "embed_tokens.weight", gather(self.embedding.weight)
         if not self.config.tie_word_embeddings:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from trimode.checkpoints import LoadedModel
-from trimode.decoding import CostCurve
+from trimode.decoding import CostCurve, inherited
 from trimode.engine import Engine
 from trimode.model import expected_tensors
 from trimode.server.dialogue.dialect import dialect_of
@@ -104,6 +104,16 @@ class Service:
         """Start the engine's loop."""
         self.worker.start()
         self.fingerprint = await self.worker.call(lambda: fingerprint(self.model))
+
+    def set_mode(self, mode: str) -> None:
+        """Change the mode of requests that give none.
+
+        Raises:
+            InputError: there is no such mode, or the model cannot run it.
+        """
+        defaults = self.defaults.updated({"mode": mode})
+        self.worker.engine.preview(inherited(defaults, defaults.mode))
+        self.defaults = defaults
 
     async def prepare(self, conversation: Conversation) -> tuple[ChatPrompt, AnswerForm]:
         """The prompt of a conversation and the form of its answer, made beside the event loop.

@@ -1,6 +1,6 @@
 """Makes a new low-rank adapter, and chooses which parameters of a model are trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -175,8 +175,17 @@ def export_adapter(transformer: Transformer, scope: AdapterScope, scale: float) 
     return AdapterWeights(scale, targets, scope, kept)
 
 
-def export_weights(transformer: Transformer) -> Iterable[tuple[str, Tensor]]:
-    """Canonical names and weights of a transformer with plain weights, as loading expects them."""
-    weights = dict(transformer.named_weights(lambda parameter: gathered(parameter.detach())))
-    for name in expected_tensors(transformer.config):
-        yield name, weights[name]
+def weight_names(transformer: Transformer) -> list[str]:
+    """Canonical names of a transformer's plain weights, in the order of `export_weights`."""
+    shapes = transformer.named_weights(
+        lambda parameter: torch.empty(parameter.shape, device="meta")
+    )
+    return [name for name, _ in shapes]
+
+
+def export_weights(transformer: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Canonical names and weights of a transformer with plain weights, as loading expects them.
+
+    One parameter after the other is gathered, when its turn comes: every process must take all.
+    """
+    return transformer.named_weights(lambda parameter: gathered(parameter.detach()))

@@ -106,6 +106,9 @@ class TrainConfig:
     """Whether the noisy pass keeps only the inputs of its layers and computes them once more in the
     backward pass. That takes a fraction of the memory and a third more time; the numbers are the
     same. None: if keeping everything would take more than 4 GB."""
+    replicate: int = 1
+    """Copies of the weights among the processes (HSDP), each sharded over its share of them. With
+    one a node, layers are gathered within nodes."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the trained parameters. The average is what is
     evaluated and exported. None: no average."""
@@ -121,7 +124,7 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "keep_checkpoints"):
+        for name in ("steps", "batch_size", "save_every", "keep_checkpoints", "replicate"):
             check_range(name, getattr(self, name), 1, None)
         self._check_ar_only_steps()
         micro = self.micro_batch_size

@@ -83,7 +83,7 @@ def peak_bytes(config: TrainConfig, model: ModelConfig, processes: int = 1) -> i
     head = _CHUNK_COPIES * min(_CHUNK_LOGITS, 128 * model.vocab_size) * _BYTES
     if config.train == "everything":
         head += model.vocab_size * model.hidden_size * _BYTES
-    share = (weights + copies * trained) * _BYTES // processes
+    share = (weights + copies * trained) * _BYTES // max(1, processes // config.replicate)
     return _PROGRAM + share + kept + keys + head
 
 

@@ -2,7 +2,7 @@
 
 run/config.json     every field of the configuration, the revision and the data's hash
 run/metrics.jsonl   one line a step, and one an evaluation
-run/checkpoints/step-000100/
+run/checkpoints/step-000100/    safetensors of one process, or the shards of several
 run/final/          the adapter or model
 """
 
@@ -10,10 +10,12 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +23,10 @@ from torch import Tensor
 from trimode.checkpoints.atomic import atomic_directory, write_text
 from trimode.errors import CheckpointError, InputError
 from trimode.training.config import TrainConfig, parse_train_config
+from trimode.training.distributed import Processes, sharded_like
+from trimode.training.sharded import Groups
+from trimode.training.sharded import read as read_shards
+from trimode.training.sharded import write as write_shards
 from trimode.version import __version__
 
 _CHANGEABLE_FIELDS = (
@@ -33,12 +39,13 @@ _CHANGEABLE_FIELDS = (
     "device",
     "export_dtype",
     "recompute",
+    "replicate",
     "mask_token",  # the token that it names is compared
     "optimiser.learning_rate",
     "optimiser.clip",
 )
 """What a continued run may change."""
-_CONFIG, _STATE = "config.json", "state.json"
+_CONFIG, _STATE, _SHARDS = "config.json", "state.json", "shards"
 
 
 def recorded_precision(directory: Path) -> str | None:
@@ -124,6 +131,10 @@ class RunDirectory:
         if not writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in (self.path / "checkpoints").glob(
+            ".step-*.partial-*"
+        ):  # of a save that was killed
+            shutil.rmtree(left, ignore_errors=True)
         record |= {"trimode": __version__, "git_revision": _revision()}
         write_text(self._config_path, json.dumps(record, indent=2) + "\n")
         if config.tensorboard:
@@ -143,33 +154,55 @@ class RunDirectory:
                 found.append((int(match[1]), path))
         return sorted(found)
 
-    def save(self, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
-        """Write a checkpoint of named groups of tensors, then delete the oldest ones."""
-        if not self.writes:
-            return
+    def save(self, step: int, groups: Groups, processes: Processes) -> None:
+        """Write a checkpoint of named groups of tensors, then delete the oldest ones.
+
+        Several processes write their shards, and all of them call this. The checkpoint has its name
+        once all have written.
+
+        Raises:
+            OSError: it could not be written; nothing of it is left.
+        """
         target = self.path / "checkpoints" / f"step-{step:06d}"
+        if not self.writes:
+            write_shards(Path(processes.agree("")) / _SHARDS, groups)
+            return
         with atomic_directory(target, replaceable=lambda _: True) as temporary:
-            for name, tensors in groups.items():
-                try:
-                    save_file(tensors, temporary / f"{name}.safetensors")
-                except SafetensorError as error:  # how the library reports a full disk
-                    raise OSError(f"{target}: could not be written ({error})") from None
+            if processes.count == 1:
+                _write_whole(temporary, groups)
+            else:
+                processes.agree(str(temporary))
+                write_shards(temporary / _SHARDS, groups)
             (temporary / _STATE).write_text(json.dumps({"step": step}) + "\n")
         for _, old in self.checkpoints()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, path: Path, name: str) -> dict[str, Tensor]:
-        """One group of a checkpoint.
+    def load(
+        self, path: Path, group: str, owner: Callable[[str], Tensor | None]
+    ) -> dict[str, Tensor]:
+        """One group of a checkpoint, whoever wrote it; several processes all call this.
+
+        Args:
+            path: of the checkpoint.
+            group: the group.
+            owner: the parameter that a tensor belongs to, by name, if there is one.
+
+        Returns:
+            Tensors by name, where their owner is; sharded as it is if they have its shape.
 
         Raises:
             CheckpointError: it is damaged.
         """
-        file = path / f"{name}.safetensors"
+        shards, file = path / _SHARDS, path / f"{group}.safetensors"
         try:
-            return {_current_name(name): tensor for name, tensor in load_file(file).items()}
-        except (SafetensorError, OSError) as error:
+            if shards.is_dir():
+                return read_shards(shards, group, lambda name, shape: _empty(shape, owner(name)))
+            found = {_current_name(name): tensor for name, tensor in load_file(file).items()}
+        except Exception as error:  # noqa: BLE001 - damage shows in as many ways as there are readers
+            where = shards if shards.is_dir() else file
             allowed = f"remove {path.name} to continue from the one before"
-            raise CheckpointError(str(file), f"not readable ({error})", allowed) from None
+            raise CheckpointError(str(where), f"not readable ({error})", allowed) from None
+        return {name: _like(tensor, owner(name)) for name, tensor in found.items()}
 
     def cut_metrics(self, step: int) -> None:
         """Drop the metrics of steps that will run again."""
@@ -196,6 +229,27 @@ class RunDirectory:
                 if isinstance(value, float):
                     self._board.add_scalar(name, value, row["step"])
             self._board.flush()
+
+
+def _write_whole(directory: Path, groups: Groups) -> None:
+    for name, tensors in groups.items():
+        try:
+            save_file(dict(tensors), directory / f"{name}.safetensors")
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{directory}: could not be written ({error})") from None
+
+
+def _like(tensor: Tensor, owner: Tensor | None) -> Tensor:
+    return tensor if owner is None else sharded_like(tensor, owner)
+
+
+def _empty(shape: torch.Size, owner: Tensor | None) -> Tensor:
+    """A tensor to read into."""
+    if owner is None:
+        return torch.empty(shape)
+    if owner.shape == shape:
+        return torch.empty_like(owner.detach())
+    return torch.empty(shape, device=owner.device)
 
 
 def _current_name(name: str) -> str:

@@ -28,7 +28,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from trimode.checkpoints import Checkpoint, MaskToken, save_adapter, save_checkpoint
+from trimode.checkpoints import Checkpoint, MaskToken, save_adapter, stream_checkpoint
 from trimode.checkpoints.text_files import source_files, source_tokens
 from trimode.errors import CheckpointError, InputError, TrimodeError
 from trimode.training.adapter import (
@@ -37,10 +37,11 @@ from trimode.training.adapter import (
     head_matrix,
     train_adapter,
     train_everything,
+    weight_names,
 )
 from trimode.training.config import TrainConfig
 from trimode.training.data import fingerprint as data_fingerprint
-from trimode.training.distributed import gathered, sharded_like, start
+from trimode.training.distributed import gathered, start
 from trimode.training.evaluate import decode, held_out_losses
 from trimode.training.memory import keep_freed_memory, return_freed_memory
 from trimode.training.objective import LossSum, ObjectiveConfig, joint_loss
@@ -103,7 +104,7 @@ class Trainer:
                 "evaluation.prompts"
             )
         adapter = first_adapter_of(config, checkpoint) if config.train == "adapter" else None
-        self.processes = start(config.device)
+        self.processes = start(config.device, config.replicate)
         check_batch_size(config, self.processes.count)
         self.model = build_model(config, checkpoint, adapter)
         self.transformer = self.model.transformer
@@ -176,11 +177,13 @@ class Trainer:
             # Save the last step, or the step at which a signal ended the run.
             if self.step != self._saved_step:
                 self.save()
-            if self._stopped():
+            stopped = self._stopped()
+            if stopped:
                 self._say_if_late()
-                return False
-        self.export()
-        return True
+        if not stopped:
+            self.export()
+        self.processes.leave()
+        return not stopped
 
     def train_step(self) -> dict[str, Any]:
         """One optimiser step; returns its metrics."""
@@ -318,16 +321,16 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        weights = {item.name: gathered(item.parameter.detach()) for item in self.trained}
-        groups = {"weights": weights}
-        moments: dict[str, torch.Tensor] = {}
-        for item in self.trained:
-            for name, value in self.optimiser.state[item.parameter].items():
-                moments[f"{item.name}.{name}"] = gathered(torch.as_tensor(value))
+        moments = {
+            f"{item.name}.{name}": torch.as_tensor(value)
+            for item in self.trained
+            for name, value in self.optimiser.state[item.parameter].items()
+        }
+        groups = {"weights": {item.name: item.parameter.detach() for item in self.trained}}
         groups["optimiser"] = moments
         if self.average is not None:
-            groups["average"] = {name: gathered(v) for name, v in self.average.values.items()}
-        self.directory.save(self.step, groups)
+            groups["average"] = self.average.values
+        self.directory.save(self.step, groups, self.processes)
         self.processes.wait()
 
     def export(self) -> Path:
@@ -348,12 +351,17 @@ class Trainer:
                 if self.processes.first:
                     save_adapter(self.directory.final, adapter, self.model.config)
             else:
-                weights = [(n, w.to(dtype)) for n, w in export_weights(self.transformer)]
-                if self.processes.first:
-                    save_checkpoint(
+                weights = export_weights(self.transformer)
+                if not self.processes.first:
+                    for _ in weights:
+                        pass  # the first process gets each of them whole, and writes it
+                else:
+                    stream_checkpoint(
                         self.directory.final,
                         self.model.config,
                         weights,
+                        weight_names(self.transformer),
+                        dtype,
                         tokenizer=self.model.tokenizer,
                         chat_template=self.model.chat_template,
                         vision=self.model.vision_or_none,
@@ -371,12 +379,12 @@ class Trainer:
             return
         self.step, path = found[-1]
         self._saved_step = self.step
-        self._copy_in(self.directory.load(path, "weights"), path)
+        parameters = {item.name: item.parameter for item in self.trained}
+        self._copy_in(self.directory.load(path, "weights", parameters.get), path)
         self._load_moments(path)
         if self.average is not None:
-            values = self.directory.load(path, "average")
-            for item in self.trained:
-                self.average.values[item.name] = sharded_like(values[item.name], item.parameter)
+            values = self.directory.load(path, "average", parameters.get)
+            self.average.values = {name: values[name] for name in parameters}
         self.directory.cut_metrics(self.step)
         self._console.print(f"continuing from step {self.step}", highlight=False)
 
@@ -384,13 +392,17 @@ class Trainer:
         """The optimiser's state, as `save` wrote it."""
         parameters = {item.name: item.parameter for item in self.trained}
         kinds: dict[str, set[str]] = {}
-        for name, value in self.directory.load(path, "optimiser").items():
+
+        def owner_of(name: str) -> torch.Tensor | None:
+            return parameters.get(name.rpartition(".")[0])
+
+        for name, value in self.directory.load(path, "optimiser", owner_of).items():
             owner, _, kind = name.rpartition(".")
             parameter = parameters.get(owner)
             if parameter is None or (value.ndim and value.shape != parameter.shape):
                 found = "unknown" if parameter is None else f"shape {list(value.shape)}"
                 raise CheckpointError(f"{path}: {name}", found, "a checkpoint of this run")
-            self.optimiser.state[parameter][kind] = sharded_like(value, parameter)
+            self.optimiser.state[parameter][kind] = value
             kinds.setdefault(owner, set()).add(kind)
         every = set().union(*kinds.values())
         for owner, found in kinds.items():
@@ -405,7 +417,7 @@ class Trainer:
             if value is None or value.shape != item.parameter.shape:
                 found = "missing" if value is None else f"shape {list(value.shape)}"
                 raise CheckpointError(f"{path}: {item.name}", found, "a checkpoint of this run")
-            item.parameter.copy_(sharded_like(value, item.parameter))
+            item.parameter.copy_(value)
 
     def _stopped(self) -> bool:
         """Whether a signal reached any of the processes."""

@@ -33,8 +33,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         refuse_if_stopping(service)
-        if service.worker.stuck:
-            raise ApiError(503, "the engine does not answer", code="stuck")
+        if (fault := service.worker.fault) is not None:
+            raise ApiError(503, fault, code="stuck")
         return {"status": "ready"}
 
     @app.get("/version")
@@ -51,7 +51,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.put("/admin/mode", dependencies=admin)
     async def set_mode(body: ModeChange) -> dict[str, str]:
-        service.defaults = service.defaults.updated({"mode": body.mode})
+        service.set_mode(body.mode)
         return {"mode": service.defaults.mode}
 
     @app.get("/props")

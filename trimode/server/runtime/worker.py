@@ -12,7 +12,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
 
@@ -164,12 +164,17 @@ class EngineWorker:
     def start(self) -> None:
         """Start the loop."""
         self._running = self._thread.submit(self._run)
+        self._running.add_done_callback(_log_end)
 
     @property
-    def stuck(self) -> bool:
-        """Whether a step takes far longer than any should."""
+    def fault(self) -> str | None:
+        """Why no request will be answered, in words; None if all is well."""
         began = self._step_began
-        return began is not None and time.monotonic() - began > _STUCK_SECONDS
+        if began is not None and time.monotonic() - began > _STUCK_SECONDS:
+            return "the engine does not answer"
+        if self._running is not None and self._running.done():
+            return "the engine's thread has ended"
+        return None
 
     @property
     def busy(self) -> bool:
@@ -185,9 +190,7 @@ class EngineWorker:
         self._commands.put(None)
         if self._running is None:
             return
-        try:
-            self._running.result(_STUCK_SECONDS)
-        except TimeoutError:
+        if wait([self._running], _STUCK_SECONDS).not_done:
             logger.critical("the engine does not end")
             os._exit(1)  # no thread can be ended from outside
 
@@ -381,6 +384,12 @@ class EngineWorker:
         """Wake the event loop once for all of them."""
         if steps and not (loop := steps[0][0].channel.loop).is_closed():
             loop.call_soon_threadsafe(_put_all, steps)
+
+
+def _log_end(running: Future[None]) -> None:
+    """Say why the engine's thread has ended, unless it was told to."""
+    if (error := running.exception()) is not None:
+        logger.critical("the engine's thread has ended", exc_info=error)
 
 
 def _failure(sequence: Sequence) -> EngineFailedError:
