@@ -61,7 +61,7 @@ def weights(output, name="model.safetensors"):
     return load_file(output / "final" / name)
 
 
-@pytest.mark.parametrize("kind", ["everything", "adapter"])
+@pytest.mark.parametrize("kind", ["everything", pytest.param("adapter", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_does(setting, tmp_path, kind):
     more = ("--set", f"train={kind}", "--set", "adapter.rank=4")
     if kind == "adapter":
