@@ -92,3 +92,22 @@ def test_contributing_names_every_folder():
         inner = f"`{folder.name}/`" in text and f"`{folder.parts[0]}/`" in text
         above = f"`{folder.parent}/`" in text and folder.parent.name in ("built_in", "results")
         assert f"`{folder}/`" in text or inner or above, f"{folder} is not in CONTRIBUTING.md"
+
+
+def test_docs_vision_names_what_is_read_and_its_limits():
+    from trimode.checkpoints.families import VISION_LAYOUTS
+    from trimode.server import ServerSettings
+    from trimode.text.image_parts import DETAILS
+    from trimode.vision import DEFAULT_LIMITS
+    from trimode.vision.images import FORMATS
+
+    text = (ROOT / "docs" / "vision.md").read_text(encoding="utf-8")
+    for layout in VISION_LAYOUTS:
+        assert f"| `{layout}` |" in text
+    for kind in FORMATS:
+        assert kind.lower() in text.lower()
+    for detail in DETAILS:
+        assert f"`{detail}`" in text or f"detail: {detail}" in text
+    assert f"| a file | {DEFAULT_LIMITS.bytes // 2**20} MiB |" in text
+    assert f"{DEFAULT_LIMITS.pixels / 1e6:.0f} million" in text
+    assert f"`trimode serve --max-images`, {ServerSettings().max_images} |" in text
