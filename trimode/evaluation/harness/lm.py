@@ -183,12 +183,12 @@ class TrimodeLM(TemplateLM):
                 self._answers.add(asked[n][0], each)
                 bar.update()
         found = []
-        for (request, _, _), key in zip(requests, keys, strict=True):
+        for request, key in zip(requests, keys, strict=True):
             known = self._answers.likelihood(key)
             assert known is not None
             found.append((known.log_probability, known.greedy))
-            if request is not None:
-                self.cache_hook.add_partial("loglikelihood", request, found[-1])
+            if request[0] is not None:
+                self.cache_hook.add_partial("loglikelihood", request[0], found[-1])
         return found
 
     def _bar(self, total: int, disable: bool) -> tqdm:
