@@ -102,7 +102,7 @@ class Engine:
         self.scheduler = Scheduler(pool, max_sequences=max_sequences, limits=RowLimits(max_rows))
         self.images = ImageQueue(model.vision_or_none, image_bytes)
         self._pass_seconds = 0.0
-        """Of the latest pass."""
+        """Of the latest pass that read no prompt: passes that do may take much longer."""
         self._costs: CostCurve | None = None
         self._check: CostCheck | None = None
         self._warned = False
@@ -226,12 +226,13 @@ class Engine:
             return updates
         self._load.sequences = len(self.live)
         self._steps += 1
-        began = time.monotonic()
+        began, reads_prompts = time.monotonic(), any(part.sequence.splittable for part in slices)
         try:
             results = self._run(slices)
         except Exception as error:  # noqa: BLE001 - the sequence at fault is found below
             return updates + self._run_alone(slices, error)
-        self._pass_seconds = time.monotonic() - began
+        if not reads_prompts:
+            self._pass_seconds = time.monotonic() - began
         return updates + self._deliver(slices, results)
 
     def _read_images(self) -> list[Update]:
