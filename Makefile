@@ -58,9 +58,14 @@ ray: $(VENV)/.dev
 	$(BIN)/pip install --quiet --editable ".[ray]"
 	$(TEST_ENV) $(BIN)/pytest tests/ray
 
+# HAProxy and nginx (Debian's packages, installed if missing) and smg, in front of two servers.
+balancers: $(VENV)/.dev
+	which haproxy nginx >/dev/null || apt-get install --yes --quiet haproxy nginx
+	$(BIN)/pip install --quiet --group balancers
+	PATH="$(abspath $(BIN)):$$PATH" $(TEST_ENV) $(BIN)/pytest tests/balancers
+
 # Checks that each engine which `make peers` compares starts and answers.
-peers-QUICK := not slow and not browser and not clients and not peers and not ray and not balancers
-test: $(VENV)/.dev
+peers-test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
 	$(TEST_ENV) $(BIN)/pytest -m peers tests/benchmarks
 
@@ -73,8 +78,7 @@ peers: $(VENV)/.dev
 	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
 
 # `trimode eval`, which needs lm-evaluation-harness, and bubblewrap for the sandbox.
-eval-QUICK := not slow and not browser and not clients and not peers and not ray and not balancers
-test: $(VENV)/.dev
+eval-test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --editable ".[eval]"
 	$(TEST_ENV) $(BIN)/pytest tests/evaluation tests/cli/test_eval.py
 
