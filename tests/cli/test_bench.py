@@ -428,7 +428,7 @@ def test_tune_says_how_many_replicas_a_load_needs(cli):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--cost-curve", "h100-8b", "--acceptance", "3"), "cost_curve: 'h100-8b'; a file of"),
+        (("--cost-curve", "h200-8b", "--acceptance", "3"), "cost_curve: 'h200-8b'; a file of"),
         (("--cost-curve", "b200-8b"), "acceptance: missing; give it, or a workload"),
         (("--acceptance", "3"), "acceptance: 3; goes with --cost-curve"),
         (("--block-length", "3"), "block_length: 3; goes with --acceptance"),

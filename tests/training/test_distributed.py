@@ -214,7 +214,10 @@ def signal_all(agent, number, times):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(
     ("number", "times"),
-    [(signal.SIGTERM, 2), pytest.param(signal.SIGINT, 5, marks=pytest.mark.slow)],
+    [
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_signals_that_come_twice_at_once_lose_nothing(setting, tmp_path, number, times):
     """Ended by repeated signals, at moments that vary, and continued each time."""
