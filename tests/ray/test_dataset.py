@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("ray")
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.ray.cluster import EXAMPLES
 from trimode import generate as generate_one
@@ -51,7 +52,7 @@ def test_results_are_those_of_generate_in_the_order_of_the_rows(tiny, answers):
         assert result["nfe"] == alone.stats.nfe
 
 
-def test_columns_of_results_have_types_that_do_not_depend_on_the_rows(answers):
+def test_columns_of_results_have_types_that_do_not_depend_on_the_rows(answers, tmp_path):
     assert {*RESULTS.names, "id"} == RESULT_FIELDS
     one = answers(pa.Table.from_pylist([{"id": "a", "prompt": "x"}]))
     other = answers(pa.Table.from_pylist([{"id": "b", "prompt": "x", "mode": "auto"}]))
@@ -59,6 +60,8 @@ def test_columns_of_results_have_types_that_do_not_depend_on_the_rows(answers):
     both = pa.concat_tables([one, other])
     assert both.column("plans").to_pylist()[0] is None
     assert dict(both.column("plans").to_pylist()[1])
+    pq.write_table(both, tmp_path / "both.parquet")
+    assert pq.read_table(tmp_path / "both.parquet").to_pylist() == both.to_pylist()
 
 
 def test_a_wrong_row_is_named_and_the_next_batch_is_answered(answers):

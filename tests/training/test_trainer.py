@@ -268,6 +268,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_to_continue_from(base, data, tmp
         assert torch.equal(weights(again)[name], value), name
 
 
+def test_what_a_killed_save_left_is_removed(base, data, tmp_path):
+    run(config_of(base, data, tmp_path / "run", steps=2, save_every=2))
+    left = tmp_path / "run" / "checkpoints" / ".step-000004.partial-77"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"half")
+    run(config_of(base, data, tmp_path / "run", steps=2, save_every=2))
+    assert not left.exists()
+
+
 def test_a_damaged_checkpoint_is_named(base, data, tmp_path):
     run(config_of(base, data, tmp_path / "run", steps=2, save_every=2))
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()

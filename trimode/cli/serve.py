@@ -203,7 +203,9 @@ def serve(
 
     server = open_server(service, host=address.host, port=address.port)
     sys.stderr.write(
-        ready_message(service.name, server.url, mode, needs_key=bool(settings.api_keys))
+        ready_message(
+            service.name, server.url, settings.defaults.mode, needs_key=bool(settings.api_keys)
+        )
     )
     sys.stderr.flush()
     freeze_memory()

@@ -131,9 +131,8 @@ class RunDirectory:
         if not writes:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in (self.path / "checkpoints").glob(
-            ".step-*.partial-*"
-        ):  # of a save that was killed
+        killed_saves = (self.path / "checkpoints").glob(".step-*.partial-*")
+        for left in killed_saves:
             shutil.rmtree(left, ignore_errors=True)
         record |= {"trimode": __version__, "git_revision": _revision()}
         write_text(self._config_path, json.dumps(record, indent=2) + "\n")
