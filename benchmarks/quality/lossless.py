@@ -80,8 +80,8 @@ def main() -> None:
             equal = f"{outcome.answers - len(flips)}/{outcome.answers}"
             table.add_row(outcome.name, equal, str(outcome.tokens), listed)
             console.print(f"{outcome.name}: {equal} equal", highlight=False)
+            save(name, {**header(), **asked_for, "runs": rows})  # the rest: --only
     console.print(table)
-    save(name, {**header(), **asked_for, "runs": rows})
     total, flips = sum(row["prompts"] for row in rows), sum(len(row["flips"]) for row in rows)
     console.print(f"{flips} flips in {total} answers of all runs")
 
