@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.machine import KINDS, RESULTS
+from benchmarks.lib.plots import rate_bars
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PICTURES = PAGE.parent / "pictures"
@@ -54,7 +55,7 @@ def best_of(rows: list[Result], load: int, wanted: Callable[[Result], bool]) -> 
     return max(chosen, key=lambda row: row["tokens_per_second"], default=None)
 
 
-def decision(_: Result | None) -> str:
+def decision() -> str:
     """What to use on which machine: our fastest format, and llama.cpp's fastest."""
     rows = []
     for kind in KINDS:
@@ -340,7 +341,7 @@ def memory(result: Result) -> str:
     return markdown(("requests", *(f"{s['requests']:,}" for s in shown)), rows)
 
 
-def lossless(_: Result | None) -> str:
+def lossless() -> str:
     """All runs that compared answers with `ar`'s."""
     rows = []
     for path in sorted(RESULTS.glob("*/lossless_*.json")):
@@ -401,14 +402,14 @@ BUILDERS: dict[str, Callable[[Any], str]] = {
     "memory": memory,
 }
 """By the result's name up to the first underscore that makes it one of these."""
-SUMMARIES: dict[str, Callable[[Any], str]] = {"decision": decision, "lossless": lossless}
+SUMMARIES: dict[str, Callable[[], str]] = {"decision": decision, "lossless": lossless}
 """Tables of several results."""
 
 
 def table(name: str) -> str:
     """The table of a marker, with the command that made its result."""
     if name in SUMMARIES:
-        return SUMMARIES[name](None)
+        return SUMMARIES[name]()
     kind, _, rest = name.partition("/")
     result = read(name)
     builder = next(
@@ -426,7 +427,7 @@ def filled(text: str) -> str:
 
 
 def plots() -> None:
-    """Three pictures: who is how fast, what rows cost, what a pass's limits are."""
+    """Three pictures: who is how fast at one request and at sixteen, and what rows cost."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -438,14 +439,7 @@ def plots() -> None:
             1, len(found), figsize=(4 * len(found), 3.4), layout="constrained", sharex=True
         )
         for axis, (kind, result) in zip(axes, found.items(), strict=True):
-            rows = [r for r in result["rows"] if r["concurrency"] == load][::-1]
-            names = [f"{r['engine'].replace('-', ' ', 1)} {r['mode']}" for r in rows]
-            colours = ["tab:blue" if r["engine"].startswith("trimode") else "0.6" for r in rows]
-            axis.barh(names, [r["tokens_per_second"] for r in rows], color=colours)
-            axis.bar_label(axis.containers[0], fmt="%.0f", padding=2, fontsize=8)
-            axis.set(title=NAMES[kind], xlabel="tokens / s")
-            axis.margins(x=0.15)
-            axis.tick_params(axis="y", labelsize=8)
+            rate_bars(axis, [r for r in result["rows"] if r["concurrency"] == load], NAMES[kind])
         figure_.savefig(PICTURES / f"benchmarks_{load}.png", dpi=110)
         plt.close(figure_)
     figure_, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")

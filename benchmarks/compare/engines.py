@@ -34,6 +34,7 @@ from rich.table import Table
 from benchmarks.lib.clients import ClientLoad, measure, percentile
 from benchmarks.lib.machine import header, results, save
 from benchmarks.lib.peers import OURS, PEERS, HttpEngine, Mode, modes_of, start
+from benchmarks.lib.plots import rate_bars
 from benchmarks.lib.prompts import prompt_sets
 
 WARM_UP_PROMPTS, WARM_UP_TOKENS = 3, 48
@@ -214,16 +215,7 @@ def plot(rows: list[dict], path: Path) -> None:
     levels = sorted({row["concurrency"] for row in rows})
     figure, axes = plt.subplots(1, len(levels), figsize=(4.4 * len(levels), 4.6), squeeze=False)
     for axis, level in zip(axes[0], levels, strict=True):
-        chosen = [row for row in rows if row["concurrency"] == level][::-1]
-        names = [f"{row['engine']} {row['mode']}" for row in chosen]
-        rates = [row["tokens_per_second"] for row in chosen]
-        ours = ["tab:blue" if row["engine"].startswith("trimode") else "0.6" for row in chosen]
-        axis.barh(names, rates, color=ours)
-        axis.bar_label(axis.containers[0], fmt="%.0f", padding=2, fontsize=8)
-        axis.tick_params(axis="y", labelsize=8)
-        axis.set_title(f"{level} at once")
-        axis.set_xlabel("tokens / s")
-        axis.margins(x=0.15)  # room for the labels at the ends of bars
+        rate_bars(axis, [row for row in rows if row["concurrency"] == level], f"{level} at once")
     figure.tight_layout()
     figure.savefig(path.with_suffix(".png"), dpi=110)
     figure.savefig(path.with_suffix(".svg"))

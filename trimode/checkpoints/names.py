@@ -196,7 +196,8 @@ def check_tensors(
             where, f"{len(found)} tensors", f"must hold those of {config.num_layers} layers"
         )
     expected = expected_tensors(config)
-    known = {name: shape for name, shape in found.items() if name not in set(ignore)}
+    ignored = set(ignore)
+    known = {name: shape for name, shape in found.items() if name not in ignored}
     what = f"the {len(expected)} tensors of a {config.family} model"
     compare_tensors(expected, known, where, what)
 

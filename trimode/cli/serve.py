@@ -138,10 +138,10 @@ class Served:
         Raises:
             InputError: a value is out of range, or the file of keys cannot be read.
         """
+        if self.record.log not in _LOGS:  # before the import, which takes seconds
+            raise InputError("log", repr(self.record.log), f"allowed: {', '.join(_LOGS)}")
         from trimode.server import ServerSettings
 
-        if self.record.log not in _LOGS:
-            raise InputError("log", repr(self.record.log), f"allowed: {', '.join(_LOGS)}")
         access, limits = self.access, self.limits
         return ServerSettings(
             name=access.served_model_name,
