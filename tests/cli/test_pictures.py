@@ -109,6 +109,16 @@ def test_rows_are_checked_before_the_model_is_loaded(cli, scans, tmp_path):
     assert_one_line_error(found, 2, "bench measures texts alone")
 
 
+def test_compare_shows_a_picture_to_every_mode(cli, seeing, scans, expected):
+    wanted = expected(scans / "0.png")
+    found = cli("compare", "-m", seeing, "--image", scans / "0.png", "What?", "--json", *FEW).json()
+    texts = {row["mode"]: row["text"] for row in found["results"]}
+    assert {"ar", "linear", "quadratic", "diffusion", "auto"} == set(texts)
+    assert all(texts[mode] == wanted.text for mode in ("ar", "linear", "quadratic", "auto"))
+    gone = cli("compare", "-m", seeing, "--image", scans / "none.png", "What?")
+    assert_one_line_error(gone, 2, "none.png")
+
+
 def test_a_file_that_changes_while_it_waits_is_an_error(seeing, scans, tmp_path):
     from trimode.config import GenerationOptions
     from trimode.engine import Engine, read_prompt

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ from trimode.errors import InputError
 if TYPE_CHECKING:
     from trimode.checkpoints import LoadedModel
     from trimode.config import GenerationOptions
-    from trimode.engine import GenerationResult
+    from trimode.engine import EncodedPrompt, GenerationResult
 
 _MODES = "ar,auto,linear,quadratic,diffusion"
 _DEMO_PROMPTS = {
@@ -41,6 +41,7 @@ def compare(
     model: opt.ModelOptions,
     modes: Annotated[str, typer.Option("--modes", help="Comma-separated.")] = _MODES,
     decoding: ComparedOptions,
+    image: opt.Image = None,
     system: opt.System = None,
     raw: opt.Raw = False,
     json_output: opt.Json = False,
@@ -48,13 +49,15 @@ def compare(
 ) -> None:
     """Answer one prompt in every mode, side by side."""
     all_options = _for_modes(modes, decoding)
+    for path in image or ():
+        opt.existing_file(path, "image")
     name, prompt = opt.model_and_prompt(model.model, words)
     # By default a mode that the model cannot run is left out; one that was asked for is refused.
     asked = () if modes == _MODES else all_options
     loaded = opt.load_model(model.named(name), progress=not no_progress, asked=asked)
     all_options = _possible(loaded, all_options)
-    messages = opt.as_messages(prompt, system)
-    rows = _run(loaded, [messages], all_options, raw=raw, progress=not no_progress)
+    encoded = opt.PromptOptions(system=system, raw=raw).encoded(loaded, prompt, image or ())
+    rows = _run(loaded, [encoded], all_options, progress=not no_progress)
     if json_output:
         found = [result.to_json() for results in rows for result in results]
         sys.stdout.write(json.dumps({"results": found}) + "\n")
@@ -70,8 +73,8 @@ def demo(
     all_options = _for_modes(_MODES, decoding)
     loaded = opt.load_model(model, progress=not no_progress)
     all_options = _possible(loaded, all_options)
-    prompts = list(_DEMO_PROMPTS.values())
-    rows = _run(loaded, prompts, all_options, raw=False, progress=not no_progress)
+    encoded = [opt.PromptOptions().encoded(loaded, text) for text in _DEMO_PROMPTS.values()]
+    rows = _run(loaded, encoded, all_options, progress=not no_progress)
     _print(loaded, rows, tuple(_DEMO_PROMPTS))
 
 
@@ -112,24 +115,22 @@ def _for_modes(modes: str, decoding: ComparedOptions) -> list["GenerationOptions
 
 def _run(
     model: "LoadedModel",
-    prompts: Sequence[Any],
+    prompts: Sequence["EncodedPrompt"],
     all_options: list["GenerationOptions"],
     *,
-    raw: bool,
     progress: bool,
 ) -> Iterator[list["GenerationResult"]]:
     """The answers of each mode, after a short warm-up so that the first has no disadvantage."""
     from trimode.cli.render import spinner
-    from trimode.engine import Engine, GenerationResult, drain, encode_prompt
+    from trimode.engine import Engine, GenerationResult, drain
 
-    encoded = [encode_prompt(model, prompt, raw=raw) for prompt in prompts]
     for options in all_options:
         results = []
         with spinner(f"{options.mode}", enabled=progress):
-            for ids in encoded:
+            for prompt in prompts:
                 for asked in (replace(options, max_tokens=2), options):
                     engine = Engine(model, max_sequences=1)
-                    sequence = engine.add(ids, asked)
+                    sequence = engine.add(prompt.tokens, asked, images=prompt.images)
                     for _ in drain(engine):
                         pass
                 results.append(GenerationResult.of(sequence, model.name))
