@@ -1,0 +1,65 @@
+"""The fonts that documents are drawn in: free ones that Debian packages.
+
+    apt-get install fonts-dejavu-core fonts-liberation fonts-freefont-ttf fonts-open-sans \
+        fonts-roboto-unhinted fonts-inconsolata fonts-crosextra-carlito fonts-hack \
+        fonts-ebgaramond fonts-linuxlibertine fonts-cantarell fonts-firacode \
+        fonts-lato fonts-crosextra-caladea fonts-courier-prime
+
+Three families are never trained on: one without serifs, one with serifs, one of equal widths.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import ImageFont
+
+_FOLDER = Path("/usr/share/fonts")
+_TRAINED = {
+    "DejaVuSans": "truetype/dejavu/DejaVuSans.ttf",
+    "DejaVuSans-Bold": "truetype/dejavu/DejaVuSans-Bold.ttf",
+    "DejaVuSerif": "truetype/dejavu/DejaVuSerif.ttf",
+    "DejaVuSansMono": "truetype/dejavu/DejaVuSansMono.ttf",
+    "LiberationSans": "truetype/liberation/LiberationSans-Regular.ttf",
+    "LiberationSans-Bold": "truetype/liberation/LiberationSans-Bold.ttf",
+    "LiberationSerif": "truetype/liberation/LiberationSerif-Regular.ttf",
+    "LiberationSerif-Bold": "truetype/liberation/LiberationSerif-Bold.ttf",
+    "LiberationMono": "truetype/liberation/LiberationMono-Regular.ttf",
+    "FreeSans": "truetype/freefont/FreeSans.ttf",
+    "FreeSerif": "truetype/freefont/FreeSerif.ttf",
+    "FreeMono-Bold": "truetype/freefont/FreeMonoBold.ttf",
+    "OpenSans": "truetype/open-sans/OpenSans-Regular.ttf",
+    "OpenSans-Semibold": "truetype/open-sans/OpenSans-Semibold.ttf",
+    "Roboto": "truetype/roboto/unhinted/RobotoTTF/Roboto-Regular.ttf",
+    "Roboto-Medium": "truetype/roboto/unhinted/RobotoTTF/Roboto-Medium.ttf",
+    "Inconsolata": "truetype/inconsolata/Inconsolata.otf",
+    "Carlito": "truetype/crosextra/Carlito-Regular.ttf",
+    "Hack": "truetype/hack/Hack-Regular.ttf",
+    "EBGaramond": "opentype/ebgaramond/EBGaramond12-Regular.otf",
+    "LinuxLibertine": "opentype/linux-libertine/LinLibertine_R.otf",
+    "LinuxBiolinum": "opentype/linux-libertine/LinBiolinum_R.otf",
+    "Cantarell": "opentype/cantarell/Cantarell-Regular.otf",
+    "FiraCode": "truetype/firacode/FiraCode-Regular.ttf",
+}
+_HELD_OUT = {
+    "Lato": "truetype/lato/Lato-Regular.ttf",
+    "Caladea": "truetype/crosextra/Caladea-Regular.ttf",
+    "CourierPrime": "opentype/courier-prime/Courier Prime.otf",
+}
+TRAINED = tuple(_TRAINED)
+HELD_OUT = tuple(_HELD_OUT)
+EQUAL_WIDTHS = ("DejaVuSansMono", "LiberationMono", "FreeMono-Bold", "Inconsolata", "Hack",
+                "FiraCode", "CourierPrime")  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font by its name here, in pixels.
+
+    Raises:
+        SystemExit: its package is not installed.
+    """
+    path = _FOLDER / {**_TRAINED, **_HELD_OUT}[name]
+    if not path.exists():
+        raise SystemExit(f"{path}: not installed; reproduce/documents/fonts.py names the packages")
+    # The basic layout places characters one after the other, so their places are known.
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)

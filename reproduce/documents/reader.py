@@ -1,0 +1,97 @@
+"""The parts of the document reader, and the checkpoint that they make together."""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from reproduce.documents.lora import add_lora, exported
+from reproduce.documents.teach import CONFIG
+from trimode.checkpoints import (
+    Checkpoint,
+    open_checkpoint,
+    read_adapter,
+    save_adapter,
+    save_checkpoint,
+)
+from trimode.checkpoints.sources import BUILT_IN
+from trimode.config import DEFAULT_MODEL, ModelConfig
+from trimode.model import AdapterWeights, as_floats, expected_tensors, merged
+from trimode.text import ChatTemplate, Tokenizer
+from trimode.vision import ImageTokens, Vision, VisionModel
+
+TEMPLATE = Path(__file__).with_name("template.jinja")
+IMAGE, ROW_BREAK, END = "<file_sep>", "<issue_start>", "<issue_closed>"
+"""Tokens that stand for a square, a row's end and a picture's end. The base never learned them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Base:
+    """The built-in model and the adapter that makes it denoise."""
+
+    checkpoint: Checkpoint
+    adapter: AdapterWeights
+    template: ChatTemplate
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the language model."""
+        return self.checkpoint.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the language model."""
+        return self.checkpoint.tokenizer
+
+
+def open_base() -> Base:
+    """Open the built-in model."""
+    checkpoint = open_checkpoint(DEFAULT_MODEL)
+    adapter = read_adapter(BUILT_IN[DEFAULT_MODEL].adapter)
+    mask = adapter.mask_token_id or checkpoint.config.mask_token_id
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, mask_token_id=mask))
+    return Base(checkpoint, adapter, ChatTemplate(TEMPLATE.read_text(encoding="utf-8")))
+
+
+def taught(path: Path, base: Base) -> Vision:
+    """Tower and projector as teach.py left them, frozen."""
+    saved = torch.load(path, weights_only=False)["teacher"]
+    prefix = "vision."
+    weights = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+    model = VisionModel(CONFIG)
+    model.load_state_dict(weights)
+    ids = [base.tokenizer.token_id(name) for name in (IMAGE, ROW_BREAK, END)]
+    assert ids[0] is not None
+    tokens = ImageTokens(ids[0], ids[1], ids[2])
+    model = model.eval().requires_grad_(False)
+    return Vision(config=CONFIG, tokens=tokens, layout="mistral3", model=model)
+
+
+def main() -> None:
+    """Write `run/checkpoint`, which `trimode generate -m run/checkpoint --image ...` reads."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    base = open_base()
+    vision = taught(arguments.output / "teacher.pt", base)
+    saved = torch.load(arguments.output / "reader.pt", weights_only=False)
+    model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
+    trained = add_lora(model.transformer, saved["rank"])
+    for parameter, value in zip(trained, saved["lora"], strict=True):
+        parameter.data.copy_(value)
+    lora = exported(model.transformer)
+    save_adapter(arguments.output / "lora", lora.to(torch.bfloat16), base.config, overwrite=True)
+    read = merged(base.config, base.checkpoint.read, lora)
+    tensors = (
+        (name, as_floats(read(name)).to(torch.bfloat16)) for name in expected_tensors(base.config)
+    )
+    directory = arguments.output / "checkpoint"
+    save_checkpoint(directory, base.config, tensors, tokenizer=base.tokenizer,
+                    chat_template=base.template, vision=vision, overwrite=True)  # fmt: skip
+    save_adapter(directory / "linear_spec_lora", base.adapter, base.config)
+    print(directory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""Teaches the tower and the projector to write what they see, without the language model.
+
+    python -m reproduce.documents.teach --data data --output run [--minutes 60]
+
+A square's embedding is to be the embedding of the token that begins there. A second and a third
+token are added to it, each turned by a fixed rotation. A classifier of characters helps the middle
+layers along and is thrown away afterwards. Pages are easy at first, and become harder when most
+characters are read. Ctrl-C saves; the same command continues.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor, nn
+
+from reproduce.documents.kinds import DRILLS, KINDS, draw, eased
+from reproduce.documents.pages import Page
+from reproduce.documents.stop import Stop
+from reproduce.documents.targets import CHARACTERS, GLYPHS, NONE, SLOTS, Targets, targets
+from reproduce.documents.texts import Texts, open_texts
+from trimode.checkpoints import open_checkpoint
+from trimode.model import as_floats
+from trimode.text import Tokenizer
+from trimode.vision import ProcessedImage, VisionConfig, VisionModel, process
+
+CONFIG = VisionConfig(
+    text_size=576,
+    hidden_size=256,
+    intermediate_size=512,
+    num_layers=4,
+    num_heads=8,
+    rope_theta=100.0,
+    patch_size=10,
+    image_size=1000,
+    activation="silu",
+    merging_layer=False,
+)
+MIDDLE = 2
+"""Layers before the classifier of characters."""
+MIX = {**dict.fromkeys(KINDS, 1.0), **dict.fromkeys(DRILLS, 2.0), "prose": 3.0}
+_VARIANCE = 0.5
+_OTHERS = 1536
+"""Tokens that are not on the pages, drawn as wrong answers."""
+_HARDER = 0.003
+"""By how much `ease` falls in a step, if this share of the characters is read:"""
+_READ = 0.8
+_PEAK = 1.5e-3
+"""Learning rate."""
+
+Example = tuple[ProcessedImage, Targets]
+
+
+class Teacher(nn.Module):
+    """Losses of a batch of pages."""
+
+    def __init__(self, embedding: Tensor) -> None:
+        """`embedding`: of the language model, `[vocab, text]`."""
+        super().__init__()
+        self.vision = VisionModel(CONFIG)
+        self.middle = nn.Sequential(
+            nn.RMSNorm(CONFIG.hidden_size),
+            nn.Linear(CONFIG.hidden_size, GLYPHS * (CHARACTERS + 1)),
+        )
+        self.mean = embedding.mean(0)
+        self.words = embedding - self.mean
+        self.turns = rotations(embedding.shape[1])
+
+    def forward(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """Loss of tokens, loss of characters, embeddings, and shares that are right."""
+        images = [image.normalised(CONFIG) for image, _ in examples]
+        tower, projector = self.vision.vision_tower, self.vision.multi_modal_projector
+        grids = [tower.grid(image) for image in images]
+        x = torch.cat([tower.embed(image) for image in images])
+        parts = [tower.rotation(grid, x) for grid in grids]
+        cos, sin = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        sizes = [rows * columns for rows, columns in grids]
+        middle = x
+        for number, layer in enumerate(tower.layers):
+            x = layer(x, (cos, sin), sizes)
+            if number + 1 == MIDDLE:
+                middle = x
+        embeddings = projector(x, grids)
+        glyphs = torch.cat([found.glyphs for _, found in examples])
+        tokens = torch.cat([found.tokens for _, found in examples])
+        glyph_loss, glyph_right = self._glyphs(middle, glyphs)
+        token_loss, shares = self._tokens(embeddings - self.mean, tokens)
+        return token_loss, glyph_loss, embeddings, {**shares, "glyphs": glyph_right}
+
+    def _glyphs(self, x: Tensor, glyphs: Tensor) -> tuple[Tensor, float]:
+        logits = self.middle(x).view(-1, CHARACTERS + 1)
+        classes = torch.where(glyphs == NONE, CHARACTERS, glyphs).flatten()
+        there = classes != CHARACTERS
+        weights = torch.where(there, 1.0, 0.2)
+        loss = (F.cross_entropy(logits, classes, reduction="none") * weights).sum() / weights.sum()
+        right = (logits.argmax(-1) == classes)[there].float().mean()
+        return loss, float(right)
+
+    def _tokens(self, found: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of each slot's nearest word among those of the pages and some others."""
+        others = torch.randint(len(self.words), (_OTHERS,))
+        candidates = torch.cat((tokens[tokens != NONE], others)).unique()
+        words = self.words[candidates]
+        half = words.square().sum(1) / 2
+        place = torch.searchsorted(candidates, tokens.clamp(min=0))
+        losses, weights, shares = [], [], {}
+        for slot in range(SLOTS):
+            # A slot after an empty one says little: a few of them are enough.
+            rows = torch.rand(len(tokens)) < 0.05 if slot else torch.ones(len(tokens)).bool()
+            rows |= tokens[:, max(0, slot - 1)] != NONE
+            there = tokens[rows, slot] != NONE
+            logits = ((found[rows] @ self.turns[slot]) @ words.T - half) / _VARIANCE
+            logits = torch.cat((logits, logits.new_zeros(len(logits), 1)), 1)
+            classes = torch.where(there, place[rows, slot], len(candidates))
+            losses.append(F.cross_entropy(logits, classes, reduction="none"))
+            weights.append(torch.where(there, 1.0, 0.3))
+            right = logits.detach().argmax(-1) == classes
+            shares[f"slot{slot + 1}"] = float(right[there].float().mean()) if there.any() else 1.0
+            shares[f"empty{slot + 1}"] = float(right[~there].float().mean())
+        loss, weight = torch.cat(losses), torch.cat(weights)
+        return (loss * weight).sum() / weight.sum(), shares
+
+
+def rotations(size: int) -> Tensor:
+    """A rotation for each slot, the first one none at all: `[SLOTS, size, size]`."""
+    generator = torch.Generator().manual_seed(0)
+    turned = [torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
+              for _ in range(SLOTS - 1)]  # fmt: skip
+    return torch.stack([torch.eye(size), *turned])
+
+
+def example(page: Page, tokenizer: Tokenizer) -> Example:
+    """A page as the tower reads it, and what it is to see."""
+    image = process(page.image, CONFIG)
+    return image, targets(page, image, CONFIG, tokenizer)
+
+
+class Pages:
+    """Batches of new pages."""
+
+    def __init__(self, texts: Texts, tokenizer: Tokenizer) -> None:
+        self.texts, self.tokenizer = texts, tokenizer
+
+    def page(self, ease: float) -> Page:
+        """A page; see `eased`."""
+        if ease > 0:
+            return eased(self.texts, ease)
+        (kind,) = self.texts.rng.choices(list(MIX), list(MIX.values()))
+        return draw(self.texts, kind)
+
+    def batch(self, squares: int, ease: float) -> list[Example]:
+        """Pages with about so many squares."""
+        batch: list[Example] = []
+        while sum(image.tokens for image, _ in batch) < squares - 60:
+            batch.append(example(self.page(ease), self.tokenizer))
+        return batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="of training, all starts together"
+    )
+    parser.add_argument("--squares", type=int, default=400, help="of a step")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    checkpoint = open_checkpoint("smollm2-135m-instruct")
+    embedding = as_floats(checkpoint.read("embed_tokens.weight")).float()
+    torch.manual_seed(arguments.seed)
+    teacher = Teacher(embedding)
+    optimiser = torch.optim.AdamW(
+        teacher.parameters(), lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    state = arguments.output / "teacher.pt"
+    step, spent, ease = 0, 0.0, 1.0
+    if state.exists():
+        saved = torch.load(state, weights_only=False)
+        teacher.load_state_dict(saved["teacher"])
+        optimiser.load_state_dict(saved["optimiser"])
+        step, spent, ease = saved["step"], saved["seconds"], saved["ease"]
+    parameters = sum(p.numel() for p in teacher.vision.parameters())
+    console.print(f"{parameters / 1e6:.1f} M parameters, from step {step}", highlight=False)
+    stop = Stop()
+
+    def save() -> None:
+        found = {"teacher": teacher.state_dict(), "step": step, "seconds": spent, "ease": ease,
+                 "optimiser": optimiser.state_dict()}  # fmt: skip
+        torch.save(found, state.with_suffix(".new"))
+        state.with_suffix(".new").replace(state)
+
+    log = (arguments.output / "teach.jsonl").open("a", encoding="utf-8")
+    number = arguments.seed * 10**6 + step
+    texts = open_texts(arguments.data, number, held_out=False)
+    torch.manual_seed(number)
+    source = Pages(texts, checkpoint.tokenizer)
+    kept: dict[str, float] = {}
+    while spent < arguments.minutes * 60 and not stop.asked():
+        began = time.monotonic()
+        done = spent / (arguments.minutes * 60)
+        pages = source.batch(arguments.squares, ease)
+        scale = min(1.0, (step + 1) / 100) * min(1.0, (1 - done) / 0.4 + 0.02)
+        optimiser.param_groups[0]["lr"] = _PEAK * scale
+        token_loss, glyph_loss, _, shares = teacher(pages)
+        loss = token_loss + glyph_loss * max(0.1, 1 - 2 * done)
+        if not math.isfinite(float(loss.detach())):
+            raise SystemExit(f"step {step}: the loss is not finite")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        step += 1
+        spent += time.monotonic() - began
+        now: dict[str, float] = {
+            "loss": float(token_loss.detach()),
+            "glyph_loss": float(glyph_loss.detach()),
+            **shares,
+        }
+        kept = {name: 0.95 * kept.get(name, value) + 0.05 * value for name, value in now.items()}
+        if kept["glyphs"] > _READ:
+            ease = max(0.0, ease - _HARDER)
+        if step % 50 == 0:
+            row = {
+                "step": step,
+                "seconds": round(spent, 1),
+                "ease": round(ease, 3),
+                **{k: round(v, 4) for k, v in kept.items()},
+            }
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            console.print(json.dumps(row), highlight=False, soft_wrap=True)
+        if step % 500 == 0:
+            save()
+    save()
+
+
+if __name__ == "__main__":
+    main()

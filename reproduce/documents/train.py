@@ -1,0 +1,164 @@
+"""Trains the language model to read what the tower writes, in all modes.
+
+    python -m reproduce.documents.train --data data --output run [--minutes 45] [--rank 16]
+
+Starts from `run/teacher.pt` of teach.py and writes `run/reader.pt`. The base and the built-in
+adapter that denoises stay as they are. What is trained is a LoRA that is on in all rows, by the
+joint objective: AR's cross-entropy on the clean copy, and the denoiser's on noisy blocks.
+Ctrl-C saves; the same command continues.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
+from reproduce.documents.lora import add_lora
+from reproduce.documents.pages import Page
+from reproduce.documents.reader import Base, open_base, taught
+from reproduce.documents.stop import Stop
+from reproduce.documents.texts import Texts, open_texts
+from trimode.training.conversations import parse_conversation
+from trimode.training.data import Batch, Document, PackedRows, tokenise
+from trimode.training.noise import NoiseConfig
+from trimode.training.objective import ObjectiveConfig, joint_loss
+from trimode.training.step import BlockConfig, StepConfig, draw_task, losses
+from trimode.vision import PictureFormat
+
+ROW = 512
+"""Tokens of a step."""
+_PEAK = 1e-3
+"""Learning rate."""
+STEP = StepConfig(
+    blocks=BlockConfig(
+        draft_form="led",
+        block_length=16,
+        other_lengths=(8, 6),
+        placement="random",
+        noisy_tokens=192,
+    ),
+    noise=NoiseConfig(level="block", weighting="none", draft_share=0.6, seeded_share=0.15),
+    objective=ObjectiveConfig(diffusion_loss_weight=0.5, distance_decay=0.95),
+)
+
+
+def asked(page: Page, texts: Texts) -> tuple[str, str]:
+    """A question about a page, and its answer."""
+    if page.questions and texts.rng.random() < 0.45:
+        return texts.rng.choice(page.questions)
+    return TRANSCRIBE, page.text
+
+
+def documents(texts: Texts, base: Base, vision: PictureFormat) -> Iterator[Document]:
+    """Tokenised questions about new pages, without end."""
+    weights = [2.0 if kind == "prose" else 1.0 for kind in KINDS]
+    while True:
+        (kind,) = texts.rng.choices(list(KINDS), weights)
+        page = draw(texts, kind)
+        question, answer = asked(page, texts)
+        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        row = {"messages": [{"role": "user", "content": parts},
+                            {"role": "assistant", "content": answer}]}  # fmt: skip
+        conversation = parse_conversation({**row, "images": [page.image]}, "a page")
+        yield from tokenise(conversation, base.tokenizer, base.template,
+                            eos_token_ids=base.config.eos_token_ids, vision=vision)  # fmt: skip
+
+
+def rows(source: Iterator[Document]) -> Iterator[Batch]:
+    """Rows that hold as many documents as fit."""
+    held: list[Document] = []
+    room = ROW
+    for document in source:
+        if len(document.tokens) > ROW:
+            continue
+        if len(document.tokens) > room:
+            yield PackedRows(held, ROW, 0).batch(0, 1)
+            held, room = [], ROW
+        held.append(document)
+        room -= len(document.tokens)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--minutes", type=float, default=45, help="of training, all starts together"
+    )
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--ar-share", type=float, default=0.3, help="first part, AR's loss alone")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    console = Console()
+    torch.manual_seed(arguments.seed)
+    base = open_base()
+    vision = taught(arguments.output / "teacher.pt", base)
+    model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
+    transformer = model.transformer
+    trained = add_lora(transformer, arguments.rank)
+    optimiser = torch.optim.AdamW(
+        trained, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    state = arguments.output / "reader.pt"
+    step, spent = 0, 0.0
+    if state.exists():
+        saved = torch.load(state, weights_only=False)
+        for parameter, value in zip(trained, saved["lora"], strict=True):
+            parameter.data.copy_(value)
+        optimiser.load_state_dict(saved["optimiser"])
+        step, spent = saved["step"], saved["seconds"]
+    console.print(f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters, from step {step}")
+
+    def save() -> None:
+        found = {"lora": [p.detach() for p in trained], "rank": arguments.rank, "step": step,
+                 "seconds": spent, "optimiser": optimiser.state_dict()}  # fmt: skip
+        torch.save(found, state.with_suffix(".new"))
+        state.with_suffix(".new").replace(state)
+
+    number = arguments.seed * 10**6 + step
+    texts = open_texts(arguments.data, 10**7 + number, held_out=False)
+    source = rows(documents(texts, base, vision))
+    weights = {"ar": 1.0, "diffusion": STEP.objective.diffusion_loss_weight}
+    log = (arguments.output / "train.jsonl").open("a", encoding="utf-8")
+    kept: dict[str, float] = {}
+    stop = Stop()
+    while spent < arguments.minutes * 60 and not stop.asked():
+        began = time.monotonic()
+        done = spent / (arguments.minutes * 60)
+        scale = min(1.0, (step + 1) / 30) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        optimiser.param_groups[0]["lr"] = _PEAK * scale
+        config = STEP.ar_only() if done < arguments.ar_share else STEP
+        task = draw_task(next(source), config, seed=number, step=step, first_row=step)
+        found = losses(transformer, task, config, train_base=True, vision=vision)
+        count = float(sum(loss.count for loss in found.values()))
+        joint_loss(found, weights, max(1.0, count)).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        step += 1
+        spent += time.monotonic() - began
+        for name, loss in found.items():
+            value = float(loss.mean.detach())
+            kept[name] = 0.95 * kept.get(name, value) + 0.05 * value
+        if step % 20 == 0:
+            row = {
+                "step": step,
+                "seconds": round(spent, 1),
+                **{k: round(v, 4) for k, v in kept.items()},
+            }
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            console.print(json.dumps(row), highlight=False, soft_wrap=True)
+        if step % 100 == 0:
+            save()
+    save()
+
+
+if __name__ == "__main__":
+    main()
