@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from reproduce.documents.lora import add_lora, exported
 from reproduce.documents.teach import CONFIG
@@ -58,7 +59,13 @@ def taught(path: Path, base: Base) -> Vision:
     """Tower and projector as teach.py left them, frozen."""
     saved = torch.load(path, weights_only=False)["teacher"]
     prefix = "vision."
-    weights = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+    return vision_of(
+        {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}, base
+    )
+
+
+def vision_of(weights: dict[str, Tensor], base: Base) -> Vision:
+    """Tower and projector with these weights, and the tokens that stand for pictures."""
     model = VisionModel(CONFIG)
     model.load_state_dict(weights)
     ids = [base.tokenizer.token_id(name) for name in (IMAGE, ROW_BREAK, END)]
@@ -74,8 +81,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     base = open_base()
-    vision = taught(arguments.output / "teacher.pt", base)
     saved = torch.load(arguments.output / "reader.pt", weights_only=False)
+    vision = vision_of(saved["vision"], base)
     model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
     trained = add_lora(model.transformer, saved["rank"])
     for parameter, value in zip(trained, saved["lora"], strict=True):

@@ -3,8 +3,9 @@
     python -m reproduce.documents.train --data data --output run [--minutes 45] [--rank 16]
 
 Starts from `run/teacher.pt` of teach.py and writes `run/reader.pt`. The base and the built-in
-adapter that denoises stay as they are. What is trained is a LoRA that is on in all rows, by the
-joint objective: AR's cross-entropy on the clean copy, and the denoiser's on noisy blocks.
+adapter that denoises stay as they are. What is trained is a LoRA that is on in all rows, and, more
+slowly, tower and projector, by the joint objective: AR's cross-entropy on the clean copy, and the
+denoiser's on noisy blocks.
 Ctrl-C saves; the same command continues.
 """
 
@@ -34,7 +35,9 @@ from trimode.vision import PictureFormat
 ROW = 512
 """Tokens of a step."""
 _PEAK = 1e-3
-"""Learning rate."""
+"""Learning rate of the LoRA."""
+_TOWER = 0.2
+"""Of tower and projector, as a share of it."""
 STEP = StepConfig(
     blocks=BlockConfig(
         draft_form="led",
@@ -101,23 +104,31 @@ def main() -> None:
     vision = taught(arguments.output / "teacher.pt", base)
     model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
     transformer = model.transformer
-    trained = add_lora(transformer, arguments.rank)
-    optimiser = torch.optim.AdamW(
-        trained, lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
+    lora = add_lora(transformer, arguments.rank)
+    tower = list(vision.model.requires_grad_(True).parameters())
+    trained = [*lora, *tower]
+    groups = [{"params": lora, "peak": _PEAK}, {"params": tower, "peak": _PEAK * _TOWER}]
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     state = arguments.output / "reader.pt"
     step, spent = 0, 0.0
     if state.exists():
         saved = torch.load(state, weights_only=False)
-        for parameter, value in zip(trained, saved["lora"], strict=True):
+        for parameter, value in zip(lora, saved["lora"], strict=True):
             parameter.data.copy_(value)
+        vision.model.load_state_dict(saved["vision"])
         optimiser.load_state_dict(saved["optimiser"])
         step, spent = saved["step"], saved["seconds"]
     console.print(f"{sum(p.numel() for p in trained) / 1e6:.1f} M parameters, from step {step}")
 
     def save() -> None:
-        found = {"lora": [p.detach() for p in trained], "rank": arguments.rank, "step": step,
-                 "seconds": spent, "optimiser": optimiser.state_dict()}  # fmt: skip
+        found = {
+            "lora": [p.detach() for p in lora],
+            "rank": arguments.rank,
+            "vision": vision.model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+            "seconds": spent,
+        }
         torch.save(found, state.with_suffix(".new"))
         state.with_suffix(".new").replace(state)
 
@@ -132,7 +143,8 @@ def main() -> None:
         began = time.monotonic()
         done = spent / (arguments.minutes * 60)
         scale = min(1.0, (step + 1) / 30) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
-        optimiser.param_groups[0]["lr"] = _PEAK * scale
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * scale
         config = STEP.ar_only() if done < arguments.ar_share else STEP
         task = draw_task(next(source), config, seed=number, step=step, first_row=step)
         found = losses(transformer, task, config, train_base=True, vision=vision)
