@@ -386,6 +386,26 @@ def edits(result: Result) -> str:
     return markdown(head, rows, 0)
 
 
+def recommendation(result: Result) -> str:
+    """What `trimode bench` recommends by the kind of work, beside the best of all settings."""
+    rows = []
+    for kind, row in result["kinds"].items():
+        rates = row["tokens_per_second"]
+        rows.append(
+            [
+                kind,
+                row["recommended"],
+                row["best"],
+                figure(rates["ar"]),
+                figure(rates[row["recommended"]]),
+                figure(rates[row["best"]]),
+                figure(row["ratio"], 3),
+            ]
+        )
+    head = ("work", "recommended", "best", "`ar`, tok/s", "recommended", "best", "of the best")
+    return markdown(head, rows, 3)
+
+
 BUILDERS: dict[str, Callable[[Any], str]] = {
     "engines": engines,
     "roofline": roofline,
@@ -400,6 +420,7 @@ BUILDERS: dict[str, Callable[[Any], str]] = {
     "edits": edits,
     "dtype_quality": dtype_quality,
     "memory": memory,
+    "recommendation": recommendation,
 }
 """By the result's name up to the first underscore that makes it one of these."""
 SUMMARIES: dict[str, Callable[[], str]] = {"decision": decision, "lossless": lossless}

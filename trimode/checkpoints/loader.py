@@ -188,29 +188,7 @@ def open_checkpoint(
             allowed = "a token of its vocabulary"
             raise CheckpointError(f"{path}: mask token", repr(source.mask_token), allowed)
         config = replace(config, mask_token_id=mask)
-    checkpoint = Checkpoint(source.name, path, config, tokenizer, template, read, vision, in_blocks)
-    if source.additions is None:
-        return checkpoint
-    return with_additions(checkpoint, source.additions)
-
-
-def with_additions(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
-    """A text model made to read pictures.
-
-    Args:
-        checkpoint: a model without vision.
-        directory: a checkpoint's directory without its language model: the vision part with its
-            config, and a chat template. Its folder `lora` is added to the language model.
-
-    Raises:
-        CheckpointError: something is missing or does not fit.
-    """
-    tokens = template_tokens(checkpoint.tokenizer, checkpoint.config)
-    return replace(
-        checkpoint.merged(read_adapter(directory / "lora")),
-        vision=open_vision(directory, checkpoint.config, checkpoint.tokenizer),
-        chat_template=chat_template(find_chat_templates(directory), **tokens),
-    )
+    return Checkpoint(source.name, path, config, tokenizer, template, read, vision, in_blocks)
 
 
 def load(

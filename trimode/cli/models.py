@@ -20,9 +20,7 @@ def models(context: typer.Context) -> None:
     cached = {model.name: model for model in list_cached()}
     table = Table("model", "size", "where", "from")
     for name, built_in in BUILT_IN.items():
-        if built_in.additions is not None:
-            table.add_row(name, "", str(built_in.additions), built_in.about)
-        elif name not in cached:
+        if name not in cached:
             table.add_row(name, "", "not fetched yet", built_in.about)
     for model in cached.values():
         table.add_row(model.name, f"{model.bytes / 1e6:.0f} MB", str(model.path), model.origin)
