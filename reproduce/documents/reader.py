@@ -68,11 +68,15 @@ def vision_of(weights: dict[str, Tensor], base: Base) -> Vision:
     """Tower and projector with these weights, and the tokens that stand for pictures."""
     model = VisionModel(CONFIG)
     model.load_state_dict(weights)
+    model = model.eval().requires_grad_(False)
+    return Vision(config=CONFIG, tokens=image_tokens(base), layout="mistral3", model=model)
+
+
+def image_tokens(base: Base) -> ImageTokens:
+    """The tokens that stand for pictures."""
     ids = [base.tokenizer.token_id(name) for name in (IMAGE, ROW_BREAK, END)]
     assert ids[0] is not None
-    tokens = ImageTokens(ids[0], ids[1], ids[2])
-    model = model.eval().requires_grad_(False)
-    return Vision(config=CONFIG, tokens=tokens, layout="mistral3", model=model)
+    return ImageTokens(ids[0], ids[1], ids[2])
 
 
 def main() -> None:

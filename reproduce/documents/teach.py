@@ -2,8 +2,8 @@
 
     python -m reproduce.documents.teach --data data --output run [--minutes 60]
 
-A square's embedding is to be the embedding of the token that begins there. A second and a third
-token are added to it, each turned by a fixed rotation. A classifier of characters helps the middle
+A square's embedding is to be the embedding of its token (see targets.py). A classifier of
+characters helps the middle
 layers along and is thrown away afterwards. Pages are easy at first, and become harder when most
 characters are read. Ctrl-C saves; the same command continues.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from reproduce.documents.kinds import DRILLS, KINDS, draw, eased
 from reproduce.documents.pages import Page
 from reproduce.documents.stop import Stop
-from reproduce.documents.targets import CHARACTERS, GLYPHS, NONE, SLOTS, Targets, targets
+from reproduce.documents.targets import CHARACTERS, GLYPHS, NONE, Targets, targets
 from reproduce.documents.texts import Texts, open_texts
 from trimode.checkpoints import open_checkpoint
 from trimode.model import as_floats
@@ -48,6 +48,8 @@ MIDDLE = 2
 """Layers before the classifier of characters."""
 MIX = {**dict.fromkeys(KINDS, 1.0), **dict.fromkeys(DRILLS, 2.0), "prose": 3.0}
 _VARIANCE = 0.5
+_REPEATED = 0.4
+"""Weight of squares in which no token begins."""
 _OTHERS = 1536
 """Tokens that are not on the pages, drawn as wrong answers."""
 _HARDER = 0.0015
@@ -73,7 +75,6 @@ class Teacher(nn.Module):
         )
         self.mean = embedding.mean(0)
         self.words = embedding - self.mean
-        self.turns = rotations(embedding.shape[1])
 
     def forward(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
         """Loss of tokens, loss of characters, embeddings, and shares that are right."""
@@ -93,7 +94,8 @@ class Teacher(nn.Module):
         glyphs = torch.cat([found.glyphs for _, found in examples])
         tokens = torch.cat([found.tokens for _, found in examples])
         glyph_loss, glyph_right = self._glyphs(middle, glyphs)
-        token_loss, shares = self._tokens(embeddings - self.mean, tokens)
+        begins = torch.cat([found.begins for _, found in examples])
+        token_loss, shares = self._tokens(embeddings - self.mean, tokens, begins)
         return token_loss, glyph_loss, embeddings, {**shares, "glyphs": glyph_right}
 
     def _glyphs(self, x: Tensor, glyphs: Tensor) -> tuple[Tensor, float]:
@@ -105,29 +107,20 @@ class Teacher(nn.Module):
         right = (logits.argmax(-1) == classes)[there].float().mean()
         return loss, float(right)
 
-    def _tokens(self, found: Tensor, tokens: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of each slot's nearest word among those of the pages and some others."""
+    def _tokens(
+        self, found: Tensor, tokens: Tensor, begins: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of the nearest word among those of the pages and some others."""
         others = torch.randint(len(self.words), (_OTHERS,))
-        candidates = torch.cat((tokens[tokens != NONE], others)).unique()
+        candidates = torch.cat((tokens, others)).unique()
         words = self.words[candidates]
-        half = words.square().sum(1) / 2
-        place = torch.searchsorted(candidates, tokens.clamp(min=0))
-        losses, weights, shares = [], [], {}
-        for slot in range(SLOTS):
-            # A slot after an empty one says little: a few of them are enough.
-            rows = torch.rand(len(tokens)) < 0.05 if slot else torch.ones(len(tokens)).bool()
-            rows |= tokens[:, max(0, slot - 1)] != NONE
-            there = tokens[rows, slot] != NONE
-            logits = ((found[rows] @ self.turns[slot]) @ words.T - half) / _VARIANCE
-            logits = torch.cat((logits, logits.new_zeros(len(logits), 1)), 1)
-            classes = torch.where(there, place[rows, slot], len(candidates))
-            losses.append(F.cross_entropy(logits, classes, reduction="none"))
-            weights.append(torch.where(there, 1.0, 0.3))
-            right = logits.detach().argmax(-1) == classes
-            shares[f"slot{slot + 1}"] = float(right[there].float().mean()) if there.any() else 1.0
-            shares[f"empty{slot + 1}"] = float(right[~there].float().mean())
-        loss, weight = torch.cat(losses), torch.cat(weights)
-        return (loss * weight).sum() / weight.sum(), shares
+        logits = (found @ words.T - words.square().sum(1) / 2) / _VARIANCE
+        classes = torch.searchsorted(candidates, tokens)
+        weights = torch.where(begins, 1.0, _REPEATED)
+        loss = (F.cross_entropy(logits, classes, reduction="none") * weights).sum() / weights.sum()
+        right = logits.detach().argmax(-1) == classes
+        shares = {"begins": right[begins].float().mean(), "others": right[~begins].float().mean()}
+        return loss, {name: float(share) for name, share in shares.items()}
 
 
 _AROUND = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]
@@ -162,14 +155,6 @@ def look_at_neighbours(tower: VisionTower) -> None:
             ):
                 projection.weight[rows] *= 0.03
                 projection.weight[rows, 0] = scale * values
-
-
-def rotations(size: int) -> Tensor:
-    """A rotation for each slot, the first one none at all: `[SLOTS, size, size]`."""
-    generator = torch.Generator().manual_seed(0)
-    turned = [torch.linalg.qr(torch.randn(size, size, generator=generator))[0]
-              for _ in range(SLOTS - 1)]  # fmt: skip
-    return torch.stack([torch.eye(size), *turned])
 
 
 def example(page: Page, tokenizer: Tokenizer) -> Example:

@@ -1,12 +1,15 @@
 """Trains the language model to read what the tower writes, in all modes.
 
     python -m reproduce.documents.train --data data --output run [--minutes 45] [--rank 16]
+        [--ideal]
 
-Starts from `run/teacher.pt` of teach.py and writes `run/reader.pt`. The base and the built-in
-adapter that denoises stay as they are. What is trained is a LoRA that is on in all rows, and, more
-slowly, tower and projector, by the joint objective: AR's cross-entropy on the clean copy, and the
-denoiser's on noisy blocks.
-Ctrl-C saves; the same command continues.
+With `--ideal` the language model learns alone, from embeddings that a perfect tower would write
+(ideal.py), and `run/ideal.pt` is written. Without it, training goes on from there with the tower
+that teach.py left in `run/teacher.pt`, and `run/reader.pt` is written.
+
+The base and the built-in adapter that denoises stay as they are. What is trained is a LoRA that is
+on in all rows, and, more slowly, tower and projector, by the joint objective: AR's cross-entropy on
+the clean copy, and the denoiser's on noisy blocks. Ctrl-C saves; the same command continues.
 """
 
 import argparse
@@ -15,10 +18,12 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from reproduce.documents.ideal import IdealVision, ideal
 from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
 from reproduce.documents.lora import add_lora
 from reproduce.documents.pages import Page
@@ -30,7 +35,7 @@ from trimode.training.data import Batch, Document, PackedRows, tokenise
 from trimode.training.noise import NoiseConfig
 from trimode.training.objective import ObjectiveConfig, joint_loss
 from trimode.training.step import BlockConfig, StepConfig, draw_task, losses
-from trimode.vision import PictureFormat
+from trimode.vision import Vision
 
 ROW = 512
 """Tokens of a step."""
@@ -51,26 +56,33 @@ STEP = StepConfig(
 )
 
 
-def asked(page: Page, texts: Texts) -> tuple[str, str]:
-    """A question about a page, and its answer."""
-    if page.questions and texts.rng.random() < 0.45:
-        return texts.rng.choice(page.questions)
-    return TRANSCRIBE, page.text
+def conversation(page: Page, texts: Texts) -> Iterator[dict[str, Any]]:
+    """Messages: the page, and a few questions about it with their answers."""
+    fields = [question for question in page.questions if question[1]]
+    wanted = [(TRANSCRIBE, page.text), *texts.rng.sample(fields, min(2, len(fields)))]
+    texts.rng.shuffle(wanted)
+    for number, (question, answer) in enumerate(wanted):
+        parts = [] if number else [{"type": "image"}]
+        yield {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+        yield {"role": "assistant", "content": answer}
 
 
-def documents(texts: Texts, base: Base, vision: PictureFormat) -> Iterator[Document]:
-    """Tokenised questions about new pages, without end."""
+def documents(texts: Texts, base: Base, vision: Vision) -> Iterator[Document]:
+    """Tokenised conversations about new pages, without end."""
     weights = [2.0 if kind == "prose" else 1.0 for kind in KINDS]
     while True:
         (kind,) = texts.rng.choices(list(KINDS), weights)
         page = draw(texts, kind)
-        question, answer = asked(page, texts)
-        parts = [{"type": "image"}, {"type": "text", "text": question}]
-        row = {"messages": [{"role": "user", "content": parts},
-                            {"role": "assistant", "content": answer}]}  # fmt: skip
-        conversation = parse_conversation({**row, "images": [page.image]}, "a page")
-        yield from tokenise(conversation, base.tokenizer, base.template,
-                            eos_token_ids=base.config.eos_token_ids, vision=vision)  # fmt: skip
+        if isinstance(vision, IdealVision):
+            vision.show(page)
+        row = {"messages": list(conversation(page, texts)), "images": [page.image]}
+        yield from tokenise(
+            parse_conversation(row, "a page"),
+            base.tokenizer,
+            base.template,
+            eos_token_ids=base.config.eos_token_ids,
+            vision=vision,
+        )
 
 
 def rows(source: Iterator[Document]) -> Iterator[Batch]:
@@ -96,25 +108,32 @@ def main() -> None:
     )
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--ar-share", type=float, default=0.3, help="first part, AR's loss alone")
+    parser.add_argument("--ideal", action="store_true", help="with a tower that makes no mistakes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     console = Console()
     torch.manual_seed(arguments.seed)
     base = open_base()
-    vision = taught(arguments.output / "teacher.pt", base)
+    vision = ideal(base) if arguments.ideal else taught(arguments.output / "teacher.pt", base)
     model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
     transformer = model.transformer
     lora = add_lora(transformer, arguments.rank)
-    tower = list(vision.model.requires_grad_(True).parameters())
+    tower = [] if isinstance(vision, IdealVision) else list(vision.model.parameters())
+    for parameter in tower:
+        parameter.requires_grad_()
     trained = [*lora, *tower]
-    groups = [{"params": lora, "peak": _PEAK}, {"params": tower, "peak": _PEAK * _TOWER}]
+    groups = [
+        {"params": p, "peak": peak} for p, peak in ((lora, _PEAK), (tower, _PEAK * _TOWER)) if p
+    ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    state = arguments.output / "reader.pt"
+    state = arguments.output / ("ideal.pt" if arguments.ideal else "reader.pt")
+    start = next((path for path in (state, arguments.output / "ideal.pt") if path.exists()), None)
     step, spent = 0, 0.0
-    if state.exists():
-        saved = torch.load(state, weights_only=False)
+    if start is not None:
+        saved = torch.load(start, weights_only=False)
         for parameter, value in zip(lora, saved["lora"], strict=True):
             parameter.data.copy_(value)
+    if start == state:
         vision.model.load_state_dict(saved["vision"])
         optimiser.load_state_dict(saved["optimiser"])
         step, spent = saved["step"], saved["seconds"]
@@ -136,7 +155,7 @@ def main() -> None:
     texts = open_texts(arguments.data, 10**7 + number, held_out=False)
     source = rows(documents(texts, base, vision))
     weights = {"ar": 1.0, "diffusion": STEP.objective.diffusion_loss_weight}
-    log = (arguments.output / "train.jsonl").open("a", encoding="utf-8")
+    log = (arguments.output / f"{state.stem}.jsonl").open("a", encoding="utf-8")
     kept: dict[str, float] = {}
     stop = Stop()
     while spent < arguments.minutes * 60 and not stop.asked():
