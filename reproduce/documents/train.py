@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--ideal", action="store_true", help="with a tower that makes no mistakes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
     console = Console()
     torch.manual_seed(arguments.seed)
     base = open_base()
