@@ -9,7 +9,6 @@ characters are read. Ctrl-C saves; the same command continues.
 """
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from reproduce.documents.kinds import DRILLS, KINDS, draw, eased
 from reproduce.documents.pages import Page
-from reproduce.documents.stop import Stop
+from reproduce.documents.run import Report, Stop, keep
 from reproduce.documents.targets import CHARACTERS, GLYPHS, NONE, Targets, targets
 from reproduce.documents.texts import Texts, open_texts
 from trimode.checkpoints import open_checkpoint
@@ -76,8 +75,8 @@ class Teacher(nn.Module):
         self.mean = embedding.mean(0)
         self.words = embedding - self.mean
 
-    def forward(self, examples: list[Example]) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
-        """Loss of tokens, loss of characters, embeddings, and shares that are right."""
+    def forward(self, examples: list[Example]) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Loss of tokens, loss of characters, and shares that are right."""
         images = [image.normalised(CONFIG) for image, _ in examples]
         tower, projector = self.vision.vision_tower, self.vision.multi_modal_projector
         grids = [tower.grid(image) for image in images]
@@ -96,7 +95,7 @@ class Teacher(nn.Module):
         glyph_loss, glyph_right = self._glyphs(middle, glyphs)
         begins = torch.cat([found.begins for _, found in examples])
         token_loss, shares = self._tokens(embeddings - self.mean, tokens, begins)
-        return token_loss, glyph_loss, embeddings, {**shares, "glyphs": glyph_right}
+        return token_loss, glyph_loss, {**shares, "glyphs": glyph_right}
 
     def _glyphs(self, x: Tensor, glyphs: Tensor) -> tuple[Tensor, float]:
         logits = self.middle(x).view(-1, CHARACTERS + 1)
@@ -217,22 +216,20 @@ def main() -> None:
     def save() -> None:
         found = {"teacher": teacher.state_dict(), "step": step, "seconds": spent, "ease": ease,
                  "optimiser": optimiser.state_dict()}  # fmt: skip
-        torch.save(found, state.with_suffix(".new"))
-        state.with_suffix(".new").replace(state)
+        keep(state, found)
 
-    log = (arguments.output / "teach.jsonl").open("a", encoding="utf-8")
+    report = Report(arguments.output / "teach.jsonl", console, every=50)
     number = arguments.seed * 10**6 + step
     texts = open_texts(arguments.data, number, held_out=False)
     torch.manual_seed(number)
     source = Pages(texts, checkpoint.tokenizer)
-    kept: dict[str, float] = {}
     while spent < arguments.minutes * 60 and not stop.asked():
         began = time.monotonic()
         done = spent / (arguments.minutes * 60)
         pages = source.batch(arguments.squares, ease)
         scale = min(1.0, (step + 1) / 100) * min(1.0, (1 - done) / 0.4 + 0.02)
         optimiser.param_groups[0]["lr"] = _PEAK * scale
-        token_loss, glyph_loss, _, shares = teacher(pages)
+        token_loss, glyph_loss, shares = teacher(pages)
         loss = token_loss + glyph_loss * max(0.1, 1 - 2 * done)
         if not math.isfinite(float(loss.detach())):
             raise SystemExit(f"step {step}: the loss is not finite")
@@ -242,24 +239,14 @@ def main() -> None:
         optimiser.zero_grad()
         step += 1
         spent += time.monotonic() - began
-        now: dict[str, float] = {
+        now = {
             "loss": float(token_loss.detach()),
             "glyph_loss": float(glyph_loss.detach()),
             **shares,
         }
-        kept = {name: 0.95 * kept.get(name, value) + 0.05 * value for name, value in now.items()}
-        if kept["glyphs"] > _READ:
+        report.add(step, spent, now, ease=round(ease, 3))
+        if report.means["glyphs"] > _READ:
             ease = max(0.0, ease - _HARDER)
-        if step % 50 == 0:
-            row = {
-                "step": step,
-                "seconds": round(spent, 1),
-                "ease": round(ease, 3),
-                **{k: round(v, 4) for k, v in kept.items()},
-            }
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            console.print(json.dumps(row), highlight=False, soft_wrap=True)
         if step % 500 == 0:
             save()
     save()

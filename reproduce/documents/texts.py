@@ -158,10 +158,11 @@ def open_texts(data: Path, seed: int, *, held_out: bool) -> Texts:
     rng = random.Random(f"documents {seed} {held_out}")
     faker = Faker(_COUNTRIES)
     faker.seed_instance(rng.randrange(2**32))
-    sentences = [s for s in _sentences(data) if is_held_out(s) == held_out]
+    everything = _sentences(data)
+    sentences = [s for s in everything if is_held_out(s) == held_out]
     code = [c for c in _code(data) if is_held_out(c) == held_out]
-    found = {w for s in _sentences(data) for w in s.split()}
-    words = sorted(w for w in found if is_held_out(w) == held_out or not held_out)
+    found = {w for s in everything for w in s.split()}
+    words = sorted(w for w in found if is_held_out(w) or not held_out)
     return Texts(rng, sentences, code, words, held_out, faker)
 
 

@@ -13,7 +13,6 @@ the clean copy, and the denoiser's on noisy blocks. Ctrl-C saves; the same comma
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
 from reproduce.documents.lora import add_lora
 from reproduce.documents.pages import Page
 from reproduce.documents.reader import Base, open_base, taught
-from reproduce.documents.stop import Stop
+from reproduce.documents.run import Report, Stop, keep
 from reproduce.documents.texts import Texts, open_texts
 from trimode.training.conversations import parse_conversation
 from trimode.training.data import Batch, Document, PackedRows, tokenise
@@ -149,15 +148,13 @@ def main() -> None:
             "step": step,
             "seconds": spent,
         }
-        torch.save(found, state.with_suffix(".new"))
-        state.with_suffix(".new").replace(state)
+        keep(state, found)
 
     number = arguments.seed * 10**6 + step
     texts = open_texts(arguments.data, 10**7 + number, held_out=False)
     source = rows(documents(texts, base, vision))
     weights = {"ar": 1.0, "diffusion": STEP.objective.diffusion_loss_weight}
-    log = (arguments.output / f"{state.stem}.jsonl").open("a", encoding="utf-8")
-    kept: dict[str, float] = {}
+    report = Report(arguments.output / f"{state.stem}.jsonl", console, every=20)
     stop = Stop()
     while spent < arguments.minutes * 60 and not stop.asked():
         began = time.monotonic()
@@ -175,18 +172,8 @@ def main() -> None:
         optimiser.zero_grad()
         step += 1
         spent += time.monotonic() - began
-        for name, loss in found.items():
-            value = float(loss.mean.detach())
-            kept[name] = 0.95 * kept.get(name, value) + 0.05 * value
-        if step % 20 == 0:
-            row = {
-                "step": step,
-                "seconds": round(spent, 1),
-                **{k: round(v, 4) for k, v in kept.items()},
-            }
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            console.print(json.dumps(row), highlight=False, soft_wrap=True)
+        now = {name: float(loss.mean.detach()) for name, loss in found.items()}
+        report.add(step, spent, now)
         if step % 100 == 0:
             save()
     save()
