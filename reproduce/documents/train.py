@@ -9,7 +9,8 @@ that teach.py left in `run/teacher.pt`, and `run/reader.pt` is written.
 
 The base and the built-in adapter that denoises stay as they are. What is trained is a LoRA that is
 on in all rows, and, more slowly, tower and projector, by the joint objective: AR's cross-entropy on
-the clean copy, and the denoiser's on noisy blocks. Ctrl-C saves; the same command continues.
+the clean copy, and the denoiser's on noisy blocks. Products are in bf16 if the CPU has instructions
+for them. Ctrl-C saves; the same command continues.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from reproduce.documents.pages import Page
 from reproduce.documents.reader import Base, open_base, taught
 from reproduce.documents.run import Report, Stop, keep
 from reproduce.documents.texts import Texts, open_texts
+from trimode.model.build import cpu_multiplies_bf16
 from trimode.training.conversations import parse_conversation
 from trimode.training.data import Batch, Document, PackedRows, tokenise
 from trimode.training.noise import NoiseConfig
@@ -164,7 +166,8 @@ def main() -> None:
             group["lr"] = group["peak"] * scale
         config = STEP.ar_only() if done < arguments.ar_share else STEP
         task = draw_task(next(source), config, seed=number, step=step, first_row=step)
-        found = losses(transformer, task, config, train_base=True, vision=vision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16()):
+            found = losses(transformer, task, config, train_base=True, vision=vision)
         count = float(sum(loss.count for loss in found.values()))
         joint_loss(found, weights, max(1.0, count)).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

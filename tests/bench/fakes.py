@@ -1,5 +1,6 @@
 """Machines whose speeds are known, and results that they would leave."""
 
+import math
 import random
 
 from trimode.bench.answers import Answer
@@ -18,6 +19,7 @@ class FakeTarget:
         """`rates`: tokens a second by setting; `stop_after`: groups until it is interrupted."""
         self.rates, self.noise, self.dice = rates, noise, random.Random(seed)
         self.stop_after, self.groups, self.texts = stop_after, [], texts or {}
+        self.given_up = []
 
     gone = None
 
@@ -27,7 +29,7 @@ class FakeTarget:
     def forget(self, setting):
         pass
 
-    def measure(self, setting, prompts, round_):
+    def measure(self, setting, prompts, round_, longest=math.inf):  # noqa: ARG002
         if self.stop_after is not None and len(self.groups) >= self.stop_after:
             raise KeyboardInterrupt
         self.groups.append((setting.key, tuple(prompts), round_))

@@ -1,5 +1,6 @@
 """Servers that behave, and servers that do not."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -179,6 +180,26 @@ def test_a_constant_number_of_requests_is_in_flight(server):
     assert len(found.asked) >= 8
     end = max(answer.finished for answer in answers)
     assert sum(answer.share for answer in answers) <= end + 1e-6
+
+
+@pytest.mark.parametrize("load", [1, 2])
+def test_a_server_that_is_much_too_slow_is_given_up(server, load):
+    stopped = threading.Event()
+
+    def behave(handler, _):
+        handler.send_response(200)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # it went away
+            while not stopped.wait(0.01):
+                handler.event({"choices": [{"delta": {"content": "a"}}]})
+
+    found = server(behave)
+    ours = target(found.url)
+    assert ours.measure(setting(found.url, load), [0, 1, 2, 3], 0, longest=0.2) is None
+    assert len(found.asked) == load  # the others were never asked
+    assert ours.gone is None
+    stopped.set()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "nonsense", "http://"])

@@ -1,6 +1,7 @@
 """What is measured when, on machines whose speeds are known."""
 
 import json
+import math
 import random
 
 import pytest
@@ -100,12 +101,46 @@ def test_a_budget_that_is_too_short_is_said_and_kept_as_far_as_can_be(tmp_path, 
 
 
 def ticking(clock, real):
-    def measure(self, setting, prompts, round_):
+    def measure(self, setting, prompts, round_, longest=math.inf):
         answers = real(self, setting, prompts, round_)
-        clock[0] += sum(answer.share for answer in answers)
-        return answers
+        took = sum(answer.share for answer in answers)
+        clock[0] += min(took, longest)
+        if took <= longest:
+            return answers
+        self.given_up.append((setting.key, self.groups.pop()[1]))
+        return None
 
     return measure
+
+
+def test_a_setting_that_is_much_too_slow_takes_no_time_from_the_others(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("trimode.bench.search.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(FakeTarget, "measure", ticking(clock, FakeTarget.measure))
+    rates = machine(("auto", None), gain=1.1) | {local("quadratic", 1, 8): 5.0}
+    results, target = run(tmp_path, rates, prompts=400, noise=0.02, budget=60.0)
+    assert [key for key, _ in target.given_up] == ["quadratic block 8 x1"]
+    assert clock[0] <= 60.0
+    found = advice(results)
+    assert (found["gain"], found["mode"]) == (True, "auto")
+    said = _unsure(results, summarise(results))
+    assert any("Given up" in line and "quadratic block 8 x1" in line for line in said)
+    assert not any("too short to measure" in line for line in said)
+    _, again = run(tmp_path, rates, prompts=400, noise=0.02, budget=60.0)
+    assert not again.given_up
+    assert not again.groups
+
+
+def test_without_a_budget_and_of_another_text_no_setting_is_given_up(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("trimode.bench.search.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(FakeTarget, "measure", ticking(clock, FakeTarget.measure))
+    rates = {local("ar"): 100.0, local("quadratic", 1, 8): 5.0, local("diffusion"): 5.0}
+    _, target = run(tmp_path, rates, prompts=12)
+    assert not target.given_up
+    (tmp_path / RESULTS).unlink()
+    _, target = run(tmp_path, rates, prompts=12, budget=60.0)
+    assert [key for key, _ in target.given_up] == ["quadratic block 8 x1"]
 
 
 def test_settings_take_turns_and_each_begins_in_turn(tmp_path):

@@ -1,6 +1,7 @@
 """`trimode bench` and `trimode tune WORKLOAD`, run as a user would."""
 
 import json
+import math
 import re
 import signal
 import sys
@@ -212,12 +213,12 @@ def test_a_server_that_dies_in_the_middle_is_gone_on_with_when_it_is_back(cli, w
 
     real = RemoteTarget.measure
 
-    def measure(self, setting, prompts, round_):
+    def measure(self, setting, prompts, round_, longest=math.inf):
         seen.append(setting.key)
         if len(seen) == 3:
             server.should_exit = True
             thread.join()
-        return real(self, setting, prompts, round_)
+        return real(self, setting, prompts, round_, longest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RemoteTarget, "measure", measure)

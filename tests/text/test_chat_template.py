@@ -201,7 +201,7 @@ def test_a_template_can_neither_run_for_ever_nor_fill_the_memory(source, monkeyp
     began = time.thread_time()
     with pytest.raises((InputError, CheckpointError)):
         ChatTemplate(source).render(MESSAGES)
-    assert time.thread_time() - began < 3
+    assert time.thread_time() - began < 30  # without limits hours, or all the memory
 
 
 def test_long_conversations_are_far_from_the_limits():

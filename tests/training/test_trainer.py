@@ -356,6 +356,24 @@ def test_signals_within_a_save_do_nothing(base, data, tmp_path, number, monkeypa
     assert [signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_handlers_that_the_caller_installs_after_a_signal_stay(base, data, tmp_path):
+    ignored = []
+
+    def ignore():
+        signal.signal(signal.SIGINT, lambda *_: ignored.append(True))
+
+    before = signal.getsignal(signal.SIGINT)
+    trainer = Trainer(config_of(base, data, tmp_path / "run", steps=100), progress=False)
+    try:
+        stopped = trainer.run(
+            should_stop=lambda: signal.raise_signal(signal.SIGINT), on_signalled=ignore
+        )
+        signal.raise_signal(signal.SIGINT)  # the same one, once more
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (stopped, ignored) == (False, [True])
+
+
 def test_a_later_interrupt_ends_a_step_that_a_person_will_not_wait_for(base, data, tmp_path):
     config = config_of(base, data, tmp_path / "run", steps=100)
     trainer = Trainer(config, progress=False)

@@ -1,6 +1,7 @@
 """Measuring in this process: groups of prompts through an engine, under a constant load."""
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -59,16 +60,20 @@ class LocalTarget:
 
     def warm_up(self, setting: Setting, prompt: int) -> float:
         """Answer one prompt, alone."""
-        (answer,) = self._run(self._new_engine(setting), replace(setting, concurrency=1), [prompt])
-        return answer.finished
+        alone = replace(setting, concurrency=1)
+        answers = self._run(self._new_engine(setting), alone, [prompt], math.inf)
+        assert answers is not None
+        return answers[0].finished
 
-    def measure(self, setting: Setting, prompts: Sequence[int], round_: int) -> list[Answer]:
+    def measure(
+        self, setting: Setting, prompts: Sequence[int], round_: int, longest: float = math.inf
+    ) -> list[Answer] | None:
         """See `Target.measure`."""
         kept = self._engines.get(setting)
         if kept is None or kept[0] != round_:  # a prompt must not find its own keys and values
             kept = round_, self._new_engine(setting)
             self._engines[setting] = kept
-        return self._run(kept[1], setting, prompts)
+        return self._run(kept[1], setting, prompts, longest)
 
     def forget(self, setting: Setting) -> None:
         """See `Target.forget`."""
@@ -89,7 +94,9 @@ class LocalTarget:
             costs=self._costs,
         )
 
-    def _run(self, engine: Engine, setting: Setting, prompts: Sequence[int]) -> list[Answer]:
+    def _run(
+        self, engine: Engine, setting: Setting, prompts: Sequence[int], longest: float
+    ) -> list[Answer] | None:
         """Keep as many requests in flight as the setting says until all prompts are answered.
 
         Once none waits, prompts of the group are asked again to keep the load; they are not
@@ -100,8 +107,12 @@ class LocalTarget:
         running: dict[EngineSequence, Answer] = {}
         measured: list[Answer] = []
         everything: list[Answer] = []
-        began = time.perf_counter()
+        began, now = time.perf_counter(), 0.0
         while waiting or any(answer.finish_reason is None for answer in measured):
+            if now > longest:
+                for sequence in running:
+                    engine.cancel(sequence)
+                return None
             while len(running) < setting.concurrency and (waiting or setting.concurrency > 1):
                 number = waiting.pop() if waiting else next(fillers)
                 is_measured = len(measured) < len(prompts)

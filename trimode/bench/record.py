@@ -26,6 +26,7 @@ class Record:
     answer       one request
     group        the end of a group: its answers are complete
     rung         settings that are measured no more, and why
+    slow         a setting that is measured no more after a part of a group, and why
     likelihood   what AR thinks of an answer
     score        what a scorer thinks of it
     gone         a server that answers no more; what it did not answer is measured later

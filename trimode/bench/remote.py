@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,7 +115,9 @@ class RemoteTarget:
         self._ask(setting, prompt, began)
         return time.perf_counter() - began
 
-    def measure(self, setting: Setting, prompts: Sequence[int], round_: int) -> list[Answer]:
+    def measure(
+        self, setting: Setting, prompts: Sequence[int], round_: int, longest: float = math.inf
+    ) -> list[Answer] | None:
         """See `Target.measure`; each of `concurrency` clients asks its next prompt at once."""
         del round_
         waiting, fillers = iter(prompts), itertools.cycle(prompts)
@@ -123,30 +126,36 @@ class RemoteTarget:
         others: list[Answer] = []
         left = len(prompts)
 
+        def late() -> bool:
+            return time.perf_counter() - began > longest
+
         def over() -> bool:
-            return left == 0
+            return left == 0 or late()
 
         def client() -> None:
             nonlocal left
             while True:
                 with lock:
                     number = next(waiting, None)
-                    if number is None and left == 0:
+                    if late() or (number is None and left == 0):
                         return
                     filler = number is None
                     number = next(fillers) if number is None else number
-                give_up = over if filler else _never
+                give_up = over if filler else late
                 answer = self._ask(setting, number, began, give_up)
                 with lock:
                     (others if filler else measured).append(answer)
                     left -= not filler
 
         if setting.concurrency == 1:
-            measured += [self._ask(setting, number, began) for number in prompts]
+            in_time = itertools.takewhile(lambda _: not late(), prompts)
+            measured += [self._ask(setting, number, began, late) for number in in_time]
         else:
             with ThreadPoolExecutor(setting.concurrency) as pool:
                 for future in [pool.submit(client) for _ in range(setting.concurrency)]:
                     future.result()
+        if late():
+            return None
         end = max(answer.finished for answer in measured)
         everything = [*measured, *(answer for answer in others if answer.sent < end)]
         parts = shares([(answer.sent, min(answer.finished, end)) for answer in everything])
@@ -207,7 +216,7 @@ class RemoteTarget:
             for chunk in _events(response):
                 now = time.perf_counter() - began
                 if give_up():
-                    answer.error = "a filler, given up"
+                    answer.error = "given up"
                     return
                 if "error" in chunk:
                     answer.error = f"error in the stream: {json.dumps(chunk['error'])[:300]}"

@@ -13,6 +13,7 @@ from trimode.bench.deploy import command_line, serve_options, write_config
 from trimode.bench.plots import Point
 from trimode.bench.quality import agreement, same
 from trimode.bench.recommend import recommend
+from trimode.bench.search import HOPELESS
 from trimode.bench.settings import AS_IT_IS, LOCAL
 from trimode.bench.summary import Results, summarise
 
@@ -96,26 +97,7 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
         for row in rows
         for reason, count in row["errors"].items()
     ]
-    never = [row["key"] for row in rows if not row["answers"]]
-    if never and results.finished:
-        said.append(f"The time budget was too short to measure {', '.join(never)} at all.")
-    if any(row["dropped"] for row in rows):
-        names = ", ".join(row["key"] for row in rows if row["dropped"])
-        said.append(
-            f"Measured on fewer prompts, since they were slower than the best: {names}. Their "
-            "intervals are wider."
-        )
-    usable = asked - len(summary["left_out"])
-    repeats = results.header["made_with"].get("repeats", 1)
-    short = [r for r in rows if not r["dropped"] and 0 < r["answers"] < usable * repeats]
-    if short:
-        least = min(short, key=lambda row: row["answers"])
-        said.append(
-            f"The time budget ended before every prompt was asked {repeats} times: "
-            f"{least['key']} answered {least['answers']} of {usable * repeats} requests, "
-            f"{least['prompts']} of {usable} prompts at least once. A longer --budget narrows the "
-            "intervals."
-        )
+    said += _cut_short(results, rows, asked - len(summary["left_out"]))
     if results.header.get("busy"):
         said.append(
             "Other programs were busy when passes were timed, by which auto decides: on an idle "
@@ -140,6 +122,37 @@ def _unsure(results: Results, summary: Mapping[str, Any]) -> list[str]:
         ]
         if not results.gone:
             said.append("The run was interrupted; the same command goes on.")
+    return said
+
+
+def _cut_short(results: Results, rows: Sequence[Mapping[str, Any]], usable: int) -> list[str]:
+    """Which settings were measured less than all of the `usable` prompts, and why."""
+    said: list[str] = []
+    hopeless = [row["key"] for row in rows if row["key"] in results.hopeless]
+    if hopeless:
+        said.append(
+            f"Given up in the first group, since they took {HOPELESS:g} times as long as the "
+            f"fastest setting until then: {', '.join(hopeless)}."
+        )
+    never = [row["key"] for row in rows if not row["answers"] and row["key"] not in hopeless]
+    if never and results.finished:
+        said.append(f"The time budget was too short to measure {', '.join(never)} at all.")
+    if any(row["dropped"] for row in rows):
+        names = ", ".join(row["key"] for row in rows if row["dropped"])
+        said.append(
+            f"Measured on fewer prompts, since they were slower than the best: {names}. Their "
+            "intervals are wider."
+        )
+    repeats = results.header["made_with"].get("repeats", 1)
+    short = [r for r in rows if not r["dropped"] and 0 < r["answers"] < usable * repeats]
+    if short:
+        least = min(short, key=lambda row: row["answers"])
+        said.append(
+            f"The time budget ended before every prompt was asked {repeats} times: "
+            f"{least['key']} answered {least['answers']} of {usable * repeats} requests, "
+            f"{least['prompts']} of {usable} prompts at least once. A longer --budget narrows the "
+            "intervals."
+        )
     return said
 
 

@@ -23,6 +23,8 @@ _FINALISTS = 2
 """Settings beside the baseline that are measured to the end, if they can be told from the rest."""
 _RECENT = 8
 """Groups of which the longest says how long the next one may take."""
+HOPELESS = 2.5
+"""A setting is dropped in its first group after so many times the seconds of the fastest one."""
 _CLEARLY_SLOWER = 0.75
 """Share of the best setting's rate below which a setting is dropped without an interval."""
 
@@ -65,11 +67,14 @@ class Level:
     tallies: dict[Setting, Tally] = field(default_factory=dict)
     warm_up: float = 0.0
     """Seconds before the first group."""
+    given_up: dict[str, float] = field(default_factory=dict)
+    """Settings, by key, that were much too slow in their first group, and the seconds they had."""
 
     @property
     def spent(self) -> float:
         """Seconds of all groups and of warming up."""
-        return self.warm_up + sum(sum(tally.wall) for tally in self.tallies.values())
+        measured = sum(sum(tally.wall) for tally in self.tallies.values())
+        return self.warm_up + sum(self.given_up.values()) + measured
 
 
 def measure_level(
@@ -93,7 +98,10 @@ def measure_level(
     """
     level.tallies = {setting: Tally() for setting in level.settings}
     level.groups = _groups(level, prompts, targets, record, repeats)
-    alive = list(level.settings)
+    keys = {setting.key for setting in level.settings}
+    slow = [row for row in record.of_kind("slow") if row["setting"] in keys]
+    level.given_up = {row["setting"]: row["seconds"] for row in slow}
+    alive = [setting for setting in level.settings if setting.key not in level.given_up]
     passes = [(round_, group) for round_ in range(repeats) for group in range(len(level.groups))]
     rungs = _rungs(len(alive) - 1) if level.budget is not None else 1
     done = 0
@@ -106,6 +114,7 @@ def measure_level(
             if targets[level.baseline.target].gone:
                 return
             _cycle(level, alive, passes[done], done, targets, record)
+            alive = [setting for setting in alive if setting.key not in level.given_up]
             done += 1
             share, left = _progress(level, alive, done, len(passes))
             advance(f"load {level.concurrency}: {len(alive)} settings", share, left)
@@ -201,16 +210,33 @@ def _cycle(
         answers = record.group(setting, round_, group)
         if answers is None:
             began = time.perf_counter()
-            answers = target.measure(setting, level.groups[group], round_)
+            longest = _longest(level, setting) if turn == 0 else math.inf
+            answers = target.measure(setting, level.groups[group], round_, longest)
             wall = round(time.perf_counter() - began, 6)
             if target.gone:  # the group is measured again when the run goes on
                 row = {"kind": "gone", "target": setting.target, "load": level.concurrency}
                 record.append([{**row, "error": target.gone}])
                 continue
+            if answers is None:
+                record.append([{"kind": "slow", "setting": setting.key, "seconds": wall}])
+                level.given_up[setting.key] = wall
+                target.forget(setting)
+                continue
             record.add_group(setting, round_, group, answers, wall)
         else:
             wall = record.seconds(setting, round_, group)
         level.tallies[setting].add(group, answers, wall)
+
+
+def _longest(level: Level, setting: Setting) -> float:
+    """Seconds after which a setting is given up in its first group.
+
+    Only one that makes `ar`'s text: another text may be longer.
+    """
+    if level.budget is None or not setting.lossless:
+        return math.inf
+    known = [tally.wall[0] for s, tally in level.tallies.items() if s.lossless and tally.wall]
+    return HOPELESS * min(known, default=math.inf)
 
 
 def _progress(

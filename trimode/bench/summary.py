@@ -71,7 +71,10 @@ class Results:
         """Servers that stopped answering, and why."""
         self.settings = [Setting.from_json(row) for row in self.header["settings"]]
         self.prompts = {row["prompt"]: row for row in rows if row["kind"] == "prompt"}
-        self.dropped: dict[str, tuple[int, float]] = {}
+        self.dropped: set[str] = set()
+        """Keys of settings that were measured no more."""
+        self.hopeless = {row["setting"] for row in rows if row["kind"] == "slow"}
+        """Keys of settings that were given up in their first group."""
         self.measured = {setting.key: Measured(setting) for setting in self.settings}
         for row in rows:
             match row["kind"]:
@@ -80,8 +83,7 @@ class Results:
                     place = row["round"], row["group"], answer
                     self.measured[row["setting"]].answers.append(place)
                 case "rung":
-                    for key, ratio in row["dropped"].items():
-                        self.dropped[key] = row["rung"], ratio
+                    self.dropped |= row["dropped"].keys()
                 case "likelihood":
                     found = self.measured[row["setting"]].likelihoods
                     found[row["prompt"]] = row["nll"], row["tokens"]

@@ -1,5 +1,6 @@
 """What can be measured: our engine in this process, or a server."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,13 +20,18 @@ class Target(Protocol):
         """Answer one prompt; returns the seconds that it took."""
         ...
 
-    def measure(self, setting: Setting, prompts: Sequence[int], round_: int) -> list[Answer]:
+    def measure(
+        self, setting: Setting, prompts: Sequence[int], round_: int, longest: float = math.inf
+    ) -> list[Answer] | None:
         """Answer prompts under the setting's load; an answer that fails says so.
+
+        None if the prompts are not answered after `longest`.
 
         Args:
             setting: of this target.
             prompts: numbers in the workload, none twice.
             round_: how often the workload was begun before.
+            longest: seconds after which it gives up.
         """
         ...
 

@@ -379,8 +379,7 @@ def _run(
     from trimode.training.trainer import Trainer
 
     trainer = Trainer(config, opened=opened, progress=not no_progress)
-    if not trainer.run():
-        ignore()  # the signal may be repeated
+    if not trainer.run(on_signalled=ignore):  # the signal may be repeated
         _say(f"stopped at step {trainer.step}; the same command continues it")
         return 130, None
     return 0, trainer.directory.final

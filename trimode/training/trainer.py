@@ -140,11 +140,18 @@ class Trainer:
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)
 
-    def run(self, *, should_stop: Callable[[], bool] = lambda: False) -> bool:
+    def run(
+        self,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_signalled: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Train to the last step and export; returns False if a signal ended it early.
 
         Args:
             should_stop: called before each step; if it returns True, the run ends and exports.
+            on_signalled: called if a signal ended the run, after the last step is saved. Handlers
+                of signals that it installs stay.
 
         Raises:
             TrimodeError: the loss or the gradient norm is not finite.
@@ -180,6 +187,7 @@ class Trainer:
             stopped = self._stopped()
             if stopped:
                 self._say_if_late()
+                on_signalled()
         if not stopped:
             self.export()
         self.processes.leave()
@@ -502,7 +510,8 @@ class Trainer:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) is stop:
+                    signal.signal(number, handler)
 
 
 def _note(line: str) -> None:
