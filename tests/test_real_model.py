@@ -14,7 +14,7 @@ from trimode.model import CachedAttention, KVCache, Segment, as_floats, expected
 
 pytestmark = pytest.mark.real
 
-PROMPTS = 10
+PROMPTS = 4
 """200 of them, in every mode and block length: `make lossless`."""
 NEW_TOKENS = 24
 LOGIT_TOLERANCE = 2e-5

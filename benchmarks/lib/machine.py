@@ -11,7 +11,8 @@ import torch
 
 import trimode
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 KINDS = ("avx2", "avx512_vnni", "amx")
 """Kinds of machines, by their instructions for products of bytes; each has a folder of results."""
 
@@ -34,7 +35,7 @@ def results() -> Path:
 def header() -> dict[str, Any]:
     """Facts a reader needs to judge a figure."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", _program(), *sys.argv[1:]]),
         "machine": machine_kind(),
         "cpu": _cpuinfo("model name") or platform.processor(),
         "cores": os.cpu_count(),
@@ -47,6 +48,12 @@ def header() -> dict[str, Any]:
         "torch": torch.__version__,
         "trimode": trimode.__version__,
     }
+
+
+def _program() -> str:
+    """This program's file as it is named in the repository's root, however it was started."""
+    path = Path(sys.argv[0]).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else sys.argv[0]
 
 
 def _cpuinfo(field: str) -> str:

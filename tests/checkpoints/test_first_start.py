@@ -327,6 +327,7 @@ def test_slimming_down_that_was_killed_is_finished_by_the_next_start(
     assert files(converted) == NEW
 
 
+@pytest.mark.slow
 def test_two_starts_slim_down_at_once(converted):
     code = f"""
 found = sources._from_pypi("{REQUIREMENT}", "{REQUIREMENT}", "b", offline=True, progress=False)

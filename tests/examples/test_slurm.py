@@ -150,6 +150,7 @@ def test_a_script_is_bash_and_says_how_it_is_used(script):
     assert found.stderr.startswith("usage: sbatch ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "stops"), [(1, 1), pytest.param(2, 4, marks=pytest.mark.slow)]
 )
@@ -193,6 +194,7 @@ def test_a_training_that_fails_is_not_queued_again(cluster, base, data, tmp_path
     assert cluster.requeued() == []
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_started_again_where_it_was(cluster, base, data, tmp_path):
     run, asked = tmp_path / "run", (*training(base, data, 60), "--set", "save_every=5")
     job = cluster("train.sbatch", run, *asked)

@@ -170,6 +170,7 @@ def compiled(directory):
     return target
 
 
+@pytest.mark.slow
 @needs_library
 def test_every_set_of_kernels_gives_the_same_bits(tmp_path):
     """Those of this machine, and those of AVX-512 VNNI with their instructions emulated."""

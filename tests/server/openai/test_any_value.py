@@ -179,7 +179,7 @@ def check(url, name, place, new):
         ErrorBody.model_validate_json(text)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_value_is_a_fault_of_the_server(url, data):
     name = data.draw(st.sampled_from([*BODIES]))
@@ -194,7 +194,7 @@ def test_a_field_with_an_odd_name_is_ignored(url, path, name):
     assert answer.status == 200, text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_no_name_of_a_field_is_a_fault_of_the_server(url, data):
     body = data.draw(st.sampled_from([*BODIES]))
