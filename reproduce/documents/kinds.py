@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable
 
 from reproduce.documents.fonts import EQUAL_WIDTHS, TRAINED
-from reproduce.documents.pages import Page, Sheet
+from reproduce.documents.pages import PITCH, Page, Sheet
 from reproduce.documents.texts import Texts, amount
 
 TRANSCRIBE = "Transcribe the document."
@@ -19,13 +19,10 @@ def field_question(name: str) -> str:
 
 def _sheet(texts: Texts, faces: tuple[str, ...], least: int, most: int) -> Sheet:
     rng = texts.rng
-    size = rng.randrange(14, 20)
-    pitch = max(20, round(size * rng.uniform(1.15, 1.45)))
     return Sheet(
         width=rng.randrange(least, most),
         face=rng.choice(faces),
-        size=size,
-        pitch=pitch,
+        size=rng.randrange(14, 18),
         margin=rng.randrange(2, 13),
         rng=rng,
     )
@@ -216,17 +213,15 @@ def eased(texts: Texts, ease: float) -> Page:
         text = " ".join(texts.sentence() for _ in range(rng.randrange(1, 5)))
     lines = [line for line in textwrap.wrap(text, rng.randrange(16, 38)) if line][:10]
     faces = TRAINED if rng.random() < 1.5 * free else EQUAL_WIDTHS[:3]
-    size = 16 + round(rng.uniform(-2, 3) * free)
+    size = 16 + round(rng.uniform(-2, 1) * free)
     advance = 10 + rng.uniform(-2.5, 1.5) * free
-    pitch = 20 + max(0, round(rng.uniform(-2, 6) * free))
-    left, top = rng.uniform(0, 10) * free, 8 + rng.uniform(0, 8) * free
-    width = int(left + advance * max(map(len, lines)) + 19) // 20 * 20
-    height = int(top + pitch * len(lines) + 11) // 20 * 20
-    sheet = Sheet(width, rng.choice(faces), size, pitch, 0, rng)
-    for number, line in enumerate(lines):
+    left = rng.uniform(0, 10) * free
+    width = int(left + advance * max(map(len, lines))) + 1
+    sheet = Sheet(width, rng.choice(faces), size, 0, rng, slack=1.5 * free)
+    for line in lines:
         columns = [(left + advance * (i + 0.5), c) for i, c in enumerate(line)]
-        sheet.spread.append((columns, top + pitch * number))
-    sheet.y = height + pitch / 2
+        sheet.spread.append((columns, sheet.y))
+        sheet.y += PITCH
     return sheet.finish("eased", clean=ease > 0.4)
 
 

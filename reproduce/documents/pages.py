@@ -34,6 +34,10 @@ class Page:
     """Name of the font."""
 
 
+PITCH = 20
+"""Pixels from line to line, and the side of a square. A document is scaled to that before it is
+read, as programs that read print do with each line: it need not be learned in many sizes."""
+
 Column = tuple[float, str]
 """Where a text begins, in pixels, and the text."""
 
@@ -46,10 +50,11 @@ class Sheet:
     face: str
     size: int
     """Of letters, in pixels."""
-    pitch: int
-    """From line to line, in pixels."""
     margin: int
+    """At the left and at the right."""
     rng: random.Random
+    slack: float = 1.5
+    """By how many pixels all lines may be higher or lower than the middles of squares."""
     lines: list[tuple[list[Column], str, int]] = field(default_factory=list)
     """Columns, face and y of the middle."""
     spread: list[tuple[list[Column], float]] = field(default_factory=list)
@@ -59,7 +64,7 @@ class Sheet:
     y: float = 0
 
     def __post_init__(self) -> None:
-        self.y = self.margin + self.pitch / 2
+        self.y = PITCH / 2 + self.rng.uniform(-self.slack, self.slack)
 
     @property
     def right(self) -> int:
@@ -73,7 +78,7 @@ class Sheet:
     def line(self, *columns: Column, face: str | None = None) -> None:
         """Add a line."""
         self.lines.append(([c for c in columns if c[1]], face or self.face, round(self.y)))
-        self.y += self.pitch
+        self.y += PITCH
 
     def left(self, text: str, face: str | None = None) -> None:
         """Add a line at the left margin."""
@@ -89,13 +94,8 @@ class Sheet:
 
     def rule(self) -> None:
         """Draw a straight line between this line and the next one."""
-        y = round(self.y - self.pitch / 2 + 1)
+        y = round(self.y - PITCH / 2)
         self.rules.append((self.margin, y, self.right, y))
-        self.y += 3
-
-    def space(self, lines: float) -> None:
-        """Leave some lines free."""
-        self.y += self.pitch * lines
 
     def fits(self, text: str, room: float) -> bool:
         """Whether a text is at most so many pixels long."""
@@ -122,10 +122,11 @@ class Sheet:
         clean: bool = False,
     ) -> Page:
         """The page, worn unless `clean`."""
-        height = int(self.y - self.pitch / 2 + self.margin)
+        width = -(-self.width // PITCH) * PITCH
+        height = round((self.y - PITCH / 2) / PITCH) * PITCH
         paper = self.rng.randrange(225, 256)
         ink = self.rng.randrange(0, 70)
-        image = Image.new("L", (self.width, height), paper)
+        image = Image.new("L", (width, height), paper)
         draw = ImageDraw.Draw(image)
         for rule in self.rules:
             draw.line(rule, fill=(ink + paper) // 2)

@@ -26,7 +26,7 @@ from trimode.checkpoints import LoadedModel
 from trimode.engine import GenerationResult, generate_batch
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
-_LONGEST = 320
+_LONGEST = 600
 """Most tokens of an answer."""
 
 

@@ -2,15 +2,14 @@
 
     python -m reproduce.documents.teach --data data --output run [--minutes 60]
 
-A square's embedding is to be the embedding of its token (see targets.py). A classifier of
-characters helps the middle
-layers along and is thrown away afterwards. Pages are easy at first, and become harder when most
-characters are read. Ctrl-C saves; the same command continues.
+A square's embedding is to be the embedding of its token (see targets.py). Pages are easy at first,
+and become harder when most letters are read. Ctrl-C saves; the same command continues.
 """
 
 import argparse
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,41 +18,42 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from reproduce.documents.kinds import DRILLS, KINDS, draw, eased
-from reproduce.documents.pages import Page
+from reproduce.documents.pages import PITCH, Page
 from reproduce.documents.run import Report, Stop, keep
-from reproduce.documents.targets import CHARACTERS, GLYPHS, NONE, Targets, targets
+from reproduce.documents.targets import Targets, spellings, targets
 from reproduce.documents.texts import Texts, open_texts
 from trimode.checkpoints import open_checkpoint
 from trimode.model import as_floats
+from trimode.model.build import cpu_multiplies_bf16
 from trimode.text import Tokenizer
 from trimode.vision import ProcessedImage, VisionConfig, VisionModel, process
 from trimode.vision.tower import VisionTower
 
 CONFIG = VisionConfig(
     text_size=576,
-    hidden_size=256,
-    intermediate_size=512,
-    num_layers=4,
+    hidden_size=192,
+    intermediate_size=384,
+    num_layers=3,
     num_heads=8,
     rope_theta=10.0,
-    patch_size=10,
+    patch_size=5,
     image_size=1000,
     activation="silu",
     merging_layer=False,
     image_mean=(0.3, 0.3, 0.3),
     image_std=(0.3, 0.3, 0.3),
 )
-MIDDLE = 2
-"""Layers before the classifier of characters."""
 MIX = {**dict.fromkeys(KINDS, 1.0), **dict.fromkeys(DRILLS, 2.0), "prose": 3.0}
 _VARIANCE = 0.5
-_REPEATED = 0.4
-"""Weight of squares in which no token begins."""
-_OTHERS = 1536
-"""Tokens that are not on the pages, drawn as wrong answers."""
-_HARDER = 0.0015
-"""By how much `ease` falls in a step, if this share of the characters is read:"""
-_READ = 0.72
+_EMPTY = 0.4
+"""Weight of squares in which nothing stands."""
+_HARDER = 0.002
+"""By how much `ease` falls in a step, if this share of the squares with letters is read:"""
+_READ = 0.65
+_LINES = 2
+"""Of a strip."""
+_WHOLE = 0.15
+"""Share of pages that are not cut into strips."""
 _PEAK = 1.5e-3
 """Learning rate."""
 
@@ -61,64 +61,36 @@ Example = tuple[ProcessedImage, Targets]
 
 
 class Teacher(nn.Module):
-    """Losses of a batch of pages."""
+    """A tower, and its loss on a batch of pages."""
 
-    def __init__(self, embedding: Tensor) -> None:
-        """`embedding`: of the language model, `[vocab, text]`."""
+    def __init__(self, embedding: Tensor, candidates: Tensor) -> None:
+        """Make a new tower.
+
+        Args:
+            embedding: of the language model, `[vocab, text]`.
+            candidates: ids of the tokens that squares may have, rising.
+        """
         super().__init__()
         self.vision = VisionModel(CONFIG)
         look_at_neighbours(self.vision.vision_tower)
-        self.middle = nn.Sequential(
-            nn.RMSNorm(CONFIG.hidden_size),
-            nn.Linear(CONFIG.hidden_size, GLYPHS * (CHARACTERS + 1)),
-        )
+        self.candidates = candidates
         self.mean = embedding.mean(0)
-        self.words = embedding - self.mean
+        self.words = embedding[candidates] - self.mean
 
-    def forward(self, examples: list[Example]) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Loss of tokens, loss of characters, and shares that are right."""
+    def forward(self, examples: list[Example]) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and the shares of squares that are right."""
         images = [image.normalised(CONFIG) for image, _ in examples]
-        tower, projector = self.vision.vision_tower, self.vision.multi_modal_projector
-        grids = [tower.grid(image) for image in images]
-        x = torch.cat([tower.embed(image) for image in images])
-        parts = [tower.rotation(grid, x) for grid in grids]
-        cos, sin = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-        sizes = [rows * columns for rows, columns in grids]
-        middle = x
-        for number, layer in enumerate(tower.layers):
-            x = layer(x, (cos, sin), sizes)
-            if number + 1 == MIDDLE:
-                middle = x
-        embeddings = projector(x, grids)
-        glyphs = torch.cat([found.glyphs for _, found in examples])
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bf16()):
+            embeddings = torch.cat(self.vision(images))
         tokens = torch.cat([found.tokens for _, found in examples])
-        glyph_loss, glyph_right = self._glyphs(middle, glyphs)
-        begins = torch.cat([found.begins for _, found in examples])
-        token_loss, shares = self._tokens(embeddings - self.mean, tokens, begins)
-        return token_loss, glyph_loss, {**shares, "glyphs": glyph_right}
-
-    def _glyphs(self, x: Tensor, glyphs: Tensor) -> tuple[Tensor, float]:
-        logits = self.middle(x).view(-1, CHARACTERS + 1)
-        classes = torch.where(glyphs == NONE, CHARACTERS, glyphs).flatten()
-        there = classes != CHARACTERS
-        weights = torch.where(there, 1.0, 0.2)
-        loss = (F.cross_entropy(logits, classes, reduction="none") * weights).sum() / weights.sum()
-        right = (logits.argmax(-1) == classes)[there].float().mean()
-        return loss, float(right)
-
-    def _tokens(
-        self, found: Tensor, tokens: Tensor, begins: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of the nearest word among those of the pages and some others."""
-        others = torch.randint(len(self.words), (_OTHERS,))
-        candidates = torch.cat((tokens, others)).unique()
-        words = self.words[candidates]
-        logits = (found @ words.T - words.square().sum(1) / 2) / _VARIANCE
-        classes = torch.searchsorted(candidates, tokens)
-        weights = torch.where(begins, 1.0, _REPEATED)
+        filled = torch.cat([found.filled for _, found in examples])
+        found = embeddings.float() - self.mean
+        logits = (found @ self.words.T - self.words.square().sum(1) / 2) / _VARIANCE
+        classes = torch.searchsorted(self.candidates, tokens)
+        weights = torch.where(filled, 1.0, _EMPTY)
         loss = (F.cross_entropy(logits, classes, reduction="none") * weights).sum() / weights.sum()
         right = logits.detach().argmax(-1) == classes
-        shares = {"begins": right[begins].float().mean(), "others": right[~begins].float().mean()}
+        shares = {"letters": right[filled].float().mean(), "empty": right[~filled].float().mean()}
         return loss, {name: float(share) for name, share in shares.items()}
 
 
@@ -162,8 +134,20 @@ def example(page: Page, tokenizer: Tokenizer) -> Example:
     return image, targets(page, image, CONFIG, tokenizer)
 
 
+def strips(page: Page, tokenizer: Tokenizer, lines: int) -> Iterator[Example]:
+    """A page in parts of so many lines. Attention costs less in them."""
+    image, seen = example(page, tokenizer)
+    high = lines * PITCH // CONFIG.merged_patch
+    for top in range(0, image.rows, high):
+        bottom = min(top + high, image.rows)
+        edges = (top * CONFIG.merged_patch, bottom * CONFIG.merged_patch)
+        part = page.image.crop((0, edges[0], page.image.width, edges[1]))
+        squares = slice(top * image.columns, bottom * image.columns)
+        yield process(part, CONFIG), Targets(seen.tokens[squares], seen.filled[squares])
+
+
 class Pages:
-    """Batches of new pages."""
+    """Batches of new pages, most of them in strips."""
 
     def __init__(self, texts: Texts, tokenizer: Tokenizer) -> None:
         self.texts, self.tokenizer = texts, tokenizer
@@ -179,7 +163,11 @@ class Pages:
         """Pages with about so many squares."""
         batch: list[Example] = []
         while sum(image.tokens for image, _ in batch) < squares - 60:
-            batch.append(example(self.page(ease), self.tokenizer))
+            page, whole = self.page(ease), self.texts.rng.random() < _WHOLE
+            if whole:
+                batch.append(example(page, self.tokenizer))
+            else:
+                batch += strips(page, self.tokenizer, _LINES)
         return batch
 
 
@@ -198,7 +186,7 @@ def main() -> None:
     checkpoint = open_checkpoint("smollm2-135m-instruct")
     embedding = as_floats(checkpoint.read("embed_tokens.weight")).float()
     torch.manual_seed(arguments.seed)
-    teacher = Teacher(embedding)
+    teacher = Teacher(embedding, spellings(checkpoint.tokenizer))
     optimiser = torch.optim.AdamW(
         teacher.parameters(), lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
@@ -229,8 +217,7 @@ def main() -> None:
         pages = source.batch(arguments.squares, ease)
         scale = min(1.0, (step + 1) / 100) * min(1.0, (1 - done) / 0.4 + 0.02)
         optimiser.param_groups[0]["lr"] = _PEAK * scale
-        token_loss, glyph_loss, shares = teacher(pages)
-        loss = token_loss + glyph_loss * max(0.1, 1 - 2 * done)
+        loss, shares = teacher(pages)
         if not math.isfinite(float(loss.detach())):
             raise SystemExit(f"step {step}: the loss is not finite")
         loss.backward()
@@ -239,13 +226,8 @@ def main() -> None:
         optimiser.zero_grad()
         step += 1
         spent += time.monotonic() - began
-        now = {
-            "loss": float(token_loss.detach()),
-            "glyph_loss": float(glyph_loss.detach()),
-            **shares,
-        }
-        report.add(step, spent, now, ease=round(ease, 3))
-        if report.means["glyphs"] > _READ:
+        report.add(step, spent, {"loss": float(loss.detach()), **shares}, ease=round(ease, 3))
+        if report.means["letters"] > _READ:
             ease = max(0.0, ease - _HARDER)
         if step % 500 == 0:
             save()

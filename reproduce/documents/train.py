@@ -23,12 +23,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from reproduce.documents.answers import Speller, respelled
 from reproduce.documents.ideal import IdealVision, ideal
 from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
 from reproduce.documents.lora import add_lora
 from reproduce.documents.pages import Page
 from reproduce.documents.reader import Base, open_base, taught
 from reproduce.documents.run import Report, Stop, keep
+from reproduce.documents.targets import targets
+from reproduce.documents.teach import CONFIG
 from reproduce.documents.texts import Texts, open_texts
 from trimode.model.build import cpu_multiplies_bf16
 from trimode.training.conversations import parse_conversation
@@ -36,9 +39,9 @@ from trimode.training.data import Batch, Document, PackedRows, tokenise
 from trimode.training.noise import NoiseConfig
 from trimode.training.objective import ObjectiveConfig, joint_loss
 from trimode.training.step import BlockConfig, StepConfig, draw_task, losses
-from trimode.vision import Vision
+from trimode.vision import Vision, process
 
-ROW = 512
+ROW = 1024
 """Tokens of a step."""
 _PEAK = 1e-3
 """Learning rate of the LoRA."""
@@ -77,13 +80,17 @@ def documents(texts: Texts, base: Base, vision: Vision) -> Iterator[Document]:
         if isinstance(vision, IdealVision):
             vision.show(page)
         row = {"messages": list(conversation(page, texts)), "images": [page.image]}
-        yield from tokenise(
+        image = process(page.image, CONFIG)
+        seen = targets(page, image, CONFIG, base.tokenizer)
+        speller = Speller(page, seen, image.columns, base.tokenizer)
+        for document in tokenise(
             parse_conversation(row, "a page"),
             base.tokenizer,
             base.template,
             eos_token_ids=base.config.eos_token_ids,
             vision=vision,
-        )
+        ):
+            yield respelled(document, speller, base.tokenizer)
 
 
 def rows(source: Iterator[Document]) -> Iterator[Batch]:

@@ -5,17 +5,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reproduce.documents.answers import Speller
 from reproduce.documents.kinds import AS_JSON, DRILLS, KINDS, draw, eased
+from reproduce.documents.pages import PITCH
 from reproduce.documents.score import character_errors
-from reproduce.documents.targets import NONE, spread, targets
+from reproduce.documents.targets import spread, targets
+from reproduce.documents.teach import example, strips
 from reproduce.documents.texts import is_held_out, open_texts
 from trimode.vision import VisionConfig, process
 
 FACES = ("DejaVuSans", "DejaVuSansMono")
-CONFIG = VisionConfig(text_size=64, patch_size=10, hidden_size=32, num_heads=2, num_layers=1)
+CONFIG = VisionConfig(text_size=64, patch_size=5, hidden_size=32, num_heads=2, num_layers=1)
 SENTENCES = (
     "The ferry to the island leaves at noon and comes back before dark.",
     "A good map says what it leaves out.",
@@ -46,12 +50,32 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def letters():
-    """A tokenizer with a token for each character."""
-    return SimpleNamespace(
-        encode=lambda text: [ord(c) for c in text], decode=lambda ids: "".join(map(chr, ids))
-    )
+class Letters:
+    """A tokenizer with a token for each letter, for two, and for a space before them."""
+
+    def __init__(self):
+        self.texts = []
+
+    def encode(self, text):
+        whole = 0 < len(text.strip()) == len(text) <= 2 or (len(text) == 2 and text[1].isalpha())
+        return [self._id(part) for part in ([text] if whole else text)]
+
+    def _id(self, text):
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text)
+
+    def decode(self, ids):
+        return "".join(self.texts[i] for i in ids)
+
+
+def read(found, image, tokenizer):
+    """The lines of a page as its squares have them."""
+    rows = found.tokens.view(image.rows, image.columns), found.filled.view(image.rows, -1)
+    lines = [
+        tokenizer.decode(tokens[filled].tolist()) for tokens, filled in zip(*rows, strict=True)
+    ]
+    return [line for line in lines if line]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *DRILLS])
@@ -100,45 +124,67 @@ def test_the_same_seed_draws_the_same_page(data):
     assert one.image.tobytes() == two.image.tobytes()
 
 
-@pytest.mark.parametrize("ease", [1.0, 0.5, 0.0])
-def test_squares_hold_the_text_in_reading_order(ease, data, letters):
-    texts = open_texts(data, 7, held_out=False)
+@pytest.mark.parametrize("kind", [1.0, 0.5, 0.0, *KINDS])
+def test_squares_spell_the_text_in_reading_order(kind, data):
+    texts, letters = open_texts(data, 7, held_out=False), Letters()
     for _ in range(5):
-        page = eased(texts, ease)
+        page = eased(texts, kind) if isinstance(kind, float) else draw(texts, kind, FACES)
         image = process(page.image, CONFIG)
+        assert (image.height, image.width) == page.image.size[::-1]  # nothing is scaled
         found = targets(page, image, CONFIG, letters)
-        assert found.tokens.shape == found.begins.shape == (image.tokens,)
-        assert found.glyphs.shape == (4 * image.tokens, 2)
-        read = letters.decode(found.tokens[found.begins].tolist())
-        # With two letters in a square, a line that fills the page loses its end.
-        if ease == 1:
-            wanted = "".join(f"{line}\n"[: image.columns] for line in page.text.split("\n"))
-            assert read == wanted[: len(read)]
-            assert len(wanted) - len(read) <= 1
+        assert found.tokens.shape == found.filled.shape == (image.tokens,)
+        wanted = [" ".join(line.split()) for line in page.text.split("\n")]
+        assert [line.strip() for line in read(found, image, letters)] == wanted
+        lower = found.filled.view(image.rows, image.columns)[1 :: PITCH // CONFIG.merged_patch]
+        assert not lower.any()
 
 
-def test_a_word_is_repeated_where_it_stands_and_gaps_are_spaces(letters):
-    words = SimpleNamespace(
-        encode=lambda text: [ord(c) for c in text] if text in " \n" else [1, 2, 10, 3],
-        decode=lambda ids: {1: "wide", 2: " b", 10: "\n", 3: "c"}[ids[0]],
-    )
-    places = [10, 25, 45, 55, 57, 90, 95, 10]  # of the characters of "wide b\nc"
-    heights = [10] * 7 + [30]
+def test_narrow_letters_share_a_square_and_digits_move_aside():
+    letters = Letters()
+    text = "ill 123 b\nc"
+    places = [3, 6, 9, 14, 24, 26, 28, 33, 45, 50, 5]
     page = SimpleNamespace(
-        text="wide b\nc",
-        centres=np.array(list(zip(places, heights, strict=True)), dtype=float),
+        text=text,
+        centres=np.array([(x, 30 if i == 10 else 11) for i, x in enumerate(places)], dtype=float),
         angle=0.0,
-        image=SimpleNamespace(width=120, height=60),
+        image=SimpleNamespace(width=100, height=40),
     )
-    image = SimpleNamespace(width=120, height=60, rows=3, columns=6, tokens=18)
-    found = targets(page, image, CONFIG, words)
-    space, line_break = ord(" "), ord("\n")
-    assert found.tokens.view(3, 6).tolist() == [
-        [1, 1, 1, space, 2, line_break],
-        [3, line_break, line_break, line_break, line_break, line_break],
-        [line_break] * 6,
-    ]
-    assert found.begins.view(3, 6).int().tolist() == [[1, 0, 0, 0, 1, 1], [1] + [0] * 5, [0] * 6]
+    image = SimpleNamespace(width=100, height=40, rows=4, columns=10, tokens=40)
+    found = targets(page, image, CONFIG, letters)
+    rows = [[letters.texts[i] for i in row] for row in found.tokens.view(4, 10).tolist()]
+    blank = ["\n"] * 10
+    first = ["il", "l", " ", "12", "3", " b", "\n", "\n", "\n", "\n"]
+    assert rows == [first, blank, ["c", *blank[1:]], blank]
+    assert found.filled.view(4, 10)[0].tolist() == [True] * 6 + [False] * 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_in_the_tokens_of_the_squares(kind, data):
+    texts, letters = open_texts(data, 9, held_out=False), Letters()
+    for _ in range(4):
+        page = draw(texts, kind, FACES)
+        image = process(page.image, CONFIG)
+        seen = targets(page, image, CONFIG, letters)
+        speller = Speller(page, seen, image.columns, letters)
+        said = speller.answer(page.text)
+        assert letters.decode(said) == page.text
+        squares = seen.tokens[seen.filled].tolist()
+        line_break = letters.encode("\n")[0]
+        if kind != "code":  # its lines may be indented
+            assert [token for token in said if token != line_break] == squares
+        for _, answer in page.questions:
+            assert letters.decode(speller.answer(answer)) == answer
+
+
+def test_a_strip_has_the_targets_of_its_part_of_the_page(data):
+    texts, letters = open_texts(data, 10, held_out=False), Letters()
+    page = draw(texts, "invoice", FACES)
+    _, whole = example(page, letters)
+    parts = list(strips(page, letters, 2))
+    assert len(parts) > 1
+    assert torch.equal(torch.cat([seen.tokens for _, seen in parts]), whole.tokens)
+    for image, seen in parts:
+        assert seen.tokens.shape == seen.filled.shape == (image.tokens,)
 
 
 @given(st.lists(st.integers(0, 9), max_size=14).map(sorted))
@@ -154,23 +200,6 @@ def test_tokens_are_spread_in_their_order(wanted):
 def test_tokens_that_want_the_same_square_move_to_the_right_and_then_to_the_left():
     assert spread([2, 2, 2, 7], 10) == [2, 3, 4, 7]
     assert spread([8, 8, 9], 10) == [7, 8, 9]
-
-
-def test_a_glyph_is_taught_where_it_is_seen_on_a_turned_page(data, letters):
-    texts = open_texts(data, 8, held_out=False)
-    page = next(p for p in (draw(texts, "prose", FACES) for _ in range(200)) if abs(p.angle) > 1)
-    image = process(page.image, CONFIG)
-    found = targets(page, image, CONFIG, letters)
-    pixels = np.asarray(page.image.convert("L"), dtype=float)
-    dark = pixels < np.median(pixels) - 40
-    scale = page.image.width / image.width
-    side = CONFIG.patch_size * scale
-    patches = [i for i, row in enumerate(found.glyphs) if (row != NONE).any()]
-    columns = image.width // CONFIG.patch_size
-    inked = [dark[int(i // columns * side) : int((i // columns + 1) * side) + 1,
-                  int(i % columns * side) : int((i % columns + 1) * side) + 1].any()
-             for i in patches]  # fmt: skip
-    assert np.mean(inked) > 0.95
 
 
 @given(st.text("abc", max_size=8), st.text("abc", max_size=8))
