@@ -22,7 +22,7 @@ from reproduce.documents.pages import PITCH, Page
 from reproduce.documents.run import Report, Stop, keep
 from reproduce.documents.targets import Targets, spellings, targets
 from reproduce.documents.texts import Texts, open_texts
-from trimode.checkpoints import open_checkpoint
+from trimode.checkpoints import Checkpoint, open_checkpoint
 from trimode.model import as_floats
 from trimode.model.build import cpu_multiplies_bf16
 from trimode.text import Tokenizer
@@ -45,6 +45,9 @@ CONFIG = VisionConfig(
 )
 MIX = {**dict.fromkeys(KINDS, 1.0), **dict.fromkeys(DRILLS, 2.0), "prose": 3.0}
 _VARIANCE = 0.5
+_EXACT = 0.5
+"""Weight of the squared distance from the wanted embedding. Without it embeddings grow, and point
+where only other letters' do not: the language model has never seen such ones."""
 _EMPTY = 0.4
 """Weight of squares in which nothing stands."""
 _HARDER = 0.002
@@ -85,13 +88,31 @@ class Teacher(nn.Module):
         tokens = torch.cat([found.tokens for _, found in examples])
         filled = torch.cat([found.filled for _, found in examples])
         found = embeddings.float() - self.mean
-        logits = (found @ self.words.T - self.words.square().sum(1) / 2) / _VARIANCE
+        logits = self.logits(embeddings)
         classes = torch.searchsorted(self.candidates, tokens)
         weights = torch.where(filled, 1.0, _EMPTY)
-        loss = (F.cross_entropy(logits, classes, reduction="none") * weights).sum() / weights.sum()
+        losses = F.cross_entropy(logits, classes, reduction="none")
+        wanted = self.words[classes]
+        distances = (found - wanted).square().sum(1) / self.words.square().sum(1).mean()
+        loss = ((losses + _EXACT * distances) * weights).sum() / weights.sum()
         right = logits.detach().argmax(-1) == classes
-        shares = {"letters": right[filled].float().mean(), "empty": right[~filled].float().mean()}
+        shares = {
+            "distance": distances.detach()[filled].mean(),
+            "letters": right[filled].float().mean(),
+            "empty": right[~filled].float().mean(),
+        }
         return loss, {name: float(share) for name, share in shares.items()}
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Of each candidate `[squares, candidates]`, by the distance of `[squares, text]`."""
+        found = embeddings.float() - self.mean
+        return (found @ self.words.T - self.words.square().sum(1) / 2) / _VARIANCE
+
+
+def new_teacher(checkpoint: Checkpoint) -> Teacher:
+    """An untaught tower for a language model."""
+    embedding = as_floats(checkpoint.read("embed_tokens.weight")).float()
+    return Teacher(embedding, spellings(checkpoint.tokenizer))
 
 
 _AROUND = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]
@@ -184,9 +205,8 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     console = Console()
     checkpoint = open_checkpoint("smollm2-135m-instruct")
-    embedding = as_floats(checkpoint.read("embed_tokens.weight")).float()
     torch.manual_seed(arguments.seed)
-    teacher = Teacher(embedding, spellings(checkpoint.tokenizer))
+    teacher = new_teacher(checkpoint)
     optimiser = torch.optim.AdamW(
         teacher.parameters(), lr=_PEAK, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
