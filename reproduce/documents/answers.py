@@ -6,7 +6,6 @@ tokenizer's own words must put them together from letters, which takes it hours 
 
 import json
 from collections.abc import Iterator
-from itertools import groupby
 
 import numpy as np
 
@@ -31,8 +30,8 @@ class Speller:
         self._page, self._tokenizer = page, tokenizer
         tokens, filled = seen.tokens.view(-1, columns), seen.filled.view(-1, columns)
         rows = [row[stands] for row, stands in zip(tokens, filled, strict=True) if stands.any()]
-        lines = [[tokenizer.decode([token]) for token in row.tolist()] for row in rows]
-        self._pieces = [piece for line in lines for piece in (*line, "\n")][:-1]
+        self._lines = [[tokenizer.decode([token]) for token in row.tolist()] for row in rows]
+        self._pieces = [piece for line in self._lines for piece in (*line, "\n")][:-1]
         self._text = "".join(self._pieces)
 
     def answer(self, text: str) -> list[int]:
@@ -50,8 +49,7 @@ class Speller:
     def _transcript(self) -> list[int]:
         found: list[int] = []
         indents = [len(line) - len(line.lstrip()) for line in self._page.text.split("\n")]
-        lines = [list(line) for is_end, line in groupby(self._pieces, "\n".__eq__) if not is_end]
-        for indent, line in zip(indents, lines, strict=True):
+        for indent, line in zip(indents, self._lines, strict=True):
             found += self._tokenizer.encode("\n") if found else []
             found += self._tokenizer.encode(" " * (indent - line[0].startswith(" ")))
             for piece in line:

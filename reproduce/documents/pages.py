@@ -35,7 +35,7 @@ class Page:
 
 
 PITCH = 20
-"""Pixels from line to line, and the side of a square. A document is scaled to that before it is
+"""Pixels from line to line; a page is a multiple of it. A document is scaled to that before it is
 read, as programs that read print do with each line: it need not be learned in many sizes."""
 
 Column = tuple[float, str]
@@ -54,7 +54,7 @@ class Sheet:
     """At the left and at the right."""
     rng: random.Random
     slack: float = 1.5
-    """By how many pixels all lines may be higher or lower than the middles of squares."""
+    """By how many pixels all lines may be higher or lower than the middles of their places."""
     lines: list[tuple[list[Column], str, int]] = field(default_factory=list)
     """Columns, face and y of the middle."""
     spread: list[tuple[list[Column], float]] = field(default_factory=list)

@@ -27,7 +27,7 @@ from trimode.vision import ProcessedImage, process
 def read(teacher: Teacher, image: ProcessedImage, tokenizer: Tokenizer) -> str:
     """The text of a page, from the nearest spelling of each square."""
     (found,) = teacher.vision([image.normalised(CONFIG)])
-    tokens = teacher.candidates[teacher.logits(found).argmax(1)]
+    tokens = teacher.candidates[teacher.logits(found - teacher.mean).argmax(1)]
     lines = (_line(row, tokenizer) for row in tokens.view(image.rows, -1))
     return "\n".join(line for line in lines if line)
 

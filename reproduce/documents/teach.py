@@ -88,7 +88,7 @@ class Teacher(nn.Module):
         tokens = torch.cat([found.tokens for _, found in examples])
         filled = torch.cat([found.filled for _, found in examples])
         found = embeddings.float() - self.mean
-        logits = self.logits(embeddings)
+        logits = self.logits(found)
         classes = torch.searchsorted(self.candidates, tokens)
         weights = torch.where(filled, 1.0, _EMPTY)
         losses = F.cross_entropy(logits, classes, reduction="none")
@@ -103,9 +103,12 @@ class Teacher(nn.Module):
         }
         return loss, {name: float(share) for name, share in shares.items()}
 
-    def logits(self, embeddings: Tensor) -> Tensor:
-        """Of each candidate `[squares, candidates]`, by the distance of `[squares, text]`."""
-        found = embeddings.float() - self.mean
+    def logits(self, found: Tensor) -> Tensor:
+        """Of each candidate `[squares, candidates]`, by its distance.
+
+        Args:
+            found: embeddings less their mean, `[squares, text]`.
+        """
         return (found @ self.words.T - self.words.square().sum(1) / 2) / _VARIANCE
 
 

@@ -30,8 +30,7 @@ from reproduce.documents.lora import add_lora
 from reproduce.documents.pages import Page
 from reproduce.documents.reader import Base, open_base, taught
 from reproduce.documents.run import Report, Stop, keep
-from reproduce.documents.targets import targets
-from reproduce.documents.teach import CONFIG
+from reproduce.documents.teach import example
 from reproduce.documents.texts import Texts, open_texts
 from trimode.model.build import cpu_multiplies_bf16
 from trimode.training.conversations import parse_conversation
@@ -39,7 +38,7 @@ from trimode.training.data import Batch, Document, PackedRows, tokenise
 from trimode.training.noise import NoiseConfig
 from trimode.training.objective import ObjectiveConfig, joint_loss
 from trimode.training.step import BlockConfig, StepConfig, draw_task, losses
-from trimode.vision import Vision, process
+from trimode.vision import Vision
 
 ROW = 1024
 """Tokens of a step."""
@@ -80,8 +79,7 @@ def documents(texts: Texts, base: Base, vision: Vision) -> Iterator[Document]:
         if isinstance(vision, IdealVision):
             vision.show(page)
         row = {"messages": list(conversation(page, texts)), "images": [page.image]}
-        image = process(page.image, CONFIG)
-        seen = targets(page, image, CONFIG, base.tokenizer)
+        image, seen = example(page, base.tokenizer)
         speller = Speller(page, seen, image.columns, base.tokenizer)
         for document in tokenise(
             parse_conversation(row, "a page"),
