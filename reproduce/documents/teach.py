@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
+from reproduce.documents.fonts import TRAINED
 from reproduce.documents.kinds import DRILLS, KINDS, draw, eased
 from reproduce.documents.pages import PITCH, Page
 from reproduce.documents.run import Report, Stop, keep
@@ -44,6 +45,8 @@ CONFIG = VisionConfig(
     image_std=(0.3, 0.3, 0.3),
 )
 MIX = {**dict.fromkeys(KINDS, 1.0), **dict.fromkeys(DRILLS, 2.0), "prose": 3.0}
+FACES = (*TRAINED, "FreeSerif", "EBGaramond", "LinuxLibertine")
+"""Thin fonts twice: they are the last ones that a tower reads."""
 _VARIANCE = 0.5
 _EXACT = 0.5
 """Weight of the squared distance from the wanted embedding. Without it embeddings grow, and point
@@ -181,7 +184,7 @@ class Pages:
         if ease > 0:
             return eased(self.texts, ease)
         (kind,) = self.texts.rng.choices(list(MIX), list(MIX.values()))
-        return draw(self.texts, kind)
+        return draw(self.texts, kind, FACES)
 
     def batch(self, squares: int, ease: float) -> list[Example]:
         """Pages with about so many squares."""

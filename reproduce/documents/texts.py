@@ -10,11 +10,14 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 
 from faker import Faker
 
-_COUNTRIES = ("en_US", "en_GB", "de_DE", "fr_FR", "es_ES", "it_IT", "nl_NL", "da_DK")
+_COUNTRIES = ("en_US", "en_GB", "de_DE", "fr_FR", "es_ES", "nl_NL", "da_DK")
+_FIRST_DAY = date(1970, 1, 1)
+_DAYS = 60 * 365
 _ASCII = re.compile(r"[ -~]+")
 THINGS = (
     "apple juice", "rye bread", "olive oil", "green tea", "tomato soup", "goat cheese", "orange",
@@ -48,7 +51,7 @@ class Texts:
     code: list[str]
     words: list[str]
     held_out: bool
-    faker: Faker
+    countries: list[Faker]
 
     def _mine(self, text: str) -> bool:
         return is_held_out(text) == self.held_out
@@ -60,35 +63,44 @@ class Texts:
             if _ASCII.fullmatch(text) and self._mine(text):
                 return text
 
+    @property
+    def faker(self) -> Faker:
+        """Of one country. Faker's own choice among several differs from process to process."""
+        return self.rng.choice(self.countries)
+
     def name(self) -> str:
         """A person."""
-        return self._drawn(self.faker.name)
+        return self._drawn(lambda: self.faker.name())
 
     def company(self) -> str:
         """A company."""
-        return self._drawn(self.faker.company)
+        return self._drawn(lambda: self.faker.company())
 
     def street(self) -> str:
         """A street and a number."""
-        return self._drawn(self.faker.street_address)
+        return self._drawn(lambda: self.faker.street_address())
 
     def city(self) -> str:
         """A city, in half of the cases with its code."""
-        if self.rng.random() < 0.5:
-            return self._drawn(self.faker.city)
-        return self._drawn(lambda: f"{self.faker.postcode()} {self.faker.city()}")
+        with_code = self.rng.random() < 0.5
+
+        def make() -> str:
+            faker = self.faker
+            return f"{faker.postcode()} {faker.city()}" if with_code else faker.city()
+
+        return self._drawn(make)
 
     def email(self) -> str:
         """An address."""
-        return self._drawn(self.faker.email)
+        return self._drawn(lambda: self.faker.email())
 
     def phone(self) -> str:
         """A number."""
-        return self._drawn(self.faker.phone_number)
+        return self._drawn(lambda: self.faker.phone_number())
 
     def job(self) -> str:
         """A profession."""
-        return self._drawn(self.faker.job)
+        return self._drawn(lambda: self.faker.job())
 
     def thing(self) -> str:
         """Something that is sold."""
@@ -105,7 +117,7 @@ class Texts:
 
     def date(self) -> str:
         """A day in one of the usual forms."""
-        day = self.faker.date_object()
+        day = _FIRST_DAY + timedelta(days=self.rng.randrange(_DAYS))
         form = self.rng.choice(("%d.%m.%Y", "%Y-%m-%d", "%d/%m/%Y", "%d %B %Y", "%B %d, %Y"))
         return day.strftime(form)
 
@@ -156,14 +168,15 @@ def open_texts(data: Path, seed: int, *, held_out: bool) -> Texts:
         held_out: whether for documents to score on.
     """
     rng = random.Random(f"documents {seed} {held_out}")
-    faker = Faker(_COUNTRIES)
-    faker.seed_instance(rng.randrange(2**32))
+    countries = [Faker(country) for country in _COUNTRIES]
+    for faker in countries:
+        faker.seed_instance(rng.randrange(2**32))
     everything = _sentences(data)
     sentences = [s for s in everything if is_held_out(s) == held_out]
     code = [c for c in _code(data) if is_held_out(c) == held_out]
     found = {w for s in everything for w in s.split()}
     words = sorted(w for w in found if is_held_out(w) or not held_out)
-    return Texts(rng, sentences, code, words, held_out, faker)
+    return Texts(rng, sentences, code, words, held_out, countries)
 
 
 def _sentences(data: Path) -> list[str]:

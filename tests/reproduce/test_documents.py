@@ -1,6 +1,9 @@
 """The documents that the reader learns from: what they say is where they say it."""
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -213,3 +216,27 @@ def test_character_errors_are_a_distance(a, b):
 def test_character_errors_of_known_texts():
     assert character_errors("kitten", "sitting") == 3
     assert character_errors("", "abc") == 3
+
+
+def test_pages_are_the_same_in_every_process(data):
+    """Faker's choice among several countries, and some of its lists, follow Python's hash seed."""
+    code = """
+import hashlib, sys
+from pathlib import Path
+from reproduce.documents.kinds import KINDS, draw
+from reproduce.documents.texts import open_texts
+texts = open_texts(Path(sys.argv[1]), 1, held_out=False)
+pages = [draw(texts, kind, ("DejaVuSans", "DejaVuSansMono")) for kind in KINDS for _ in range(8)]
+print(hashlib.sha256(b"".join(page.image.tobytes() for page in pages)).hexdigest())
+"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(data)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
