@@ -48,11 +48,13 @@ class Speller:
 
     def _transcript(self) -> list[int]:
         found: list[int] = []
-        indents = [len(line) - len(line.lstrip()) for line in self._page.text.split("\n")]
-        for indent, line in zip(indents, self._lines, strict=True):
+        for whole, line in zip(self._page.text.split("\n"), self._lines, strict=True):
+            indent = len(whole) - len(whole.lstrip()) - line[0].startswith(" ")
+            said = " " * indent + "".join(line)
+            left = whole[len(said) :] if whole.startswith(said) else ""
             found += self._tokenizer.encode("\n") if found else []
-            found += self._tokenizer.encode(" " * (indent - line[0].startswith(" ")))
-            for piece in line:
+            found += self._tokenizer.encode(" " * indent)
+            for piece in (*line, *left):  # a crowded line may have letters without a square
                 found += self._tokens(piece)
         return found
 

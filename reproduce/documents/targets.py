@@ -3,8 +3,10 @@
 The renderer knows the place of every character. So each square of the page (one token of the
 language model) gets a token that spells what stands in it:
 
-- A square has the token of its letter, with a space before it if it begins a word. A space before
-  a digit is a token of its own, since the tokenizer has no such pairs.
+- A square has the token of its letter, with a space before it if it begins a word. If the square
+  to the left is empty, that one has the space: so the squares of a line are its text without gaps,
+  which is easiest to copy. A space before a digit is a token of its own, since the tokenizer has no
+  such pairs.
 - Two narrow letters in a square are one token if the tokenizer has it. Otherwise the second one
   moves into the square beside it.
 - Gaps within a line are spaces, and what follows a line's end are line breaks.
@@ -90,11 +92,28 @@ def _row(
             continue
         texts.append(letter.spelled)
         wanted.append(max(place, wanted[-1]) if wanted else place)
-    places = spread(wanted, columns)
+    squares = _with_own_spaces(texts, spread(wanted, columns), tokenizer)
     space, line_break = (tokenizer.encode(text)[0] for text in " \n")
-    found = [(space if places and i < places[-1] else line_break, False) for i in range(columns)]
-    for text, place in zip(texts, places, strict=False):
+    last = squares[-1][1] if squares else 0
+    found = [(space if i < last else line_break, False) for i in range(columns)]
+    for text, place in squares:
         found[place] = tokenizer.encode(text)[0], True
+    return found
+
+
+def _with_own_spaces(
+    texts: list[str], places: list[int], tokenizer: Tokenizer
+) -> list[tuple[str, int]]:
+    """Squares with letters or a space; a space is to the left of its word if there is room."""
+    found: list[tuple[str, int]] = []
+    for text, place in zip(texts, places, strict=False):
+        free = bool(found) and place > found[-1][1] + 1
+        if free and found[-1][0] == " ":
+            found[-1] = (" ", place - 1)
+        elif free and text[0] == " " and one_token(text[1:], tokenizer):
+            found.append((" ", place - 1))
+            text = text[1:]
+        found.append((text, place))
     return found
 
 

@@ -161,6 +161,35 @@ def test_narrow_letters_share_a_square_and_digits_move_aside():
     assert found.filled.view(4, 10)[0].tolist() == [True] * 6 + [False] * 4
 
 
+@pytest.mark.parametrize(
+    ("second", "squares"), [("b", ["a", " ", " ", "b"]), ("5", ["a", " ", " ", "5"])]
+)
+def test_a_space_stands_at_the_left_of_its_word(second, squares):
+    letters = Letters()
+    page = SimpleNamespace(
+        text=f"a {second}",
+        centres=np.array([(5, 11), (14, 11), (35, 11)], dtype=float),
+        image=SimpleNamespace(width=40, height=20),
+    )
+    image = SimpleNamespace(width=40, height=20, rows=2, columns=4, tokens=8)
+    found = targets(page, image, CONFIG, letters)
+    assert [letters.texts[i] for i in found.tokens[:4]] == squares
+    assert found.filled[:4].tolist() == [True, False, True, True]
+
+
+def test_an_answer_has_the_letters_for_which_a_line_has_no_squares():
+    letters = Letters()
+    places = [4, 6, 8, 14, 17, 19, 20, 5]
+    page = SimpleNamespace(
+        text="a-b-c-\nd",
+        image=SimpleNamespace(width=20, height=40),
+        centres=np.array([(x, 31 if i == 7 else 11) for i, x in enumerate(places)], dtype=float),
+    )
+    image = SimpleNamespace(width=20, height=40, rows=4, columns=2, tokens=8)
+    speller = Speller(page, targets(page, image, CONFIG, letters), 2, letters)
+    assert letters.decode(speller.answer(page.text)) == page.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_in_the_tokens_of_the_squares(kind, data):
     texts, letters = open_texts(data, 9, held_out=False), Letters()
