@@ -9,15 +9,15 @@ D hidden, H query heads, K key heads, G = H / K, d head dimension.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from trimode.config import ModelConfig
 from trimode.model import GivenRows, Transformer
+from trimode.training import chunked_attention
 from trimode.training.masks import (
     Blocks,
     CleanContext,
@@ -73,8 +73,8 @@ class CleanAttention:
 
     def __init__(self, visible: ByLayer[Tensor]) -> None:
         """`visible`: bool `[R, L, L]` for each layer."""
-        self._visible = visible
         self._rows = len(visible[0])
+        self._masks = visible.map(self._mask)
         self.keys: list[Tensor] = []
         """Of each layer, `[R, K, L, d]`."""
         self.values: list[Tensor] = []
@@ -90,18 +90,16 @@ class CleanAttention:
         return output.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=self._visible[layer][:, None], enable_gqa=True
-        )
+        return chunked_attention.attend(queries, keys, values, self._masks[layer])
+
+    @staticmethod
+    def _mask(visible: Tensor) -> Any:
+        """A mask as `_attend` takes it."""
+        return chunked_attention.parts(visible)
 
 
 class FlexCleanAttention(CleanAttention):
     """The same with FlexAttention, which skips keys that no row sees; for CUDA."""
-
-    def __init__(self, visible: ByLayer[Tensor]) -> None:
-        """`visible`: bool `[R, L, L]` for each layer."""
-        super().__init__(visible)
-        self._masks = visible.map(self._mask)
 
     def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return _flex(queries, keys, values, self._masks[layer])
