@@ -17,6 +17,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from trimode.vision import Vision
 
 ROW = 1024
 """Tokens of a step."""
+_WAITING = 8
+"""Documents among which those of a row are chosen."""
 _PEAK = 1e-3
 """Learning rate of the LoRA."""
 _TOWER = 0.2
@@ -92,17 +95,18 @@ def documents(texts: Texts, base: Base, vision: Vision) -> Iterator[Document]:
 
 
 def rows(source: Iterator[Document]) -> Iterator[Batch]:
-    """Rows that hold as many documents as fit."""
-    held: list[Document] = []
-    room = ROW
-    for document in source:
-        if len(document.tokens) > ROW:
-            continue
-        if len(document.tokens) > room:
-            yield PackedRows(held, ROW, 0).batch(0, 1)
-            held, room = [], ROW
-        held.append(document)
-        room -= len(document.tokens)
+    """Rows of whole documents: each time the longest one that fits, of a few that wait."""
+    fitting = (document for document in source if len(document.tokens) <= ROW)
+    waiting = list(islice(fitting, _WAITING))
+    while True:
+        held: list[Document] = []
+        room = ROW
+        while fits := [n for n, document in enumerate(waiting) if len(document.tokens) <= room]:
+            chosen = max(fits, key=lambda n: len(waiting[n].tokens))
+            held.append(waiting[chosen])
+            room -= len(held[-1].tokens)
+            waiting[chosen] = next(fitting)
+        yield PackedRows(held, ROW, 0).batch(0, 1)
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """The documents that the reader learns from: what they say is where they say it."""
 
+import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,6 +21,8 @@ from reproduce.documents.score import character_errors
 from reproduce.documents.targets import spread, targets
 from reproduce.documents.teach import example, strips
 from reproduce.documents.texts import is_held_out, open_texts
+from reproduce.documents.train import ROW, rows
+from trimode.training.data import Document
 from trimode.vision import VisionConfig, process
 
 FACES = ("DejaVuSans", "DejaVuSansMono")
@@ -217,6 +221,25 @@ def test_a_strip_has_the_targets_of_its_part_of_the_page(data):
     assert torch.equal(torch.cat([seen.tokens for _, seen in parts]), whole.tokens)
     for image, seen in parts:
         assert seen.tokens.shape == seen.filled.shape == (image.tokens,)
+
+
+@given(st.integers(0, 99))
+def test_rows_are_full_and_hold_whole_documents(seed):
+    rng = random.Random(seed)
+
+    def some():
+        for number in itertools.count(1):
+            length = rng.randrange(1, ROW + 200)
+            yield Document(np.full(length, number, np.int32), np.ones(length, bool))
+
+    seen, used = set(), 0
+    for batch in itertools.islice(rows(some()), 20):
+        tokens = batch.tokens[0][batch.documents[0] >= 0].tolist()
+        numbers = dict.fromkeys(tokens)
+        assert seen.isdisjoint(numbers)
+        seen |= set(numbers)
+        used += len(tokens)
+    assert used > 0.7 * 20 * ROW
 
 
 @given(st.lists(st.integers(0, 9), max_size=14).map(sorted))
