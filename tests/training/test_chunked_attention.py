@@ -36,7 +36,14 @@ def problems(draw):
 def test_it_equals_pytorchs(problem, chunk):
     *tensors, visible = problem
     queries, keys, values = (tensor.requires_grad_() for tensor in tensors)
-    found = attend(queries, keys, values, parts(visible, chunk))
+    cut = keys.shape[2] // 3 if chunk % 2 else 0  # two sources of keys, or one
+    sources = [slice(cut), slice(cut, None)] if cut else [slice(None)]
+    found = attend(
+        queries,
+        [keys[:, :, some] for some in sources],
+        [values[:, :, some] for some in sources],
+        parts([visible[:, :, some] for some in sources], chunk),
+    )
     wanted = F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=visible[:, None], enable_gqa=True
     )
@@ -50,8 +57,8 @@ def test_it_equals_pytorchs(problem, chunk):
 
 def test_keys_that_nobody_sees_are_left_out():
     documents = torch.tensor([[0] * 6 + [1] * 6, [0] * 8 + [1] * 4])
-    found = parts(clean_visibility(documents), 4)
-    assert [(part.keys.start, part.keys.stop) for part in found] == [(0, 4), (0, 8), (6, 12)]
+    found = parts([clean_visibility(documents)], 4)
+    assert [part.keys for part in found] == [(slice(0, 4),), (slice(0, 8),), (slice(6, 12),)]
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -59,7 +66,20 @@ def test_autocast_decides_the_dtype(on):
     x = torch.randn(1, 2, 5, 4, requires_grad=True)
     visible = torch.ones(1, 5, 5, dtype=torch.bool).tril()
     with torch.autocast("cpu", torch.bfloat16, enabled=on):
-        found = attend(x, x, x, parts(visible))
+        found = attend(x, [x], [x], parts([visible]))
     assert found.dtype == (torch.bfloat16 if on else torch.float32)
     found.sum().backward()
     assert x.grad.dtype == torch.float32
+
+
+def test_a_source_that_does_not_learn_gets_no_gradient():
+    x, fixed = torch.randn(1, 2, 5, 4, requires_grad=True), torch.randn(1, 2, 3, 4)
+    visible = [torch.ones(1, 5, length, dtype=torch.bool) for length in (3, 5)]
+
+    def gradient(first):
+        output = attend(x, [first, x], [first, x], parts(visible, 2))
+        return torch.autograd.grad(output.square().sum(), x)[0]
+
+    learning = fixed.clone().requires_grad_()
+    torch.testing.assert_close(gradient(fixed), gradient(learning))
+    assert fixed.grad is None

@@ -129,7 +129,7 @@ def random_blocks(
     order = torch.where(usable, keys, torch.full_like(keys, 2.0)).argsort(dim=1)
     available = usable.sum(1, keepdim=True).clamp(min=1)
     picks = torch.arange(count).expand(len(documents), count) % available
-    starts = order.gather(1, picks)
+    starts = order.gather(1, picks).sort(dim=1).values  # neighbours see nearly the same keys
     empty = ~usable.any(1)
     starts[empty] = documents.shape[1] - 1
     groups = torch.arange(count).expand_as(starts).contiguous()

@@ -90,12 +90,12 @@ class CleanAttention:
         return output.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return chunked_attention.attend(queries, keys, values, self._masks[layer])
+        return chunked_attention.attend(queries, [keys], [values], self._masks[layer])
 
     @staticmethod
     def _mask(visible: Tensor) -> Any:
         """A mask as `_attend` takes it."""
-        return chunked_attention.parts(visible)
+        return chunked_attention.parts([visible])
 
 
 class FlexCleanAttention(CleanAttention):
@@ -116,52 +116,7 @@ class FlexCleanAttention(CleanAttention):
 
 
 class NoisyAttention:
-    """Attention of the noisy pass: a block sees itself both ways, and the clean copy before it.
-
-    Scores against the clean copy and within the block are computed apart and share one softmax. So
-    no key is copied, and no block is multiplied with another.
-    """
-
-    def __init__(
-        self, clean: CleanAttention, visible: ByLayer[Tensor], inside: ByLayer[Tensor]
-    ) -> None:
-        """Masks for each layer.
-
-        Args:
-            clean: the clean pass.
-            visible: blocks to clean tokens, bool `[R, N, B, L]`.
-            inside: tokens of a block to each other, bool `[B, B]`.
-        """
-        self._clean = clean
-        self._visible, self._inside = visible, inside
-
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `trimode.model.attention.Attend`; T = R * N * B."""
-        hidden = ~self._visible[layer][:, None, None]  # [R, 1, 1, N, B, L]
-        rows, _, _, blocks, block_length, length = hidden.shape
-        kv_heads, head_dim = keys.shape[1:]
-        shape = (rows, blocks, block_length, kv_heads, -1, head_dim)
-        queries = queries.view(shape).permute(0, 3, 4, 1, 2, 5)  # [R, K, G, N, B, d]
-        queries = queries * head_dim**-0.5
-        keys = keys.view(shape).permute(0, 3, 4, 1, 2, 5)  # [R, K, 1, N, B, d]
-        values = values.view(shape).permute(0, 3, 4, 1, 2, 5)
-        groups = queries.shape[2]
-        flat = queries.reshape(rows, kv_heads, -1, head_dim)  # [R, K, G * N * B, d]
-        clean_keys, clean_values = self._clean.keys[layer], self._clean.values[layer]
-        outside = flat @ clean_keys.transpose(-1, -2)
-        outside = outside.view(rows, kv_heads, groups, blocks, -1, length)
-        outside = outside.masked_fill(hidden, float("-inf"))
-        inside = queries @ keys.transpose(-1, -2)  # [R, K, G, N, B, B]
-        inside = inside.masked_fill(~self._inside[layer], float("-inf"))
-        scores = torch.cat((outside, inside), dim=-1).softmax(-1)
-        outside, inside = scores.split((length, block_length), dim=-1)
-        output = (outside.reshape(rows, kv_heads, -1, length) @ clean_values).view_as(queries)
-        output = output + inside @ values
-        return output.permute(0, 3, 4, 1, 2, 5).reshape(rows * blocks * block_length, -1)
-
-
-class FlexNoisyAttention:
-    """The same with FlexAttention over [clean | noisy] keys; for CUDA."""
+    """Attention of the noisy pass: a block sees itself both ways, and the clean copy before it."""
 
     def __init__(
         self, clean: CleanAttention, visible: ByLayer[Tensor], inside: ByLayer[Tensor]
@@ -176,6 +131,36 @@ class FlexNoisyAttention:
         self._clean = clean
         self._rows = len(visible[0])
         self._masks = visible.zip(inside).map(self._mask)
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `trimode.model.attention.Attend`; T = R * N * B."""
+        queries, keys, values = (
+            x.unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (queries, keys, values)
+        )
+        output = self._attend(layer, queries, keys, values)
+        return output.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        all_keys = [self._clean.keys[layer], keys]
+        all_values = [self._clean.values[layer], values]
+        return chunked_attention.attend(queries, all_keys, all_values, self._masks[layer])
+
+    @staticmethod
+    def _mask(masks: tuple[Tensor, Tensor]) -> Any:
+        """Both masks as `_attend` takes them."""
+        visible, inside = masks
+        rows, blocks = visible.shape[:2]
+        same = torch.block_diag(*[inside] * blocks).bool().expand(rows, -1, -1)
+        return chunked_attention.parts([visible.flatten(1, 2), same])
+
+
+class FlexNoisyAttention(NoisyAttention):
+    """The same with FlexAttention over [clean | noisy] keys; for CUDA."""
+
+    def _attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        keys = torch.cat((self._clean.keys[layer], keys), dim=2)
+        values = torch.cat((self._clean.values[layer], values), dim=2)
+        return _flex(queries, keys, values, self._masks[layer])
 
     @staticmethod
     def _mask(masks: tuple[Tensor, Tensor]) -> BlockMask:
@@ -192,16 +177,6 @@ class FlexNoisyAttention:
             return before | (same & inside[place, other % block_length])
 
         return create_block_mask(mask, rows, None, noisy, length + noisy, visible.device)
-
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `trimode.model.attention.Attend`; T = R * N * B."""
-        queries, keys, values = (
-            x.unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (queries, keys, values)
-        )
-        keys = torch.cat((self._clean.keys[layer], keys), dim=2)
-        values = torch.cat((self._clean.values[layer], values), dim=2)
-        output = _flex(queries, keys, values, self._masks[layer])
-        return output.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _flex(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
