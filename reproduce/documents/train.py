@@ -27,7 +27,7 @@ from rich.console import Console
 from reproduce.documents.answers import Speller, respelled
 from reproduce.documents.ideal import IdealVision, ideal
 from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
-from reproduce.documents.lora import add_lora
+from reproduce.documents.lora import add_lora, projections
 from reproduce.documents.pages import Page
 from reproduce.documents.reader import Base, open_base, taught
 from reproduce.documents.run import Report, Stop, keep
@@ -128,6 +128,9 @@ def main() -> None:
     vision = ideal(base) if arguments.ideal else taught(arguments.output / "teacher.pt", base)
     model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
     transformer = model.transformer
+    if cpu_multiplies_bf16():  # what is frozen is converted once, not at each product
+        for projection in projections(transformer):
+            projection.bfloat16()
     lora = add_lora(transformer, arguments.rank)
     tower = [] if isinstance(vision, IdealVision) else list(vision.model.parameters())
     for parameter in tower:
