@@ -438,8 +438,14 @@ def table(name: str) -> str:
     )
     if kind not in KINDS or result is None or builder is None:
         raise SystemExit(f"docs/benchmarks.md: {name} is no result of benchmarks/results")
-    command = result.get("command") or result["header"]["command"]
-    return f"{builder(result)}\n\n`{command}`"
+    return "\n\n".join([builder(result), *(f"`{command}`" for command in commands(result))])
+
+
+def commands(result: Result) -> list[str]:
+    """The commands that made a result: one, or one of each kind of work."""
+    if "kinds" in result:
+        return list(dict.fromkeys(row["command"] for row in result["kinds"].values()))
+    return [result.get("command") or result["header"]["command"]]
 
 
 def filled(text: str) -> str:

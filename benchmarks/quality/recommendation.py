@@ -140,7 +140,8 @@ def main() -> None:
             rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
             short = bench(work, rows, Path(folder) / kind, "--budget", arguments.budget)
             effort = ("--budget", "none", "--repeats", str(arguments.repeats))
-            found[kind] = judged(short, bench(work, rows, Path(folder) / f"{kind}-all", *effort))
+            whole = bench(work, rows, Path(folder) / f"{kind}-all", *effort)
+            found[kind] = {"command": header()["command"], **judged(short, whole)}
             in_order = {kind: found[kind] for kind in KINDS if kind in found}
             save("recommendation", {**header(), "kinds": in_order})
             console.print(kind, found[kind], highlight=False)
