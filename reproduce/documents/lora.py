@@ -47,3 +47,14 @@ def exported(transformer: Transformer) -> AdapterWeights:
         for name, up in zip(projection.names, ups, strict=True):
             targets[name] = (lora.down.detach().clone(), up.clone())
     return AdapterWeights(1.0, targets, "merged")
+
+
+@torch.no_grad()
+def restore(transformer: Transformer, saved: AdapterWeights) -> None:
+    """Set a LoRA, which `add_lora` has put in place, to one that `exported` gave."""
+    for projection in projections(transformer):
+        lora = projection.linear
+        assert isinstance(lora, LoraLinear)
+        pairs = [saved.targets[name] for name in projection.names]
+        lora.down.copy_(pairs[0][0])
+        lora.up.copy_(torch.cat([up for _, up in pairs]))

@@ -3,8 +3,10 @@
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import copyfile
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from reproduce.documents.lora import add_lora, exported
@@ -16,7 +18,10 @@ from trimode.checkpoints import (
     save_adapter,
     save_checkpoint,
 )
-from trimode.checkpoints.sources import BUILT_IN
+from trimode.checkpoints.adapters import NLD_DRAFT_ADAPTER
+from trimode.checkpoints.loader import ADDED_LORA
+from trimode.checkpoints.sources import BUILT_IN, DOCUMENTS_MODEL
+from trimode.checkpoints.vision import PROCESSOR_FILE, open_vision, vision_tensors
 from trimode.config import DEFAULT_MODEL, ModelConfig
 from trimode.model import AdapterWeights, as_floats, expected_tensors, merged
 from trimode.text import ChatTemplate, Tokenizer
@@ -64,6 +69,13 @@ def taught(path: Path, base: Base) -> Vision:
     )
 
 
+def shipped(directory: Path, base: Base) -> Vision:
+    """Tower and projector of a directory that `main` wrote."""
+    vision = open_vision(directory, base.config, base.tokenizer)
+    assert not isinstance(vision, str), vision
+    return vision.build(dtype=torch.float32, device="cpu")
+
+
 def vision_of(weights: dict[str, Tensor], base: Base) -> Vision:
     """Tower and projector with these weights, and the tokens that stand for pictures."""
     model = VisionModel(CONFIG)
@@ -80,7 +92,11 @@ def image_tokens(base: Base) -> ImageTokens:
 
 
 def main() -> None:
-    """Write `run/checkpoint`, which `trimode generate -m run/checkpoint --image ...` reads."""
+    """Write the reader that train.py left in `run/reader.pt`.
+
+    `run/checkpoint` is whole: `trimode generate -m run/checkpoint --image ...` reads it.
+    `run/smollm2-documents` has only what is added to the built-in model, as it is shipped.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -92,15 +108,31 @@ def main() -> None:
     for parameter, value in zip(trained, saved["lora"], strict=True):
         parameter.data.copy_(value)
     lora = exported(model.transformer)
-    save_adapter(arguments.output / "lora", lora.to(torch.bfloat16), base.config, overwrite=True)
+    whole = arguments.output / "checkpoint"
+    _save_whole(whole, base, lora, vision)
+    _save_additions(arguments.output / DOCUMENTS_MODEL, base, lora, vision, whole)
+
+
+def _save_whole(directory: Path, base: Base, lora: AdapterWeights, vision: Vision) -> None:
     read = merged(base.config, base.checkpoint.read, lora)
     tensors = (
         (name, as_floats(read(name)).to(torch.bfloat16)) for name in expected_tensors(base.config)
     )
-    directory = arguments.output / "checkpoint"
     save_checkpoint(directory, base.config, tensors, tokenizer=base.tokenizer,
                     chat_template=base.template, vision=vision, overwrite=True)  # fmt: skip
-    save_adapter(directory / "linear_spec_lora", base.adapter, base.config)
+    save_adapter(directory / NLD_DRAFT_ADAPTER, base.adapter, base.config)
+    print(directory)
+
+
+def _save_additions(
+    directory: Path, base: Base, lora: AdapterWeights, vision: Vision, whole: Path
+) -> None:
+    directory.mkdir(exist_ok=True)
+    save_adapter(directory / ADDED_LORA, lora.to(torch.bfloat16), base.config, overwrite=True)
+    for name in ("config.json", PROCESSOR_FILE, "chat_template.jinja"):
+        copyfile(whole / name, directory / name)
+    weights = {name: w.to(torch.bfloat16) for name, w in vision_tensors(vision).items()}
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
     print(directory)
 
 

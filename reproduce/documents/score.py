@@ -83,6 +83,9 @@ def score(
         "fields_exact": _share([r.text.strip() == q.answer for q, r in fields]),
         "tokens_per_forward": _ratio(copies, "completion_tokens", "nfe"),
         "acceptance_length": _ratio(copies, "cycle_tokens", "cycles"),
+        "characters_per_token": round(
+            sum(len(r.text) for r in copies) / sum(r.stats.completion_tokens for r in copies), 3
+        ),
         "answers": [r.text for r in results],
     }  # fmt: skip
 
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=500)
     parser.add_argument("--modes", nargs="+", default=list(MODES))
     parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--block-length", type=int, default=16, help="of linear")
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype)
@@ -138,7 +142,8 @@ def main() -> None:
         questions, rows = questions_of(drawn), []
         first: list[str] = []
         for mode in arguments.modes:
-            row = score(model, questions, mode, arguments.concurrency)
+            drafts = {"block_length": arguments.block_length} if mode == "linear" else {}
+            row = score(model, questions, mode, arguments.concurrency, **drafts)
             answers = row.pop("answers")
             first = first or answers
             row["equal_to_first_mode"] = _share(

@@ -1,11 +1,12 @@
 """Trains the language model to read what the tower writes, in all modes.
 
-    python -m reproduce.documents.train --data data --output run [--minutes 45] [--rank 16]
-        [--ideal]
+    python -m reproduce.documents.train --data data --output run [--minutes 65] [--rank 16]
+        [--ideal | --begin trimode/checkpoints/built_in/smollm2-documents]
 
 With `--ideal` the language model learns alone, from embeddings that a perfect tower would write
 (ideal.py), and `run/ideal.pt` is written. Without it, training goes on from there with the tower
-that teach.py left in `run/teacher.pt`, and `run/reader.pt` is written.
+that teach.py left in `run/teacher.pt`, and `run/reader.pt` is written. With `--begin` a finished
+reader is taught further.
 
 The base and the built-in adapter that denoises stay as they are. What is trained is a LoRA that is
 on in all rows, and, more slowly, tower and projector, by the joint objective: AR's cross-entropy on
@@ -27,12 +28,14 @@ from rich.console import Console
 from reproduce.documents.answers import Speller, respelled
 from reproduce.documents.ideal import IdealVision, ideal
 from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
-from reproduce.documents.lora import add_lora, projections
+from reproduce.documents.lora import add_lora, projections, restore
 from reproduce.documents.pages import Page
-from reproduce.documents.reader import Base, open_base, taught
+from reproduce.documents.reader import Base, open_base, shipped, taught
 from reproduce.documents.run import Report, Stop, keep
 from reproduce.documents.teach import example
 from reproduce.documents.texts import Texts, open_texts
+from trimode.checkpoints import read_adapter
+from trimode.checkpoints.loader import ADDED_LORA
 from trimode.model.build import cpu_multiplies_bf16
 from trimode.training.conversations import parse_conversation
 from trimode.training.data import Batch, Document, PackedRows, tokenise
@@ -49,6 +52,8 @@ _PEAK = 1e-3
 """Learning rate of the LoRA."""
 _TOWER = 0.2
 """Of tower and projector, as a share of it."""
+MIX = {**dict.fromkeys(KINDS, 1.0), "numbers": 1.0}
+"""How often each kind of page is seen. Prose is learned first; digits must be copied one by one."""
 STEP = StepConfig(
     blocks=BlockConfig(
         draft_form="led",
@@ -75,9 +80,8 @@ def conversation(page: Page, texts: Texts) -> Iterator[dict[str, Any]]:
 
 def documents(texts: Texts, base: Base, vision: Vision) -> Iterator[Document]:
     """Tokenised conversations about new pages, without end."""
-    weights = [2.0 if kind == "prose" else 1.0 for kind in KINDS]
     while True:
-        (kind,) = texts.rng.choices(list(KINDS), weights)
+        (kind,) = texts.rng.choices(list(MIX), list(MIX.values()))
         page = draw(texts, kind)
         if isinstance(vision, IdealVision):
             vision.show(page)
@@ -109,14 +113,23 @@ def rows(source: Iterator[Document]) -> Iterator[Batch]:
         yield PackedRows(held, ROW, 0).batch(0, 1)
 
 
+def _first_vision(arguments: argparse.Namespace, base: Base) -> Vision:
+    if arguments.ideal:
+        return ideal(base)
+    if arguments.begin is not None:
+        return shipped(arguments.begin, base)
+    return taught(arguments.output / "teacher.pt", base)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
-        "--minutes", type=float, default=45, help="of training, all starts together"
+        "--minutes", type=float, default=65, help="of training, all starts together"
     )
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--begin", type=Path, help="with a reader that was shipped: its directory")
     parser.add_argument("--ar-share", type=float, default=0.3, help="first part, AR's loss alone")
     parser.add_argument("--ideal", action="store_true", help="with a tower that makes no mistakes")
     parser.add_argument("--seed", type=int, default=0)
@@ -125,7 +138,7 @@ def main() -> None:
     console = Console()
     torch.manual_seed(arguments.seed)
     base = open_base()
-    vision = ideal(base) if arguments.ideal else taught(arguments.output / "teacher.pt", base)
+    vision = _first_vision(arguments, base)
     model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
     transformer = model.transformer
     if cpu_multiplies_bf16():  # what is frozen is converted once, not at each product
@@ -143,6 +156,8 @@ def main() -> None:
     state = arguments.output / ("ideal.pt" if arguments.ideal else "reader.pt")
     start = next((path for path in (state, arguments.output / "ideal.pt") if path.exists()), None)
     step, spent = 0, 0.0
+    if arguments.begin is not None:
+        restore(transformer, read_adapter(arguments.begin / ADDED_LORA))
     if start is not None:
         saved = torch.load(start, weights_only=False)
         for parameter, value in zip(lora, saved["lora"], strict=True):

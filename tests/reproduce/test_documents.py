@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 
 from reproduce.documents.answers import Speller
 from reproduce.documents.kinds import AS_JSON, DRILLS, KINDS, draw, eased
+from reproduce.documents.lora import add_lora, exported, restore
 from reproduce.documents.pages import PITCH
 from reproduce.documents.score import character_errors
 from reproduce.documents.targets import spread, targets
 from reproduce.documents.teach import example, strips
 from reproduce.documents.texts import is_held_out, open_texts
 from reproduce.documents.train import ROW, rows
+from trimode.model import build_runner
+from trimode.testing import tiny_config, tiny_tensors
 from trimode.training.data import Document
 from trimode.vision import VisionConfig, process
 
@@ -221,6 +224,25 @@ def test_a_strip_has_the_targets_of_its_part_of_the_page(data):
     assert torch.equal(torch.cat([seen.tokens for _, seen in parts]), whole.tokens)
     for image, seen in parts:
         assert seen.tokens.shape == seen.filled.shape == (image.tokens,)
+
+
+def test_a_lora_is_exported_and_restored():
+    config = tiny_config("llama")
+    weights = tiny_tensors(config)
+    model, other = (
+        build_runner(config, weights.__getitem__, dtype="fp32", plain=True).transformer
+        for _ in range(2)
+    )
+    for parameter in add_lora(model, 3):
+        torch.nn.init.normal_(parameter)
+    saved = exported(model)
+    assert saved.scope == "merged"
+    again = add_lora(other, 3)
+    restore(other, saved)
+    assert any(bool(parameter.any()) for parameter in again)
+    for name, (down, up) in exported(other).targets.items():
+        assert torch.equal(down, saved.targets[name][0])
+        assert torch.equal(up, saved.targets[name][1])
 
 
 @given(st.integers(0, 99))

