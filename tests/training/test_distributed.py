@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from trimode.errors import InputError
 from trimode.testing.tiny import write_tiny_checkpoint
+from trimode.training.config import DataConfig, TrainConfig
 from trimode.training.distributed import start
+from trimode.training.run_directory import RunDirectory
 
 TRIMODE = str(Path(sys.executable).with_name("trimode"))
 
@@ -246,3 +248,15 @@ def test_signals_that_come_twice_at_once_lose_nothing(setting, tmp_path, number,
     train(setting, output, 2, steps, "--set", "save_every=1000")
     train(setting, tmp_path / "whole", 1, steps, "--set", "save_every=1000")
     assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def test_a_second_process_does_not_trip_over_what_the_first_one_writes(tmp_path):
+    """The first may have made the directory, and not yet written what tells it is a run's."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.partial").write_text("{")
+    data = DataConfig(files=("data.jsonl",))
+    config = TrainConfig(output=str(tmp_path / "run"), data=data)
+    facts = {"model_fingerprint": "m", "data_sha256": "d", "mask_token_id": 1}
+    assert RunDirectory(config, **facts, writes=False).path == tmp_path / "run"
+    with pytest.raises(InputError, match="not empty"):
+        RunDirectory(config, **facts)

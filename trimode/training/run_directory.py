@@ -124,12 +124,12 @@ class RunDirectory:
             "data_sha256": data_sha256,
             "mask_token_id": mask_token_id,
         }
-        check_output(config)
         self._config_path = self.path / _CONFIG
+        if not writes:  # the one that writes may be at it; what it refuses ends all processes
+            return
+        check_output(config)
         if self._config_path.exists():
             _check_same(self.path, _read_record(self._config_path), record)
-        if not writes:
-            return
         self.path.mkdir(parents=True, exist_ok=True)
         killed_saves = (self.path / "checkpoints").glob(".step-*.partial-*")
         for left in killed_saves:

@@ -75,7 +75,7 @@ def test_a_request_ends_the_measuring_after_one_step(model, measuring, doubt):
 def test_nothing_is_measured_while_a_request_runs(model, measuring, doubt):
     with serving(model) as (url, service):
         client = client_of(url)
-        fields = {"max_tokens": 200, "stream": True, "extra_body": {"ignore_eos": True}}
+        fields = {"max_tokens": 600, "stream": True, "extra_body": {"ignore_eos": True}}
         answer = client.completions.create(model="tiny", prompt="a", **fields)
         next(iter(answer))
         before, looks = measuring.begun, 0
