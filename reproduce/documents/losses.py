@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reproduce.documents.ideal import ideal
-from reproduce.documents.lora import add_lora
-from reproduce.documents.reader import Base, open_base, vision_of
+from reproduce.documents.reader import Base, open_base, trained
 from reproduce.documents.texts import open_texts
 from reproduce.documents.train import documents, rows
 from trimode.model import Transformer
@@ -66,15 +65,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=6)
     arguments = parser.parse_args()
     base = open_base()
-    saved = torch.load(arguments.output / "reader.pt", weights_only=False)
-    model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
-    transformer = model.transformer
-    trained = add_lora(transformer, saved["rank"])
-    for parameter, value in zip(trained, saved["lora"], strict=True):
-        parameter.data.copy_(value)
+    transformer, taught = trained(arguments.output / "reader.pt", base)
     real, perfect = (
         losses(transformer, base, vision, arguments.data, arguments.rows)
-        for vision in (vision_of(saved["vision"], base), ideal(base))
+        for vision in (taught, ideal(base))
     )
     table = Table("token", "count", "loss with the tower", "with an ideal one")
     for kind, values in sorted(real.items()):

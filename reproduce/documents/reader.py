@@ -23,7 +23,7 @@ from trimode.checkpoints.loader import ADDED_LORA
 from trimode.checkpoints.sources import BUILT_IN, DOCUMENTS_MODEL
 from trimode.checkpoints.vision import PROCESSOR_FILE, open_vision, vision_tensors
 from trimode.config import DEFAULT_MODEL, ModelConfig
-from trimode.model import AdapterWeights, as_floats, expected_tensors, merged
+from trimode.model import AdapterWeights, Transformer, as_floats, expected_tensors, merged
 from trimode.text import ChatTemplate, Tokenizer
 from trimode.vision import ImageTokens, Vision, VisionModel
 
@@ -69,6 +69,16 @@ def taught(path: Path, base: Base) -> Vision:
     )
 
 
+def trained(path: Path, base: Base) -> tuple[Transformer, Vision]:
+    """Language model with its LoRA, and vision, as train.py left them."""
+    saved = torch.load(path, weights_only=False)
+    model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
+    lora = add_lora(model.transformer, saved["rank"])
+    for parameter, value in zip(lora, saved["lora"], strict=True):
+        parameter.data.copy_(value)
+    return model.transformer, vision_of(saved["vision"], base)
+
+
 def shipped(directory: Path, base: Base) -> Vision:
     """Tower and projector of a directory that `main` wrote."""
     vision = open_vision(directory, base.config, base.tokenizer)
@@ -101,13 +111,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     base = open_base()
-    saved = torch.load(arguments.output / "reader.pt", weights_only=False)
-    vision = vision_of(saved["vision"], base)
-    model = base.checkpoint.build(dtype="fp32", device="cpu", adapter=base.adapter, plain=True)
-    trained = add_lora(model.transformer, saved["rank"])
-    for parameter, value in zip(trained, saved["lora"], strict=True):
-        parameter.data.copy_(value)
-    lora = exported(model.transformer)
+    transformer, vision = trained(arguments.output / "reader.pt", base)
+    lora = exported(transformer)
     whole = arguments.output / "checkpoint"
     _save_whole(whole, base, lora, vision)
     _save_additions(arguments.output / DOCUMENTS_MODEL, base, lora, vision, whole)

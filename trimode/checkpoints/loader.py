@@ -181,8 +181,7 @@ def open_checkpoint(
         tokenizer = Tokenizer.from_directory(path)
         ends = end_token_ids(tokenizer, config, generation_config_ends(path))
         config = replace(config, eos_token_ids=ends)
-        tokens = template_tokens(tokenizer, config)
-        template = chat_template(find_chat_templates(path), **tokens)
+        template = _template_in(path, tokenizer, config)
         vision = open_vision(path, config, tokenizer)
     if source.mask_token is not None:
         mask = tokenizer.token_id(source.mask_token)
@@ -197,12 +196,16 @@ def open_checkpoint(
 def _with_additions(checkpoint: Checkpoint, directory: Path) -> Checkpoint:
     """A checkpoint with a LoRA, a vision part and the chat template of a directory."""
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    tokens = template_tokens(tokenizer, config)
     return replace(
         checkpoint.merged(read_adapter(directory / ADDED_LORA)),
         vision=open_vision(directory, config, tokenizer),
-        chat_template=chat_template(find_chat_templates(directory), **tokens),
+        chat_template=_template_in(directory, tokenizer, config),
     )
+
+
+def _template_in(directory: Path, tokenizer: Tokenizer, config: ModelConfig) -> ChatTemplate | None:
+    """The chat template of a directory."""
+    return chat_template(find_chat_templates(directory), **template_tokens(tokenizer, config))
 
 
 def load(

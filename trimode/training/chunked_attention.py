@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from trimode.training.autocast import in_autocast_dtype
+
 T = TypeVar("T")
 _CHUNK = 64
 """Queries of a chunk: as fast as 128 in bf16 and in fp32."""
@@ -65,11 +67,8 @@ def attend(
         values: as keys.
         parts: of the masks; see `parts`.
     """
-    device = queries.device.type
-    tensors = (queries, *keys, *values)
-    if torch.is_autocast_enabled(device):
-        tensors = tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
-    with torch.autocast(device, enabled=False):
+    tensors = [in_autocast_dtype(x) for x in (queries, *keys, *values)]
+    with torch.autocast(queries.device.type, enabled=False):
         return _Attend.apply(parts, *tensors)  # type: ignore[return-value]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trimode.config import check_range
 from trimode.errors import InputError
+from trimode.training.autocast import in_autocast_dtype
 
 DIFFUSION_LOSS_WEIGHT = 0.3
 """NLD's alpha."""
@@ -235,14 +236,6 @@ def head_loss(
     if not torch.is_grad_enabled():  # a Function does not see this
         hidden, weight = hidden.detach(), weight.detach()
     return _HeadLoss.apply(hidden, weight, loss, chunk, *arguments)  # type: ignore[return-value]
-
-
-def in_autocast_dtype(tensor: Tensor) -> Tensor:
-    """Convert a tensor as autocast would, once instead of at each product."""
-    device = tensor.device.type
-    if torch.is_autocast_enabled(device):
-        return tensor.to(torch.get_autocast_dtype(device))
-    return tensor
 
 
 class _HeadLoss(torch.autograd.Function):

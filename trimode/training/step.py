@@ -12,6 +12,7 @@ from trimode.config import DraftForm, check_range
 from trimode.errors import InputError
 from trimode.model import Transformer
 from trimode.training.adapter import head_matrix
+from trimode.training.autocast import in_autocast_dtype
 from trimode.training.data import Batch
 from trimode.training.masks import (
     PADDING,
@@ -32,7 +33,6 @@ from trimode.training.objective import (
     diffusion_loss,
     distillation_loss,
     head_loss,
-    in_autocast_dtype,
 )
 from trimode.training.passes import clean_pass, noisy_pass
 from trimode.training.pictures import given_rows
