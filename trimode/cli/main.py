@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -77,7 +77,22 @@ def main() -> None:
     code = _run()
     if code in (130, 143):
         signals.ignore_to_the_end()  # the same signal once more would change the exit code
-    sys.exit(code)
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process; one of several that train, without the end of the interpreter.
+
+    Gloo's threads outlive their groups. One that still frees a tensor while the interpreter ends
+    aborts the process ("terminate called without an active exception").
+    """
+    training = sys.modules.get("trimode.training.distributed")
+    if training is None or training.process_count() == 1:
+        sys.exit(code)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run() -> int:
