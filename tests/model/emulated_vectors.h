@@ -3,6 +3,7 @@
 
 struct Emulated {
   static constexpr int64_t kLanes = 16;
+  static constexpr int kRows = 16;
   struct Floats {
     __m256 a, b;
   };
@@ -15,6 +16,11 @@ struct Emulated {
   static void store(float* p, Floats v) {
     _mm256_store_ps(p, v.a);
     _mm256_store_ps(p + 8, v.b);
+  }
+  static Floats load_any(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void store_any(float* p, Floats v) {
+    _mm256_storeu_ps(p, v.a);
+    _mm256_storeu_ps(p + 8, v.b);
   }
   static Floats same(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
   static Integers same(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }

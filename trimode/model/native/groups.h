@@ -25,7 +25,7 @@ using StripRows = void (*)(const Strip&, const Linear&, const GroupRows&, int64_
                            const Rows&, const Target&);
 
 constexpr int64_t kGroup = 32;      // inputs whose activations share a scale
-constexpr int64_t kTileHeight = 8;  // rows whose activations lie together
+constexpr int64_t kTileHeight = 16;  // rows whose activations lie together
 constexpr int64_t kSuper = 8;       // groups of a block of 256 weights
 
 // Kinds of blocks, in the order of Python's `BLOCK_KINDS`.

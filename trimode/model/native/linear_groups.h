@@ -58,6 +58,25 @@ static __attribute__((noinline)) void tile(const uint8_t* w, const GroupRows& x,
   }
 }
 
+// Results of rows first.. of a strip, [rows][kLanes], to where they belong.
+static inline void put_rows(const Strip& strip, const Linear& l, int64_t first, int64_t last, const Rows& rows,
+                            const Target& target, const float* results) {
+  const float* bias = l.bias ? l.bias + strip.first : nullptr;
+  for (int64_t i = first; i < last; ++i, results += kLanes) {
+    float* y = target.y + rows.out(i) * target.stride + strip.first;
+    if (strip.width == kLanes) {
+      typename V::Floats value = V::load(results);
+      if (bias) value = V::plus(value, V::load_any(bias));
+      V::store_any(y, target.add ? V::plus(V::load_any(y), value) : value);
+      continue;
+    }
+    for (int64_t c = 0; c < strip.width; ++c) {
+      const float value = bias ? results[c] + bias[c] : results[c];
+      y[c] = target.add ? y[c] + value : value;
+    }
+  }
+}
+
 // Rows first..last of a strip. `first` begins a tile of activations.
 template <int KIND>
 static void strip_rows(const Strip& strip, const Linear& l, const GroupRows& x, int64_t first, int64_t last,
@@ -69,14 +88,7 @@ static void strip_rows(const Strip& strip, const Linear& l, const GroupRows& x, 
     each<most>([&](auto m) TRIMODE_INLINE {
       if (n == m + 1) tile<KIND, m + 1>(strip.bytes, x, i, sums);
     });
-    for (int64_t r = 0; r < n; ++r) {
-      float* y = target.y + rows.out(i + r) * target.stride + strip.first;
-      const float* bias = l.bias ? l.bias + strip.first : nullptr;
-      for (int64_t c = 0; c < strip.width; ++c) {
-        const float value = bias ? sums[r * kLanes + c] + bias[c] : sums[r * kLanes + c];
-        y[c] = target.add ? y[c] + value : value;
-      }
-    }
+    put_rows(strip, l, i, i + n, rows, target, sums);
   }
 }
 

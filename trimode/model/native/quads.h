@@ -28,7 +28,7 @@ struct Vnni : W {
   using Integers = typename W::Integers;
 
   template <int BITS>
-  static constexpr int rows() { return 8; }
+  static constexpr int rows() { return W::kRows; }
 
   template <int BITS, int FIRST, int COUNT, int MR>
   static inline __attribute__((always_inline)) void dots(const uint8_t* w, const int8_t* a, Integers* t) {

@@ -103,7 +103,7 @@ struct GroupRows {
   int8_t* value;
   GroupInfo* info;
   int64_t groups;
-  int64_t height;  // of a tile: 8, or all rows if there are fewer
+  int64_t height;  // of a tile: 16, or all rows if there are fewer
   // Where a row's group lies: `at` in info, 32 * at in value.
   int64_t at(int64_t row, int64_t group) const {
     return (row / height * groups + group) * height + row % height;

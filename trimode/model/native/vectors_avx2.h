@@ -14,6 +14,8 @@ struct Avx2 {
   static Floats zeros() { return _mm256_setzero_ps(); }
   static Floats load(const float* p) { return _mm256_load_ps(p); }
   static void store(float* p, Floats v) { _mm256_store_ps(p, v); }
+  static Floats load_any(const float* p) { return _mm256_loadu_ps(p); }  // at any address
+  static void store_any(float* p, Floats v) { _mm256_storeu_ps(p, v); }
   static Floats same(float v) { return _mm256_set1_ps(v); }
   static Integers same(int32_t v) { return _mm256_set1_epi32(v); }
   static Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }

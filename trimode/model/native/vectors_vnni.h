@@ -4,12 +4,15 @@
 // Sixteen outputs.
 struct Avx512 {
   static constexpr int64_t kLanes = 16;
+  static constexpr int kRows = 16;  // whose sums fit in the registers, a divisor of kTileHeight
   using Floats = __m512;
   using Integers = __m512i;
 
   static Floats zeros() { return _mm512_setzero_ps(); }
   static Floats load(const float* p) { return _mm512_load_ps(p); }
   static void store(float* p, Floats v) { _mm512_store_ps(p, v); }
+  static Floats load_any(const float* p) { return _mm512_loadu_ps(p); }  // at any address
+  static void store_any(float* p, Floats v) { _mm512_storeu_ps(p, v); }
   static Floats same(float v) { return _mm512_set1_ps(v); }
   static Integers same(int32_t v) { return _mm512_set1_epi32(v); }
   static Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
@@ -45,6 +48,7 @@ struct Avx512 {
 #else
 // Eight outputs, with AVX2's vectors.
 struct AvxVnni : Avx2 {
+  static constexpr int kRows = 8;
   static Integers product(Integers sum, Integers values, Integers x) {
     return _mm256_dpbusd_avx_epi32(sum, values, x);
   }
