@@ -64,17 +64,14 @@ def decision() -> str:
             continue
         found = result["rows"]
         for load in sorted({row["concurrency"] for row in found} - {4}):
-            ours = {
-                mode: best_of(
-                    found,
-                    load,
-                    lambda r, m=mode: r["engine"].startswith("trimode") and r["mode"] == m,
-                )
-                for mode in ("ar", "auto")
-            }
+            fastest = best_of(found, load, lambda r: r["engine"].startswith("trimode"))
+            if fastest is None:
+                continue
+            engine = fastest["engine"]
+            rates = {row["mode"]: row["tokens_per_second"] for row in found
+                     if row["engine"] == engine and row["concurrency"] == load
+                     and row["mode"] in ("ar", "auto")}  # fmt: skip
             theirs = best_of(found, load, lambda r: r["engine"].startswith("llama"))
-            rates = {mode: row["tokens_per_second"] for mode, row in ours.items() if row}
-            engine = ours["ar"]["engine"].removeprefix("trimode-") if ours["ar"] else ""
             other = (
                 f"{figure(theirs['tokens_per_second'])} ({theirs['engine'].removeprefix('llama-')})"
                 if theirs
@@ -86,7 +83,7 @@ def decision() -> str:
                 [
                     NAMES[kind],
                     str(load),
-                    engine,
+                    engine.removeprefix("trimode-"),
                     figure(rates.get("ar")),
                     figure(rates.get("auto")),
                     other,

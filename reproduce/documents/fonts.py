@@ -46,8 +46,19 @@ EQUAL_WIDTHS = ("DejaVuSansMono", "LiberationMono", "FreeMono-Bold", "Inconsolat
                 "FiraCode", "CourierPrime")  # fmt: skip
 
 
+_SAMPLE = (
+    "thesearelettersasoftenastheyareinenglishtextwhichhasnogapshereandafewcapitalsTSAM20189457"
+)
+
+
+@lru_cache
+def letter_width(name: str) -> float:
+    """How wide a font's letters are on average, as a share of its size."""
+    return font(name, 100).getlength(_SAMPLE) / len(_SAMPLE) / 100
+
+
 @lru_cache(maxsize=512)
-def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def font(name: str, size: float) -> ImageFont.FreeTypeFont:
     """A font by its name here, in pixels.
 
     Raises:

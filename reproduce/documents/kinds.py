@@ -4,8 +4,8 @@ import json
 import textwrap
 from collections.abc import Callable
 
-from reproduce.documents.fonts import EQUAL_WIDTHS, TRAINED
-from reproduce.documents.pages import PITCH, Page, Sheet
+from reproduce.documents.fonts import EQUAL_WIDTHS, TRAINED, letter_width
+from reproduce.documents.pages import LETTER, PITCH, Page, Sheet
 from reproduce.documents.texts import Texts, amount
 
 TRANSCRIBE = "Transcribe the document."
@@ -19,13 +19,10 @@ def field_question(name: str) -> str:
 
 def _sheet(texts: Texts, faces: tuple[str, ...], least: int, most: int) -> Sheet:
     rng = texts.rng
-    return Sheet(
-        width=rng.randrange(least, most),
-        face=rng.choice(faces),
-        size=rng.randrange(14, 18),
-        margin=rng.randrange(2, 13),
-        rng=rng,
-    )
+    width, face = rng.randrange(least, most), rng.choice(faces)
+    size, margin = rng.randrange(14, 18), rng.randrange(2, 13)
+    squash = max(1.0, LETTER * rng.uniform(0.97, 1.1) / (letter_width(face) * size))
+    return Sheet(width, face, size * squash, margin, rng, squash=squash)
 
 
 def _finish(sheet: Sheet, kind: str, fields: dict[str, str]) -> Page:

@@ -37,6 +37,10 @@ class Page:
 PITCH = 20
 """Pixels from line to line; a page is a multiple of it. A document is scaled to that before it is
 read, as programs that read print do with each line: it need not be learned in many sizes."""
+LETTER = 9.0
+"""Pixels that letters are wide on average, or more. A document in a narrow font is widened: a
+square of 10 pixels holds one letter, or two that the tokenizer has as a token. If there were more
+letters than squares, they would move far from their places."""
 
 Column = tuple[float, str]
 """Where a text begins, in pixels, and the text."""
@@ -48,8 +52,8 @@ class Sheet:
 
     width: int
     face: str
-    size: int
-    """Of letters, in pixels."""
+    size: float
+    """Of letters, in pixels across."""
     margin: int
     """At the left and at the right."""
     rng: random.Random
@@ -62,6 +66,8 @@ class Sheet:
     rules: list[tuple[int, int, int, int]] = field(default_factory=list)
     """Straight lines: x, y, x, y."""
     y: float = 0
+    squash: float = 1.0
+    """By how much less high than `size` letters are."""
 
     def __post_init__(self) -> None:
         self.y = PITCH / 2 + self.rng.uniform(-self.slack, self.slack)
@@ -126,10 +132,11 @@ class Sheet:
         height = round((self.y - PITCH / 2) / PITCH) * PITCH
         paper = self.rng.randrange(225, 256)
         ink = self.rng.randrange(0, 70)
-        image = Image.new("L", (width, height), paper)
+        high = self.squash  # the page is drawn so many times as high, then made lower
+        image = Image.new("L", (width, round(height * high)), paper)
         draw = ImageDraw.Draw(image)
-        for rule in self.rules:
-            draw.line(rule, fill=(ink + paper) // 2)
+        for left, y, right, below in self.rules:
+            draw.line((left, round(y * high), right, round(below * high)), fill=(ink + paper) // 2)
         texts, centres = [], []
         for columns, face, y in self.lines:
             drawn = font(face, self.size)
@@ -138,7 +145,7 @@ class Sheet:
                 if parts:
                     parts.append(" ")
                     places.append((places[-1] + x) / 2)
-                draw.text((x, y), text, font=drawn, fill=ink, anchor="lm")
+                draw.text((x, y * high), text, font=drawn, fill=ink, anchor="lm")
                 parts.append(text)
                 places += _centres(drawn, text, x)
             parts.append("\n")
@@ -148,11 +155,13 @@ class Sheet:
         for letters, y in self.spread:
             drawn = font(self.face, self.size)
             for x, letter in letters:
-                draw.text((x, y), letter, font=drawn, fill=ink, anchor="mm")
+                draw.text((x, y * high), letter, font=drawn, fill=ink, anchor="mm")
             texts.append("".join(letter for _, letter in letters) + "\n")
             centres += [(x, y) for x, _ in letters]
             centres.append((letters[-1][0] + self.size * 0.6, y))
         text = "".join(texts)
+        if image.height != height:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         image, angle = (image, 0.0) if clean else worn(image, paper, self.rng)
         points = np.array(centres, dtype=np.float32)
         said = text.rstrip("\n")

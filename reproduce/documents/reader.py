@@ -21,7 +21,7 @@ from trimode.checkpoints import (
 from trimode.checkpoints.adapters import NLD_DRAFT_ADAPTER
 from trimode.checkpoints.loader import ADDED_LORA
 from trimode.checkpoints.sources import BUILT_IN, DOCUMENTS_MODEL
-from trimode.checkpoints.vision import PROCESSOR_FILE, open_vision, vision_tensors
+from trimode.checkpoints.vision import PROCESSOR_FILE, vision_tensors
 from trimode.config import DEFAULT_MODEL, ModelConfig
 from trimode.model import AdapterWeights, Transformer, as_floats, expected_tensors, merged
 from trimode.text import ChatTemplate, Tokenizer
@@ -77,13 +77,6 @@ def trained(path: Path, base: Base) -> tuple[Transformer, Vision]:
     for parameter, value in zip(lora, saved["lora"], strict=True):
         parameter.data.copy_(value)
     return model.transformer, vision_of(saved["vision"], base)
-
-
-def shipped(directory: Path, base: Base) -> Vision:
-    """Tower and projector of a directory that `main` wrote."""
-    vision = open_vision(directory, base.config, base.tokenizer)
-    assert not isinstance(vision, str), vision
-    return vision.build(dtype=torch.float32, device="cpu")
 
 
 def vision_of(weights: dict[str, Tensor], base: Base) -> Vision:

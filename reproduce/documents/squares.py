@@ -1,6 +1,7 @@
 """What the tower reads by itself: the letters of its squares, joined to lines.
 
-    python -m reproduce.documents.squares --data data --output run [--pages 60]
+    python -m reproduce.documents.squares --data data [--pages 60]
+        --output run | --begin trimode/checkpoints/built_in/smollm2-documents
 
 Pages and texts are held out. Runs of spaces count as one.
 """
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from reproduce.documents.kinds import KINDS, draw
 from reproduce.documents.score import character_errors
-from reproduce.documents.teach import CONFIG, Teacher, new_teacher
+from reproduce.documents.teach import CONFIG, Teacher, new_teacher, shipped
 from reproduce.documents.texts import open_texts
 from trimode.checkpoints import open_checkpoint
 from trimode.text import Tokenizer
@@ -43,13 +44,19 @@ def _words(line: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="where teach.py left its tower")
+    parser.add_argument("--output", type=Path, help="where teach.py left its tower")
+    parser.add_argument("--begin", type=Path, help="the directory of a finished reader instead")
     parser.add_argument("--pages", type=int, default=60)
     arguments = parser.parse_args()
     checkpoint = open_checkpoint("smollm2-135m-instruct")
     teacher = new_teacher(checkpoint)
-    saved = torch.load(arguments.output / "teacher.pt", weights_only=False)
-    teacher.load_state_dict(saved["teacher"])
+    if arguments.begin is not None:
+        teacher.vision.load_state_dict(shipped(arguments.begin, checkpoint).model.state_dict())
+    elif arguments.output is not None:
+        saved = torch.load(arguments.output / "teacher.pt", weights_only=False)
+        teacher.load_state_dict(saved["teacher"])
+    else:
+        parser.error("--output or --begin is needed")
     texts, kinds = open_texts(arguments.data, 999, held_out=True), list(KINDS)
     wrong: Counter[str] = Counter()
     length: Counter[str] = Counter()

@@ -1,9 +1,11 @@
 """Teaches the tower and the projector to write what they see, without the language model.
 
     python -m reproduce.documents.teach --data data --output run [--minutes 65]
+        [--begin trimode/checkpoints/built_in/smollm2-documents]
 
 A square's embedding is to be the embedding of its token (see targets.py). Pages are easy at first,
-and become harder when most letters are read. Ctrl-C saves; the same command continues.
+and become harder when most letters are read. With `--begin` the tower of a finished reader is
+taught further, with the hardest pages. Ctrl-C saves; the same command continues.
 """
 
 import argparse
@@ -17,17 +19,17 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
-from reproduce.documents.fonts import TRAINED
 from reproduce.documents.kinds import DRILLS, KINDS, draw, eased
 from reproduce.documents.pages import PITCH, Page
 from reproduce.documents.run import Report, Stop, keep
 from reproduce.documents.targets import Targets, spellings, targets
 from reproduce.documents.texts import Texts, open_texts
 from trimode.checkpoints import Checkpoint, open_checkpoint
+from trimode.checkpoints.vision import open_vision
 from trimode.model import as_floats
 from trimode.model.build import cpu_multiplies_bf16
 from trimode.text import Tokenizer
-from trimode.vision import ProcessedImage, VisionConfig, VisionModel, process
+from trimode.vision import ProcessedImage, Vision, VisionConfig, VisionModel, process
 from trimode.vision.tower import VisionTower
 
 CONFIG = VisionConfig(
@@ -45,10 +47,6 @@ CONFIG = VisionConfig(
     image_std=(0.3, 0.3, 0.3),
 )
 MIX = {**dict.fromkeys(KINDS, 1.0), **dict.fromkeys(DRILLS, 2.0), "prose": 3.0}
-_HARD = ("EBGaramond", "EBGaramond", "FreeSans", "FreeSerif", "LinuxBiolinum", "LinuxLibertine",
-         "LinuxLibertine")  # fmt: skip
-FACES = (*TRAINED, *_HARD)
-"""Thin fonts more often: they are the last ones that a tower reads."""
 _VARIANCE = 0.5
 _EXACT = 0.5
 """Weight of the squared distance from the wanted embedding. Without it embeddings grow, and point
@@ -175,6 +173,13 @@ def strips(page: Page, tokenizer: Tokenizer, lines: int) -> Iterator[Example]:
         yield process(part, CONFIG), Targets(seen.tokens[squares], seen.filled[squares])
 
 
+def shipped(directory: Path, checkpoint: Checkpoint) -> Vision:
+    """Tower and projector of a finished reader: of a directory that reader.py wrote."""
+    vision = open_vision(directory, checkpoint.config, checkpoint.tokenizer)
+    assert not isinstance(vision, str), vision
+    return vision.build(dtype=torch.float32, device="cpu")
+
+
 class Pages:
     """Batches of new pages, most of them in strips."""
 
@@ -186,7 +191,7 @@ class Pages:
         if ease > 0:
             return eased(self.texts, ease)
         (kind,) = self.texts.rng.choices(list(MIX), list(MIX.values()))
-        return draw(self.texts, kind, FACES)
+        return draw(self.texts, kind)
 
     def batch(self, squares: int, ease: float) -> list[Example]:
         """Pages with about so many squares."""
@@ -207,6 +212,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=65, help="of training, all starts together"
     )
+    parser.add_argument("--begin", type=Path, help="with a reader that was shipped: its directory")
     parser.add_argument("--squares", type=int, default=400, help="of a step")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -225,6 +231,9 @@ def main() -> None:
         teacher.load_state_dict(saved["teacher"])
         optimiser.load_state_dict(saved["optimiser"])
         step, spent, ease = saved["step"], saved["seconds"], saved["ease"]
+    elif arguments.begin is not None:
+        teacher.vision.load_state_dict(shipped(arguments.begin, checkpoint).model.state_dict())
+        ease = 0.0
     parameters = sum(p.numel() for p in teacher.vision.parameters())
     console.print(f"{parameters / 1e6:.1f} M parameters, from step {step}", highlight=False)
     stop = Stop()

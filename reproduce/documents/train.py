@@ -5,8 +5,8 @@
 
 With `--ideal` the language model learns alone, from embeddings that a perfect tower would write
 (ideal.py), and `run/ideal.pt` is written. Without it, training goes on from there with the tower
-that teach.py left in `run/teacher.pt`, and `run/reader.pt` is written. With `--begin` a finished
-reader is taught further.
+that teach.py left in `run/teacher.pt`, and `run/reader.pt` is written. With `--begin` the LoRA of a
+finished reader is trained further, with its tower if there is no `run/teacher.pt`.
 
 The base and the built-in adapter that denoises stay as they are. What is trained is a LoRA that is
 on in all rows, and, more slowly, tower and projector, by the joint objective: AR's cross-entropy on
@@ -30,9 +30,9 @@ from reproduce.documents.ideal import IdealVision, ideal
 from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
 from reproduce.documents.lora import add_lora, projections, restore
 from reproduce.documents.pages import Page
-from reproduce.documents.reader import Base, open_base, shipped, taught
+from reproduce.documents.reader import Base, open_base, taught
 from reproduce.documents.run import Report, Stop, keep
-from reproduce.documents.teach import example
+from reproduce.documents.teach import example, shipped
 from reproduce.documents.texts import Texts, open_texts
 from trimode.checkpoints import read_adapter
 from trimode.checkpoints.loader import ADDED_LORA
@@ -116,9 +116,10 @@ def rows(source: Iterator[Document]) -> Iterator[Batch]:
 def _first_vision(arguments: argparse.Namespace, base: Base) -> Vision:
     if arguments.ideal:
         return ideal(base)
-    if arguments.begin is not None:
-        return shipped(arguments.begin, base)
-    return taught(arguments.output / "teacher.pt", base)
+    tower = arguments.output / "teacher.pt"
+    if arguments.begin is not None and not tower.exists():
+        return shipped(arguments.begin, base.checkpoint)
+    return taught(tower, base)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 
 from reproduce.documents.answers import Speller
+from reproduce.documents.fonts import font, letter_width
 from reproduce.documents.kinds import AS_JSON, DRILLS, KINDS, draw, eased
 from reproduce.documents.lora import add_lora, exported, restore
-from reproduce.documents.pages import PITCH
+from reproduce.documents.pages import LETTER, PITCH
+from reproduce.documents.prepare import prepared
 from reproduce.documents.score import character_errors
 from reproduce.documents.targets import spread, targets
 from reproduce.documents.teach import example, strips
@@ -103,6 +107,59 @@ def test_each_character_of_a_page_is_placed_where_it_is_drawn(kind, data):
             if character.isalnum() and abs(page.angle) < 0.5 and 4 < x < width - 4:
                 around = pixels[int(y) - 9 : int(y) + 9, int(x) - 4 : int(x) + 5]
                 assert around.min() < paper - 25, (character, x, y)
+
+
+def test_letters_are_as_wide_as_their_squares(data):
+    """Or nearly: more letters than squares would not stand where they are seen."""
+    texts = open_texts(data, 3, held_out=False)
+    assert 14 * letter_width("DejaVuSans") < 0.9 * LETTER
+    steps = []
+    for _ in range(20):
+        page = draw(texts, "words", ("DejaVuSans",))
+        steps += [
+            page.centres[i + 1, 0] - page.centres[i, 0]
+            for i, pair in enumerate(pairwise(page.text))
+            if "".join(pair).isalnum()
+        ]
+    assert 0.95 * LETTER < np.mean(steps) < 1.2 * LETTER
+
+
+def scanned(size, pitch, angle, darkest):
+    """Three lines of print with a rule and a gap, turned, and with a shadow at one side."""
+    drawn, lines = font("DejaVuSans", size), ["Invoice No. 20931", "Rope 12 mm", "Total due 58"]
+    image = Image.new("L", (round(drawn.getlength(lines[0])) + 2 * size, pitch * 6), 250)
+    pencil = ImageDraw.Draw(image)
+    for y, line in zip((1, 2, 4), lines, strict=True):
+        pencil.text((size, y * pitch), line, font=drawn, fill=20)
+    pencil.line((size, 3.6 * pitch, image.width - size, 3.6 * pitch), fill=60, width=3)
+    image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=250)
+    shadow = np.linspace(1, darkest, image.width)
+    return Image.fromarray((np.asarray(image) * shadow).astype(np.uint8)), lines, drawn
+
+
+@pytest.mark.parametrize(
+    ("size", "pitch", "angle", "darkest"), [(16, 22, 0, 1), (40, 60, 1.3, 0.6), (90, 110, -2, 0.8)]
+)
+def test_a_scan_is_brought_to_lines_and_letters_of_one_size(size, pitch, angle, darkest):
+    scan, lines, drawn = scanned(size, pitch, angle, darkest)
+    page = prepared(scan)
+    assert page.height == len(lines) * PITCH
+    dark = np.asarray(page.convert("L"), dtype=float) < 150
+    longest = max(map(drawn.getlength, lines))
+    for row, line in zip(np.split(dark, len(lines)), lines, strict=True):
+        down, across = np.flatnonzero(row.any(1)), np.flatnonzero(row.any(0))
+        assert down[0] > 0
+        assert down[-1] < PITCH - 1
+        assert abs(row.sum(1) @ np.arange(PITCH) / row.sum() - PITCH / 2) < 2.5
+        width = across[-1] - across[0]
+        assert abs(width / len(line) / LETTER - 1) < 0.25
+        whole = np.flatnonzero(dark[:PITCH].any(0))
+        assert abs(width / (whole[-1] - whole[0]) - drawn.getlength(line) / longest) < 0.05
+
+
+def test_a_scan_without_print_is_refused():
+    with pytest.raises(ValueError, match="no print"):
+        prepared(Image.new("RGB", (300, 200), "white"))
 
 
 def test_a_question_asks_for_what_the_page_says(data):

@@ -15,7 +15,7 @@ from trimode.model.formats import (
     PlainFormat,
     WeightFormat,
 )
-from trimode.model.native import library, wants_packed
+from trimode.model.native import library
 from trimode.model.runners import RUNNERS, NativeRunner, Runner
 from trimode.model.runners.native import kernels, refused_fields, runs_natively
 from trimode.model.transformer import Transformer
@@ -65,8 +65,7 @@ def choose_format(
 
     `auto` is bf16 on a GPU. On a CPU it is fp32 if the C++ pass does not run such a model; else
     int4 for weights that are stored in blocks, which it uses as they are, and int8 for others,
-    which four bits would make worse. On a CPU with AMX it is int8 for both: int4 has no kernels for
-    AMX.
+    which four bits would make worse.
 
     Args:
         dtype: one of `DTYPES`.
@@ -114,7 +113,7 @@ def choose_runner(transformer: Transformer, weight_format: WeightFormat) -> Runn
 def _best_on_cpu(config: ModelConfig | None, *, in_blocks: bool) -> str:
     if not _runs_natively(config):
         return "fp32"
-    return "int4" if in_blocks and not wants_packed() else "int8"
+    return "int4" if in_blocks else "int8"
 
 
 def _runs_natively(config: ModelConfig | None) -> bool:
