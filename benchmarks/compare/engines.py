@@ -14,8 +14,9 @@ moment as one batch) and warms it up with three other prompts in the measured mo
 the same prompts, and none has seen them before: servers remember prompts, and some draft from
 answers they remember. No idle process shares the cores or the memory figures.
 
-With --model or --adapter only our engines are measured. --prompt-file gives prompts of the task
-that a model was made for: JSONL with a `prompt` a line.
+With --model or --adapter only our engines are measured, and llama.cpp if the model is a GGUF file
+(`llama-file`). --prompt-file gives prompts of the task that a model was made for: JSONL with a
+`prompt` a line.
 
 llama.cpp is `xllamacpp` (pip install xllamacpp), on the built-in model's GGUF in each format that
 `benchmarks/lib/gguf_files.py` makes with llama.cpp's own quantiser.
@@ -33,7 +34,7 @@ from rich.table import Table
 
 from benchmarks.lib.clients import ClientLoad, measure, percentile
 from benchmarks.lib.machine import header, results, save
-from benchmarks.lib.peers import OURS, PEERS, HttpEngine, Mode, modes_of, start
+from benchmarks.lib.peers import LLAMA_FILE, OURS, PEERS, HttpEngine, Mode, modes_of, start
 from benchmarks.lib.plots import rate_bars
 from benchmarks.lib.prompts import prompt_sets
 
@@ -84,9 +85,11 @@ def prompts_for(arguments: argparse.Namespace) -> list[str]:
 
 
 def engines_for(arguments: argparse.Namespace) -> list[str]:
-    """The engines asked for, or all. Only ours can load other models."""
+    """The engines asked for, or all that can load the model."""
     ours = [f"{OURS}-{dtype}" for dtype in arguments.dtypes]
-    theirs = [] if arguments.model or arguments.adapter else list(PEERS)
+    theirs = list(PEERS)
+    if arguments.model or arguments.adapter:
+        theirs = [LLAMA_FILE] if str(arguments.model).endswith(".gguf") else []
     chosen = arguments.only or [*ours, *theirs]
     unknown = [n for n in chosen if not n.startswith(f"{OURS}-") and n not in theirs]
     if unknown:
@@ -106,7 +109,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["int8"], help="of our engines")
     parser.add_argument("--only", nargs="+", help="engines, such as trimode-int8 or llama-Q4_K_M")
     parser.add_argument("--modes", nargs="+", help="of all that the engines offer")
-    parser.add_argument("--model", help="what our engines load")
+    parser.add_argument("--model", help="what is loaded instead of the built-in model")
     parser.add_argument("--adapter", help="what our engines load with it, a directory or none")
     parser.add_argument("--name", default="engines")
     arguments = parser.parse_args()

@@ -72,10 +72,14 @@ PEERS: dict[str, list[Mode]] = {
     "transformers-bf16": _TRANSFORMERS,
 }
 """Engines of others, and how they decode."""
+LLAMA_FILE = "llama-file"
+"""llama.cpp with the very GGUF file that our engines load."""
 
 
 def modes_of(name: str) -> list[Mode]:
     """The ways to decode of an engine."""
+    if name == LLAMA_FILE:
+        return _LLAMA
     return _OURS if name.partition("-")[0] == OURS else PEERS[name]
 
 
@@ -221,7 +225,7 @@ def start(
         slots: requests it decodes at once.
         folder: for files that it needs.
         server: the mode's own arguments.
-        model: what our engines load, by default the built-in model.
+        model: what our engines and `LLAMA_FILE` load, by default the built-in model.
         adapter: likewise, by default the one that comes with the model.
         threads: of its passes, by default as many as it takes by itself.
     """
@@ -236,7 +240,9 @@ def start(
         command += ["--model", model] if model else []
         command += ["--adapter", adapter] if adapter else []
         return HttpEngine(command, "/v1, mode", threads=threads)
-    command = [sys.executable, __file__, "llama", str(gguf_file(kind, folder)), str(slots), *server]
+    path = model if name == LLAMA_FILE else str(gguf_file(kind, folder))
+    assert path is not None
+    command = [sys.executable, __file__, "llama", path, str(slots), *server]
     # It promises "Keep-Alive: timeout=5", but closes each connection when a stream ends.
     return HttpEngine(command, "listening", keep_open=0.0, threads=threads)
 

@@ -26,6 +26,10 @@ _BELOW = 1.0
 """By how many pixels the middle of such letters is below the middle of their line."""
 _MARGIN = 8
 """Pixels at the left and at the right, after scaling."""
+_WIDEST = 440
+"""Pixels of a line, about as in pages that the reader has seen. Wide gaps of wider ones are cut."""
+_GAP = 3 * round(LETTER)
+"""Pixels that are left of a gap."""
 _PAPER = 240
 _MOST_TURNED = 3.0
 """Degrees."""
@@ -65,7 +69,7 @@ def prepared(scan: Image.Image) -> Image.Image:
     advance = _advance(ink, lines)
     columns = np.flatnonzero(ink.any(0))
     left, right = float(columns[0]), float(columns[-1] + 1)
-    parts = [_scaled(image, line, left, right, advance) for line in lines]
+    parts = [_closer(_scaled(image, line, left, right, advance)) for line in lines]
     width = -(-max(part.width for part in parts) // PITCH) * PITCH
     page = Image.new("L", (width, PITCH * len(parts)), _PAPER)
     for number, part in enumerate(parts):
@@ -197,6 +201,23 @@ def _scaled(
     row = Image.new("L", (width + 2 * _MARGIN, PITCH), 255)
     row.paste(part, (_MARGIN, 0))
     return row.point([round(value * _PAPER / 255) for value in range(256)])
+
+
+def _closer(row: Image.Image) -> Image.Image:
+    """A row without so much of its wide gaps as makes it wider than pages are."""
+    surplus = row.width - _WIDEST
+    if surplus <= 0:
+        return row
+    empty = ~(np.asarray(row) < _PAPER * 0.8).any(0)
+    kept = np.ones(row.width, dtype=bool)
+    for start, end in sorted(_runs(empty), key=lambda run: run[0] - run[1]):
+        cut = min(surplus, end - start - _GAP)
+        if cut <= 0:
+            break
+        middle = (start + end - cut) // 2
+        kept[middle : middle + cut] = False
+        surplus -= cut
+    return Image.fromarray(np.asarray(row)[:, kept])
 
 
 def main() -> None:

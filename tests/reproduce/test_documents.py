@@ -157,6 +157,22 @@ def test_a_scan_is_brought_to_lines_and_letters_of_one_size(size, pitch, angle, 
         assert abs(width / (whole[-1] - whole[0]) - drawn.getlength(line) / longest) < 0.05
 
 
+def test_wide_gaps_of_a_scan_are_cut():
+    drawn = font("DejaVuSans", 32)
+    image = Image.new("L", (2400, 200), 255)
+    pencil = ImageDraw.Draw(image)
+    for x, y, text in ((40, 20, "Rope 12 mm"), (2200, 20, "40.00"), (40, 100, "Shackle")):
+        pencil.text((x, y), text, font=drawn, fill=0)
+    page = prepared(image)
+    assert page.size == (440, 2 * PITCH)
+    dark = np.asarray(page.convert("L")) < 150
+    letters = [
+        np.flatnonzero(np.diff(row.any(0).astype(int)) > 0).size for row in np.split(dark, 2)
+    ]
+    assert letters[0] >= 8 + 4
+    assert letters[1] >= 6
+
+
 def test_a_scan_without_print_is_refused():
     with pytest.raises(ValueError, match="no print"):
         prepared(Image.new("RGB", (300, 200), "white"))
