@@ -52,6 +52,8 @@ _PEAK = 1e-3
 """Learning rate of the LoRA."""
 _TOWER = 0.2
 """Of tower and projector, as a share of it."""
+_FURTHER = 0.5
+"""Of a finished reader that is trained further, as a share of both."""
 MIX = {**dict.fromkeys(KINDS, 1.0), "numbers": 1.0}
 """How often each kind of page is seen. Prose is learned first; digits must be copied one by one."""
 STEP = StepConfig(
@@ -150,9 +152,8 @@ def main() -> None:
     for parameter in tower:
         parameter.requires_grad_()
     trained = [*lora, *tower]
-    groups = [
-        {"params": p, "peak": peak} for p, peak in ((lora, _PEAK), (tower, _PEAK * _TOWER)) if p
-    ]
+    peak = _PEAK if arguments.begin is None else _PEAK * _FURTHER
+    groups = [{"params": p, "peak": lr} for p, lr in ((lora, peak), (tower, peak * _TOWER)) if p]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     state = arguments.output / ("ideal.pt" if arguments.ideal else "reader.pt")
     start = next((path for path in (state, arguments.output / "ideal.pt") if path.exists()), None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.reference.tiny import MASK
 from trimode.config import GenerationOptions
-from trimode.decoding import Sampler
+from trimode.decoding import Logits, Sampler
 from trimode.decoding.sampling import (
     filter_scores,
     gumbel_noise,
@@ -225,11 +225,16 @@ def test_verification_accepts_the_matching_prefix_and_adds_the_verifiers_token(
     verifier, draft, accepted, options
 ):
     rows = one_hot_rows(*verifier)[: len(draft) + 1]
-    assert verify.follow(sampler(**options), rows, 5, DraftTree.line(draft), [1, 2])[0] == accepted
+    found = verify.follow(sampler(**options), seen(rows), 5, DraftTree.line(draft), [1, 2])
+    assert found[0] == accepted
 
 
 def follow(rows, draft, **options):
-    return verify.follow(sampler(**options), rows.clone(), 0, DraftTree.line(draft), [])[0]
+    return verify.follow(sampler(**options), seen(rows.clone()), 0, DraftTree.line(draft), [])[0]
+
+
+def seen(rows, likeliest=None):
+    return Logits(likeliest, rows, torch.zeros(len(rows), 1), head=lambda _: rows)
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=300))
@@ -265,13 +270,46 @@ def test_verification_emits_what_picking_one_by_one_emits(draft, seed, temperatu
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(len(draft) + 1, 5, generator=generator)
     choose = sampler(temperature=temperature, repetition_penalty=penalty, seed=seed)
-    accepted = verify.follow(choose, rows.clone(), 7, DraftTree.line(draft), [0])[0]
+    accepted = verify.follow(choose, seen(rows.clone()), 7, DraftTree.line(draft), [0])[0]
     one_by_one = []
     for i in range(len(draft) + 1):
         one_by_one.append(choose.pick(rows[i].clone(), 7 + i, [0, *one_by_one]))
         if i == len(draft) or one_by_one[i] != draft[i]:
             break
     assert accepted == one_by_one
+
+
+@given(draft=st.lists(st.integers(0, 4), max_size=6), seed=st.integers(0, 1000))
+def test_verification_needs_the_likeliest_tokens_alone(draft, seed):
+    rows = torch.randn(len(draft) + 1, 5, generator=torch.Generator().manual_seed(seed))
+    choose, tree = sampler(), DraftTree.line(draft)
+    from_tokens = seen(torch.empty(0, 0), rows.argmax(1).tolist())
+    assert choose.asks(range(len(rows))) == {"likeliest": range(len(rows)), "logits": ()}
+    expected = verify.follow(choose, seen(rows), 7, tree, [0])
+    assert verify.follow(choose, from_tokens, 7, tree, [0]) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.0},
+        {"logprobs": 2},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 1.0},
+        {"frequency_penalty": 1.0},
+        {"min_tokens": 2},
+        {"logit_bias": ((3, 1.0),)},
+    ],
+)
+def test_what_needs_all_logits_asks_for_them(options):
+    assert sampler(**options).asks((0, 2)) == {"likeliest": (), "logits": (0, 2)}
+
+
+def test_a_forced_token_is_decided_whatever_is_likeliest():
+    asked = Sampler(GenerationOptions(max_thinking_tokens=1), None, 1, think_token_ids=(3, 4))
+    found = seen(torch.empty(0, 0), [7])
+    assert asked.decide(found, 0, 3, [1, 3, 2]) == 4
+    assert asked.decide(found, 0, 3, [1, 3, 4]) == 7
 
 
 def test_frequency_and_presence_penalties_by_hand():

@@ -61,6 +61,16 @@ struct Emulated {
   static Integers left(Integers x) { return {_mm256_slli_epi16(x.a, N), _mm256_slli_epi16(x.b, N)}; }
   template <int N>
   static Integers right(Integers x) { return {_mm256_srli_epi16(x.a, N), _mm256_srli_epi16(x.b, N)}; }
+  static Integers nibbles(Integers upper, Integers lower) {
+    const __m256i m = _mm256_set1_epi8(15);
+    return either(masked(lower, 15), {_mm256_andnot_si256(m, upper.a), _mm256_andnot_si256(m, upper.b)});
+  }
+  static Floats root(Floats x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
+  static float highest(Floats x) {
+    alignas(32) float v[16];
+    store(v, x);
+    return *std::max_element(v, v + 16);
+  }
   static Integers four(const int8_t* p) {
     int32_t v;
     std::memcpy(&v, p, sizeof v);

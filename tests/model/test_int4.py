@@ -19,7 +19,7 @@ from tests.reference import families
 from trimode.model import KVCache, Segment, build_runner, native
 from trimode.model.formats.int4 import GroupedLinear, quantise_rows
 from trimode.model.quantised import BLOCK_KINDS, QuantisedMatrix, quantise
-from trimode.model.runners.native import linear
+from trimode.model.runners.native import highest_outputs, linear
 
 needs_library = pytest.mark.skipif(native.library() is None, reason="not built here")
 
@@ -111,6 +111,77 @@ def test_a_row_is_the_same_alone_and_among_others(kind):
             assert torch.equal(linear(packed, x[start : start + rows]), together[start:][:rows])
 
 
+def alike(out, columns, seed=0):
+    """Weights whose outputs are so much alike that lower nibbles decide which is the highest."""
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(1, columns, generator=generator)
+    return common + 0.03 * torch.randn(out, columns, generator=generator)
+
+
+def best(outputs, excluded=-1):
+    outputs = outputs.clone()
+    if excluded >= 0:
+        outputs[:, excluded] = -torch.inf
+    return outputs.numpy().argmax(1).tolist()
+
+
+@needs_library
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    out=st.integers(2, 300),
+    columns=st.sampled_from([32, 48, 576]),
+    close=st.booleans(),
+    excludes=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_the_highest_output_is_that_of_the_whole_product(rows, out, columns, close, excludes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = alike(out, columns, seed) if close else torch.randn(out, columns, generator=generator)
+    x = activations(rows, columns, seed)
+    head = GroupedLinear([quantise(weight, "Q8_0")], None, packs=True)
+    outputs = linear(head, x)
+    excluded = best(outputs)[0] if excludes else -1
+    assert highest_outputs(head, x, excluded) == best(outputs, excluded)
+
+
+@needs_library
+def test_the_highest_output_of_a_row_depends_on_that_row_alone():
+    head = GroupedLinear([quantise(alike(700, 96), "Q8_0")], None, packs=True)
+    x = activations(33, 96)
+    alone = [token for row in x for token in highest_outputs(head, row[None])]
+    assert alone == highest_outputs(head, x) == best(linear(head, x))
+
+
+@needs_library
+def test_of_equal_outputs_the_first_is_the_highest():
+    weight = alike(90, 64)[torch.arange(540) % 90]
+    head = GroupedLinear([quantise(weight, "Q8_0")], None, packs=True)
+    found = highest_outputs(head, activations(20, 64))
+    assert found == best(linear(head, activations(20, 64)))
+    assert max(found) < 90
+    assert highest_outputs(head, torch.zeros(2, 64)) == [0, 0]
+    assert highest_outputs(head, torch.zeros(1, 64), 0) == [1]
+
+
+@needs_library
+def test_weights_whose_lower_nibbles_are_all_alike_are_no_exception():
+    """Weights of one bit, as of ternary models: errors of the upper nibbles do not cancel out."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-1, 2, (3000, 576), generator=generator).float()
+    head = GroupedLinear([quantise(weight, "Q8_0")], None, packs=True)
+    x = activations(40, 576) + 1
+    assert highest_outputs(head, x) == best(linear(head, x))
+
+
+@needs_library
+def test_outputs_that_are_not_finite_are_told():
+    head = GroupedLinear([quantise(alike(50, 64), "Q8_0")], None, packs=True)
+    x = activations(3, 64)
+    x[1] *= 1e38
+    assert [token < 0 for token in highest_outputs(head, x)] == [False, True, False]
+
+
 def logits(model, tokens):
     segments = [
         Segment(
@@ -193,6 +264,15 @@ def test_every_set_of_kernels_gives_the_same_bits(tmp_path):
                 for rows in (1, 2, 5, 8, 13, 21):
                     assert torch.equal(linear(packed, x[:rows]), expected[:rows]), names[index]
                 assert torch.equal(packed.rows(torch.arange(37)), weight.floats())
+    head = quantise(alike(301, 96), "Q8_0")
+    expected = best(GroupedLinear([head], None, packs=False)(activations(21, 96)))
+    for index in range(len(names)):
+        other.trimode_use_kernels(index)
+        with patched_library(other):
+            packed = GroupedLinear([head], None, packs=True)
+            for rows in (1, 2, 5, 8, 13, 21):
+                found = highest_outputs(packed, activations(21, 96)[:rows])
+                assert found == expected[:rows], names[index]
     assert ordinary is native.library()
 
 

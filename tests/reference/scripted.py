@@ -75,6 +75,9 @@ class ScriptedRunner:
             adapted[adapter_rows] = 1
         return torch.cat([seen, tokens[:, None], positions[:, None], adapted], dim=-1)
 
+    def likeliest(self, hidden: Tensor) -> None:
+        pass
+
     def logits(self, hidden: Tensor) -> Tensor:
         if not len(hidden):
             return torch.zeros(0, self.config.vocab_size)

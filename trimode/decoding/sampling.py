@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trimode.config import GenerationOptions
 from trimode.decoding.events import TokenLogprob
+from trimode.decoding.span import Asked, Logits
 from trimode.errors import GrammarError, NotFiniteError
 
 _GREEDY_BELOW = 1e-5
@@ -75,11 +76,29 @@ class Sampler:
             and not asked.min_tokens
         )
 
+    def asks(self, rows: Sequence[int]) -> Asked:
+        """What a span asks of the rows from which tokens are decided; see `decide`."""
+        if self.plain and not self.reports_logprobs:
+            return Asked(likeliest=rows, logits=())
+        return Asked(likeliest=(), logits=rows)
+
     def exclude_mask(self, logits: Tensor) -> Tensor:
         """Take the mask id out of every later argmax and softmax, in place."""
         if self.mask_token_id is not None:
             logits[..., self.mask_token_id] = -torch.inf
         return logits
+
+    def decide(self, found: Logits, row: int, position: int, history: Sequence[int]) -> int:
+        """The token at an absolute position, by one of the rows that a span asked by `asks`.
+
+        Raises:
+            GrammarError: see `pick`.
+            NotFiniteError: the logits are no numbers.
+        """
+        if found.likeliest is None:
+            return self.pick(found.rows[row], position, history)
+        forced = self.forced(position, history)
+        return found.likeliest[row] if forced is None else forced
 
     def pick(self, row: Tensor, position: int, history: Sequence[int]) -> int:
         """The token at an absolute position, given logits `[vocab]` and all tokens before it.

@@ -7,7 +7,7 @@ span. It knows nothing of batching, devices or other sequences.
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -39,8 +39,15 @@ class Span:
     """Whether the draft adapter is on, for all rows or row by row (bool `[n]`)."""
     keep: bool = False
     """True: all rows enter the KV cache. False: a `Keep` that follows may pick rows."""
+    likeliest: Sequence[int] = ()
+    """Rows of which the likeliest token is enough; they come before those of `logits`."""
     logits: Sequence[int] = ()
     """Rows whose logits are wanted at once."""
+
+    @property
+    def wanted(self) -> list[int]:
+        """Both kinds of rows."""
+        return [*self.likeliest, *self.logits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,21 @@ class Keep:
 class Logits:
     """What a span returns."""
 
+    likeliest: Sequence[int] | None
+    """Tokens of the span's `likeliest` rows, the mask left out; None: `rows` begins with them."""
     rows: Tensor
-    """fp32 logits of the rows asked for, `[len(span.logits), vocab]`."""
+    """fp32 logits of the rows asked for, `[n, vocab]`."""
     hidden: Tensor
-    """What they were computed from, `[len(span.logits), dim]`: states after the final norm."""
+    """States after the final norm of all wanted rows, `[len(span.wanted), dim]`."""
     head: Callable[[Sequence[int]], Tensor]
     """Logits `[m, vocab]` of further rows of the same span, computed on demand."""
+
+
+class Asked(TypedDict):
+    """Rows of a span, by what is wanted of them."""
+
+    likeliest: Sequence[int]
+    logits: Sequence[int]
 
 
 Decoder = Generator[Span | Keep | Event, Logits | None, None]
@@ -71,11 +87,18 @@ def causal_span(
     start: int,
     *,
     keep: bool,
-    logits: Sequence[int],
+    likeliest: Sequence[int] = (),
+    logits: Sequence[int] = (),
 ) -> Span:
     """A span of consecutive tokens that begins at absolute position `start`."""
-    positions = range(start, start + len(tokens))
-    return Span(kind=kind, tokens=tokens, positions=positions, keep=keep, logits=logits)
+    return Span(
+        kind=kind,
+        tokens=tokens,
+        positions=range(start, start + len(tokens)),
+        keep=keep,
+        likeliest=likeliest,
+        logits=logits,
+    )
 
 
 @lru_cache(maxsize=256)

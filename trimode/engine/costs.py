@@ -251,7 +251,7 @@ def measuring(
         other.copy_prefix(cache, context)
         caches.append(other)
     segments = [Segment(i, i + 1, each, "causal") for i, each in enumerate(caches)]
-    times = yield from _times(model, lambda: _run(model, segments, context, None))
+    times = yield from _times(model, lambda: _run(model, segments, context))
     together = min(one.seconds for one in times)
     extra = (together - alone.seconds(_SEQUENCES)) / (_SEQUENCES - 1)
     curve = replace(alone, sequence=max(0.0, extra))
@@ -283,23 +283,26 @@ def timed(model: LoadedModel, run: Callable[[], T]) -> tuple[T, PassTime]:
 
 
 def _one_pass(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> None:
-    visibility, adapter_rows = "causal", None
-    if drafting:
-        visibility, is_mask = led_visibility(1, rows - 1)
-        if model.adapter_scope is not None and rows > 1:
-            adapter_rows = is_mask.nonzero()[:, 0].to(model.runner.device)
-    _run(model, [Segment(0, rows, cache, visibility)], cache.length, adapter_rows)
+    if not drafting or rows == 1:
+        return _run(model, [Segment(0, rows, cache, "causal")], cache.length)
+    visibility, is_mask = led_visibility(1, rows - 1)
+    return _run(model, [Segment(0, rows, cache, visibility)], cache.length, is_mask)
 
 
 def _run(
-    model: LoadedModel, segments: list[Segment], context: int, adapter_rows: torch.Tensor | None
+    model: LoadedModel, segments: list[Segment], context: int, masks: torch.Tensor | None = None
 ) -> None:
+    """A pass. `masks`: which rows are, bool `[rows]`; without any it verifies."""
     runner = model.runner
     rows = segments[-1].stop
     positions = torch.arange(context, context + rows, device=runner.device)
     tokens = torch.full((rows,), model.config.mask_token_id or 0, device=runner.device)
-    hidden = runner.run(tokens, positions, segments, adapter_rows)
-    runner.logits(hidden[:128])
+    adapter_rows = None
+    if masks is not None and model.adapter_scope is not None:
+        adapter_rows = masks.nonzero()[:, 0].to(runner.device)
+    hidden = runner.run(tokens, positions, segments, adapter_rows)[:128]
+    if masks is not None or runner.likeliest(hidden) is None:
+        runner.logits(hidden)
 
 
 def synchronise(model: LoadedModel) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -109,12 +110,11 @@ def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Log
     """
     fresh = [hidden[_wanted_rows(part)] for part, hidden in zip(slices, parts, strict=True)]
     wanted = [
-        torch.cat([*part.sequence.partial_hidden, rows])
+        (torch.cat([*part.sequence.partial_hidden, rows]), _likeliest(part))
         for part, rows in zip(slices, fresh, strict=True)
         if part.completes
     ]
-    scores = runner.logits(torch.cat(wanted)).split([len(w) for w in wanted]) if wanted else ()
-    found = zip(scores, wanted, strict=True)
+    found = iter(_computed(runner, wanted))
     results: list[Logits | None] = []
     for part, hidden, rows in zip(slices, parts, fresh, strict=True):
         results.append(Logits(*next(found), _head(runner, hidden)) if part.completes else None)
@@ -122,10 +122,44 @@ def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Log
     return results
 
 
-def _wanted_rows(part: Slice) -> list[int]:
-    """Rows of a slice whose logits its span wants."""
+def _computed(
+    runner: Runner, wanted: Seq[tuple[Tensor, int]]
+) -> list[tuple[list[int] | None, Tensor, Tensor]]:
+    """Likeliest tokens, logits and hidden states of each span.
+
+    Args:
+        runner: of the pass.
+        wanted: hidden states of each span's wanted rows, and of how many of them, the first ones,
+            the likeliest token is enough.
+    """
+    if not wanted:
+        return []
+    states = torch.cat([each for each, _ in wanted])
+    counts = [len(each) for each, _ in wanted]
+    # If some rows need logits, all get them: the head's weights are read once.
+    enough = all(count == len(each) for each, count in wanted)
+    tokens = runner.likeliest(states) if enough else None
+    if tokens is None:
+        return [
+            (None, logits, each)
+            for logits, (each, _) in zip(runner.logits(states).split(counts), wanted, strict=True)
+        ]
+    ends = accumulate(counts)
+    return [
+        (tokens[end - count : end], each[:0], each)
+        for end, count, (each, _) in zip(ends, counts, wanted, strict=True)
+    ]
+
+
+def _likeliest(part: Slice) -> int:
     assert part.sequence.span is not None
-    wanted = part.sequence.span.logits
+    return len(part.sequence.span.likeliest)
+
+
+def _wanted_rows(part: Slice) -> list[int]:
+    """Rows of a slice that its span wants something of."""
+    assert part.sequence.span is not None
+    wanted = part.sequence.span.wanted
     return [row - part.start for row in wanted if part.start <= row < part.stop]
 
 

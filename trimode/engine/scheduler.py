@@ -139,7 +139,7 @@ def _restore(sequence: Sequence, cache: KVCache) -> None:
     if cache.length < lost:
         sequence.suspended_span = sequence.span, sequence.rows_done
         held = sequence.all_tokens[:lost]
-        sequence.span = causal_span("prefill", held, 0, keep=True, logits=())
+        sequence.span = causal_span("prefill", held, 0, keep=True)
         sequence.rows_done = cache.length
 
 

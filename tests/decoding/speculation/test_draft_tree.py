@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.decoding.test_sampling import sampler
+from tests.decoding.test_sampling import sampler, seen
 from trimode.decoding.speculation.draft_tree import MAX_BRANCHES, ROOT, DraftTree, likeliest_tree
 from trimode.decoding.speculation.verify import follow, masks_of, tree_visibility
 
@@ -103,4 +103,4 @@ def test_masks_see_what_their_node_sees_and_each_other(parents, masks):
 )
 def test_the_verifier_follows_its_own_choices(choices, accepted, path):
     logits = torch.nn.functional.one_hot(torch.tensor(choices), 12).float()
-    assert follow(sampler(), logits, 4, TREE, [1, 2]) == (accepted, path)
+    assert follow(sampler(), seen(logits), 4, TREE, [1, 2]) == (accepted, path)

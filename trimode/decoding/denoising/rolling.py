@@ -25,7 +25,7 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
     sampler = context.sampler
     tokens = list(prompt[:-1])  # what the KV cache holds
     if tokens:
-        yield causal_span("prefill", tokens, 0, keep=True, logits=())
+        yield causal_span("prefill", tokens, 0, keep=True)
     filled = [prompt[-1]]  # decided, not yet in the cache; all but the first may be revised
     kind: SpanKind = "prefill"
     while True:

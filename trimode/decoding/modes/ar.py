@@ -12,13 +12,15 @@ def autoregressive(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Decode until the engine closes the generator."""
     sampler = context.sampler
     tokens = list(prompt)
-    logits = yield causal_span("prefill", tokens, 0, keep=True, logits=(len(tokens) - 1,))
+    logits = yield causal_span("prefill", tokens, 0, keep=True, **sampler.asks((len(tokens) - 1,)))
     while True:
         assert logits is not None
-        token = sampler.pick(logits.rows[0], len(tokens), tokens)
+        token = sampler.decide(logits, 0, len(tokens), tokens)
         tokens.append(token)
         yield Committed(tokens=(token,), logprobs=sampler.logprobs(logits.rows, (token,)))
-        logits = yield causal_span("decode", (token,), len(tokens) - 1, keep=True, logits=(0,))
+        logits = yield causal_span(
+            "decode", (token,), len(tokens) - 1, keep=True, **sampler.asks((0,))
+        )
 
 
 SPEC = ModeSpec(

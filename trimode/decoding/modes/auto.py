@@ -174,8 +174,7 @@ class _Run:
         logits = yield span
         assert logits is not None
         self.received = perf_counter()
-        verified = logits.rows[: 1 + len(draft)]
-        emitted, path = follow(sampler, verified, start + 1, draft, self.tokens)
+        emitted, path = follow(sampler, logits, start + 1, draft, self.tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
         yield Committed(
@@ -203,13 +202,14 @@ class _Run:
     def _decode(self, plan: Plan) -> Generator[Span | Committed, Logits | None, None]:
         """One pass without a draft, as `ar` makes it: in a full batch it is most of them."""
         sampler, place = self.context.sampler, len(self.tokens)
-        span = causal_span("decode", (self.tokens[-1],), place - 1, keep=True, logits=(0,))
+        asked = sampler.asks((0,))
+        span = causal_span("decode", (self.tokens[-1],), place - 1, keep=True, **asked)
         assert self.context.policy is not None
         self.context.policy.load.observe_decoder(plan.kind, perf_counter() - self.received)
         logits = yield span
         assert logits is not None
         self.received = perf_counter()
-        token = sampler.pick(logits.rows[0], place, self.tokens)
+        token = sampler.decide(logits, 0, place, self.tokens)
         self.tokens.append(token)
         yield Committed(
             tokens=(token,), logprobs=sampler.logprobs(logits.rows, (token,)), plan=plan.kind

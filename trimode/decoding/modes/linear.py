@@ -48,7 +48,7 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
         draft = draft.up_to(context.remaining(start + 1) - 1)
         logits = yield verify_span("verify", root, draft, start, 0, context)
         assert logits is not None
-        accepted, path = follow(sampler, logits.rows, start + 1, draft, tokens)
+        accepted, path = follow(sampler, logits, start + 1, draft, tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
         if context.policy is not None:

@@ -39,7 +39,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
     sampler = context.sampler
     tokens = list(prompt)
     if len(tokens) > 1:
-        yield causal_span("prefill", tokens[:-1], 0, keep=True, logits=())
+        yield causal_span("prefill", tokens[:-1], 0, keep=True)
 
     # The prompt's last token is already verified: its masks make the first draft.
     draft = DraftTree()
@@ -49,8 +49,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         masks, nodes = _shape(context.draft_length(start + 1), context)
         logits = yield verify_span(kind, tokens[-1], draft, start, masks, context)
         assert logits is not None
-        verified = logits.rows[: 1 + len(draft)]
-        accepted, path = follow(sampler, verified, start + 1, draft, tokens)
+        accepted, path = follow(sampler, logits, start + 1, draft, tokens)
         rows = [0, *(1 + node for node in path)]
         yield Keep(rows)
         if context.policy is not None and kind != "prefill":

@@ -26,10 +26,12 @@ def first_token(
     Returns:
         The token that it yields, and the hidden state that chose it, `[1, dim]`.
     """
-    logits = yield causal_span("prefill", prompt, 0, keep=True, logits=(len(prompt) - 1,))
+    sampler = context.sampler
+    asked = sampler.asks((len(prompt) - 1,))
+    logits = yield causal_span("prefill", prompt, 0, keep=True, **asked)
     assert logits is not None
-    token = context.sampler.pick(logits.rows[0], len(prompt), prompt)
-    yield Committed(tokens=(token,), logprobs=context.sampler.logprobs(logits.rows, (token,)))
+    token = sampler.decide(logits, 0, len(prompt), prompt)
+    yield Committed(tokens=(token,), logprobs=sampler.logprobs(logits.rows, (token,)))
     return token, logits.hidden
 
 
@@ -38,13 +40,13 @@ def verify_span(
 ) -> Span:
     """The root and a draft after it, each of them with `masks` masks that draft what follows it.
 
-    It asks for the logits of the root and the nodes. Without a draft it asks for those of the masks
-    too, which will be needed. `start`: absolute position of the root.
+    It asks for what decides after the root and the nodes. Without a draft it asks for the logits of
+    the masks too, which will be needed. `start`: absolute position of the root.
     """
     nodes = 1 + len(draft)
+    asked = context.sampler.asks(range(nodes))
     if not masks and draft.is_line:
-        tokens = (root, *draft.tokens)
-        return causal_span(kind, tokens, start, keep=False, logits=range(nodes))
+        return causal_span(kind, (root, *draft.tokens), start, keep=False, **asked)
     needed = context.predicting(masks_of(ROOT, draft, masks)[1:] if not draft else ())
     depths = (0, *draft.depths)
     last = context.context_length - 1  # masks may reach past it
@@ -56,7 +58,8 @@ def verify_span(
         positions=(*(start + depth for depth in depths), *after),
         visibility=visibility,
         adapter=is_mask & context.draft_adapter,
-        logits=(*range(nodes), *needed),
+        likeliest=asked["likeliest"],
+        logits=(*asked["logits"], *needed),
     )
 
 
@@ -76,18 +79,18 @@ def proposals_of(
 ) -> Tensor:
     """Logits `[wanted - 1, vocab]` of a node's masks but the first, whose token AR decides."""
     if not draft:
-        return logits.rows[1:wanted]
+        return logits.rows[len(logits.rows) - (masks - 1) :][: wanted - 1]
     return logits.head(context.predicting(masks_of(node, draft, masks)[1:wanted]))
 
 
 def follow(
-    sampler: Sampler, logits: Tensor, start: int, draft: DraftTree, history: Sequence[int]
+    sampler: Sampler, logits: Logits, start: int, draft: DraftTree, history: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """The path of a draft that AR decoding would take.
 
     Args:
         sampler: of the request.
-        logits: of the root and the nodes, `[1 + len(draft), vocab]`.
+        logits: of a span that `verify_span` made of the draft.
         start: absolute position of the draft's first tokens.
         draft: what was proposed.
         history: every token before `start`.
@@ -97,8 +100,8 @@ def follow(
         the nodes of the path.
     """
     if not draft:
-        return [sampler.pick(logits[0], start, history)], []
-    choices = sampler.row_choices(logits)
+        return [sampler.decide(logits, 0, start, history)], []
+    choices = logits.likeliest or sampler.row_choices(logits.rows[: 1 + len(draft)])
     accepted: list[int] = []
     path: list[int] = []
     node: int | None = ROOT
@@ -108,7 +111,7 @@ def follow(
         if token is None and choices is not None:
             token = choices[1 + node]
         elif token is None:
-            token = sampler.pick(logits[1 + node], start + len(accepted), before)
+            token = sampler.pick(logits.rows[1 + node], start + len(accepted), before)
         accepted.append(token)
         node = draft.child(node, token)
         if node is not None:

@@ -49,7 +49,7 @@ class GroupedLinear(nn.Module):
         self.blocks: tuple[QuantisedMatrix, ...] | None = None if packs else tuple(weights)
         """As they are stored; None once packed."""
         self.strips: Tensor | None = None
-        """Where the C++ library finds them: `structs.Strip`s, int64 `[n, 4]`."""
+        """Where the C++ library finds them: `structs.Strip`s, int64 `[n, 5]`."""
         self._packed: list[Tensor] = []
         if packs:
             self._pack(weights)
@@ -63,7 +63,9 @@ class GroupedLinear(nn.Module):
             kind, blocks = KIND_NUMBERS[weight.kind], weight.blocks
             assert blocks.stride(1) == 1, "a row's bytes lie together"
             size = native.trimode_strip_bytes(kind, self.in_features)
-            packed = torch.empty(-(-len(weight) // lanes) * size, dtype=torch.uint8)
+            lower = native.trimode_lower_bytes(kind, self.in_features)
+            count = -(-len(weight) // lanes)
+            packed = torch.empty(count * (size + lower), dtype=torch.uint8)
             native.trimode_pack(
                 kind,
                 blocks.data_ptr(),
@@ -74,9 +76,10 @@ class GroupedLinear(nn.Module):
                 threads(),
             )
             self._packed.append(packed)
-            starts = torch.arange(0, len(weight), lanes)
+            number, starts = torch.arange(count), torch.arange(0, len(weight), lanes)
             fields = (
-                packed.data_ptr() + starts // lanes * size,
+                packed.data_ptr() + number * size,
+                packed.data_ptr() + count * size + number * lower,
                 torch.full_like(starts, kind),
                 first + starts,
                 (len(weight) - starts).clamp_(max=lanes),

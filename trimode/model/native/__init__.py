@@ -19,13 +19,18 @@ import torch
 from trimode.model.native import structs
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 7
+ABI = 8
 
 
 _VOID = None
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trimode_pass": (_VOID, [POINTER(structs.Model), POINTER(structs.Pass)]),
     "trimode_linear": (_VOID, [POINTER(structs.Linear), c_void_p, c_int64, c_void_p, c_int64]),
+    "trimode_screened": (c_int64, [POINTER(structs.Linear)]),
+    "trimode_highest": (
+        _VOID,
+        [POINTER(structs.Linear), c_void_p, c_int64, c_int64, c_void_p, c_int64],
+    ),
     "trimode_draft_step": (
         _VOID,
         [POINTER(structs.DraftHead), c_void_p, c_void_p, c_void_p, c_void_p, c_int64],
@@ -42,6 +47,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "trimode_use_kernels": (_VOID, [c_int64]),
     "trimode_lanes": (c_int64, []),
     "trimode_strip_bytes": (c_int64, [c_int64, c_int64]),
+    "trimode_lower_bytes": (c_int64, [c_int64, c_int64]),
     "trimode_pack": (
         _VOID,
         [c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64],

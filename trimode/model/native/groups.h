@@ -20,6 +20,10 @@ struct Number {
   constexpr operator int() const { return I; }
 };
 
+// Bounds of a strip's product: see screen.h. `tops`: of each row, `stride` apart.
+using StripBounds = void (*)(const Strip&, const GroupRows&, const float* spread, int64_t rows, int64_t excluded,
+                             float* tops, int64_t stride);
+
 // Rows first..last of a strip's product.
 using StripRows = void (*)(const Strip&, const Linear&, const GroupRows&, int64_t first, int64_t last,
                            const Rows&, const Target&);
@@ -51,12 +55,14 @@ constexpr Form kForms[kKinds] = {
 };
 
 // A strip: `lanes` outputs, group after group. A group is its values, then its scales (and minima), of all
-// lanes each; a block's factors come before its first group. Values: bytes of four inputs of each lane,
-//   8 bits: one such register for each four inputs;
-//   else four registers of nibbles, inputs 4 j.. low and 16 + 4 j.. high, then what is above four bits:
+// lanes each; a block's factors come before its first group. Values: bytes of four inputs of each lane, in four
+// registers of nibbles, inputs 4 j.. low and 16 + 4 j.. high, then what is above four bits:
 //   5 bits: a register whose bit j belongs to inputs 4 j..;
 //   6 bits: two registers, two bits for each four inputs.
-constexpr int64_t value_bytes(const Form& f, int64_t lanes) { return 4 * f.bits * lanes; }
+// Of 8 bits these nibbles are the upper ones. The lower ones, laid out alike, come after the last strip of a
+// matrix, so that the upper ones can be read alone; see screen.h.
+constexpr int64_t value_bytes(const Form& f, int64_t lanes) { return 4 * (f.bits == 8 ? 4 : f.bits) * lanes; }
+constexpr int64_t lower_bytes(const Form& f, int64_t lanes) { return f.bits == 8 ? 16 * lanes : 0; }  // of a group
 constexpr int64_t group_bytes(const Form& f, int64_t lanes) {
   return value_bytes(f, lanes) + lanes * (f.super || !f.minimum ? 2 : 4);
 }
@@ -215,19 +221,19 @@ void unpack_blocks(Kind kind, const uint8_t* blocks, int64_t k, float* out) {
   }
 }
 
-// Where input i of a lane lies among the values of a group: its byte, and its bits above the fourth.
-inline int64_t value_at(int bits, int64_t lanes, int64_t lane, int64_t i) {
-  return (bits == 8 ? i / 4 : i / 4 % 4) * 4 * lanes + 4 * lane + i % 4;
-}
+// Where input i of a lane lies among the values of a group: its nibble's byte, and its bits above the fourth.
+inline int64_t value_at(int64_t lanes, int64_t lane, int64_t i) { return i / 4 % 4 * 4 * lanes + 4 * lane + i % 4; }
 inline int64_t high_at(int bits, int64_t lanes, int64_t lane, int64_t i) {
   return 16 * lanes + (bits == 6 ? i / 16 * 4 * lanes : 0) + 4 * lane + i % 4;
 }
 
-// Packs up to `lanes` rows of blocks into a strip; absent rows become zeros.
+// Packs up to `lanes` rows of blocks into a strip, and lower nibbles of 8 bits after it into `lower`; absent rows
+// become zeros.
 void pack_strip(Kind kind, const uint8_t* blocks, int64_t stride, int64_t rows, int64_t groups, int64_t lanes,
-                uint8_t* strip) {
+                uint8_t* strip, uint8_t* lower) {
   const Form& f = kForms[kind];
   std::memset(strip, 0, strip_bytes(f, lanes, groups));
+  std::memset(lower, 0, groups * lower_bytes(f, lanes));
   for (int64_t g = 0; g < groups; ++g) {
     if (f.super && g % kSuper == 0) {
       for (int64_t lane = 0; lane < rows; ++lane)
@@ -243,11 +249,9 @@ void pack_strip(Kind kind, const uint8_t* blocks, int64_t stride, int64_t rows, 
       const StoredGroup stored = read_group(kind, block, g % f.block_groups);
       for (int64_t i = 0; i < kGroup; ++i) {
         const uint8_t v = stored.value[i];
-        if (f.bits == 8) {
-          strip[value_at(8, lanes, lane, i)] = v;
-          continue;
-        }
-        strip[value_at(f.bits, lanes, lane, i)] |= (v & 15) << (i / 16 * 4);
+        const int64_t at = value_at(lanes, lane, i);
+        strip[at] |= (f.bits == 8 ? v >> 4 : v & 15) << (i / 16 * 4);
+        if (f.bits == 8) lower[at] |= (v & 15) << (i / 16 * 4);
         if (f.bits == 5) strip[high_at(5, lanes, lane, i)] |= (v >> 4) << (i / 4);
         if (f.bits == 6) strip[high_at(6, lanes, lane, i)] |= (v >> 4) << (i / 4 % 4 * 2);
       }
@@ -260,6 +264,7 @@ void pack_strip(Kind kind, const uint8_t* blocks, int64_t stride, int64_t rows, 
       }
     }
     strip += group_bytes(f, lanes);
+    lower += lower_bytes(f, lanes);
   }
 }
 
@@ -267,6 +272,7 @@ void pack_strip(Kind kind, const uint8_t* blocks, int64_t stride, int64_t rows, 
 void unpack_lane(const Strip& s, int64_t lanes, int64_t lane, int64_t k, float* out) {
   const Form& f = kForms[s.kind];
   const uint8_t* strip = s.bytes;
+  const uint8_t* lower = s.lower;
   const auto half = [](const uint8_t* at) {
     uint16_t bits;
     std::memcpy(&bits, at, sizeof bits);
@@ -291,8 +297,9 @@ void unpack_lane(const Strip& s, int64_t lanes, int64_t lane, int64_t k, float* 
       minimum = -(low_factor * scales[lanes + lane]);
     }
     for (int64_t i = 0; i < std::min(kGroup, k - g * kGroup); ++i) {
-      int v = strip[value_at(f.bits, lanes, lane, i)];
-      if (f.bits != 8) v = v >> (i / 16 * 4) & 15;
+      const int64_t at = value_at(lanes, lane, i);
+      int v = strip[at] >> (i / 16 * 4) & 15;
+      if (f.bits == 8) v = v << 4 | (lower[at] >> (i / 16 * 4) & 15);
       if (f.bits == 5) v |= (strip[high_at(5, lanes, lane, i)] >> (i / 4) & 1) << 4;
       if (f.bits == 6) v |= (strip[high_at(6, lanes, lane, i)] >> (i / 4 % 4 * 2) & 3) << 4;
       if (f.shift) v -= 1 << f.shift;
@@ -300,6 +307,7 @@ void unpack_lane(const Strip& s, int64_t lanes, int64_t lane, int64_t k, float* 
       out[g * kGroup + i] = f.minimum ? product + minimum : product;
     }
     strip += group_bytes(f, lanes);
+    lower += lower_bytes(f, lanes);
   }
 }
 

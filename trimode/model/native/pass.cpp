@@ -378,10 +378,11 @@ void run_layer(Member& member, const Model& m, int64_t index, const Pass& pass, 
 }  // namespace
 
 #include "draft_head.h"
+#include "screen.h"
 
 extern "C" {
 
-int64_t trimode_abi() { return 7; }
+int64_t trimode_abi() { return 8; }
 
 // A size or constant that Python assumes too, by its name in `structs.py`; -1 if there is none.
 int64_t trimode_fact(const char* name) {
@@ -465,14 +466,20 @@ int64_t trimode_strip_bytes(int64_t kind, int64_t in) {
   return strip_bytes(kForms[kind], trimode_lanes(), (in + kGroup - 1) / kGroup);
 }
 
+// Bytes of its lower nibbles, which come after the last strip.
+int64_t trimode_lower_bytes(int64_t kind, int64_t in) {
+  return (in + kGroup - 1) / kGroup * lower_bytes(kForms[kind], trimode_lanes());
+}
+
 // Packs rows of a file's blocks, `stride` bytes apart, into strips.
 void trimode_pack(int64_t kind, const uint8_t* blocks, int64_t stride, int64_t rows, int64_t in, uint8_t* strips,
                   int64_t threads) {
   const int64_t lanes = trimode_lanes(), size = trimode_strip_bytes(kind, in);
-  for_each((rows + lanes - 1) / lanes, threads, [&](int64_t s) {
+  const int64_t count = (rows + lanes - 1) / lanes, lower_size = trimode_lower_bytes(kind, in);
+  for_each(count, threads, [&](int64_t s) {
     const int64_t i = s * lanes;
     pack_strip(static_cast<Kind>(kind), blocks + i * stride, stride, std::min(lanes, rows - i),
-               (in + kGroup - 1) / kGroup, lanes, strips + s * size);
+               (in + kGroup - 1) / kGroup, lanes, strips + s * size, strips + count * size + s * lower_size);
   });
 }
 
@@ -516,6 +523,15 @@ int64_t trimode_draft_tree(const DraftHead* head, const uint16_t* embeddings, co
                            int64_t* parents, float* chances, int64_t threads) {
   return draft_tree(*head, embeddings, state, embedded, {most, branches, shares, trust}, {words, parents, chances},
                     threads);
+}
+
+// Most rows for which `trimode_highest` is faster than the whole product of such a linear; 0 if it cannot be used.
+int64_t trimode_screened(const Linear* linear) { return has_bounds(*linear) ? kernels().screened : 0; }
+
+// The first of the highest outputs of each row [rows], `excluded` (or none: -1) left out; see screen.h.
+void trimode_highest(const Linear* linear, const float* x, int64_t rows, int64_t excluded, int64_t* best,
+                     int64_t threads) {
+  highest_outputs(*linear, x, rows, excluded, best, threads);
 }
 
 // y [rows, out] = linear(x [rows, in]).

@@ -1,12 +1,16 @@
 // Unpacking of values, and products by instructions that add four of them in 32 bits. Included once for each
 // instruction set, after `unroll.h`.
 
-// Values of inputs 4 J.. of each output. W: the vectors.
+// Values of inputs 4 J.. of each output. W: the vectors. lower: the lower nibbles of 8 bits.
 template <class W, int BITS, int J>
-static inline __attribute__((always_inline)) auto quad(const uint8_t* w) {
+static inline __attribute__((always_inline)) auto quad(const uint8_t* w, const uint8_t* lower) {
   constexpr int64_t size = 4 * W::kLanes;  // bytes of a register
   if constexpr (BITS == 8) {
-    return W::read(w + size * J);
+    const auto above = W::read(w + size * (J % 4)), below = W::read(lower + size * (J % 4));
+    if constexpr (J < 4)
+      return W::nibbles(W::template left<4>(above), below);
+    else
+      return W::nibbles(above, W::template right<4>(below));
   } else {
     const auto packed = W::read(w + size * (J % 4));
     const auto low = W::masked(J < 4 ? packed : W::template right<4>(packed), 15);
@@ -31,12 +35,12 @@ struct Vnni : W {
   static constexpr int rows() { return W::kRows; }
 
   template <int BITS, int FIRST, int COUNT, int MR>
-  static inline __attribute__((always_inline)) void dots(const uint8_t* w, const int8_t* a, Integers* t) {
+  static inline __attribute__((always_inline)) void dots(const uint8_t* w, const uint8_t* lower, const int8_t* a, Integers* t) {
     each<MR>([&](auto r) __attribute__((always_inline)) { t[r] = W::same(int32_t{0}); });
     each<COUNT>([&](auto j) __attribute__((always_inline)) {
       // Nibbles of one register follow each other.
       constexpr int at = FIRST + (COUNT == 8 ? j % 2 * 4 + j / 2 : j);
-      const Integers values = quad<W, BITS, at>(w);
+      const Integers values = quad<W, BITS, at>(w, lower);
       each<MR>([&](auto r) __attribute__((always_inline)) {
         t[r] = W::product(t[r], values, W::four(a + kGroup * r + 4 * at));
       });

@@ -22,7 +22,13 @@ TILE_OUTPUTS, TILE_INPUTS = 16, 64
 class Strip(Structure):
     """A few outputs of a linear whose weights are in groups."""
 
-    _fields_ = [("bytes", c_void_p), ("kind", c_int64), ("first", c_int64), ("width", c_int64)]
+    _fields_ = [
+        ("bytes", c_void_p),
+        ("lower", c_void_p),
+        ("kind", c_int64),
+        ("first", c_int64),
+        ("width", c_int64),
+    ]
 
 
 class Linear(Structure):

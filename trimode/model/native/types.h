@@ -18,7 +18,7 @@ extern "C" {
 
 // A few outputs of a linear whose weights are in groups; see groups.h.
 struct Strip {
-  const uint8_t* bytes;
+  const uint8_t *bytes, *lower;
   int64_t kind, first, width;  // outputs first..first + width
 };
 

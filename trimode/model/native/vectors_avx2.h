@@ -42,6 +42,17 @@ struct Avx2 {
   static Integers left(Integers a) { return _mm256_slli_epi16(a, N); }
   template <int N>
   static Integers right(Integers a) { return _mm256_srli_epi16(a, N); }
+  // Bytes of two nibbles: the upper ones of `upper`, the lower ones of `lower`.
+  static Integers nibbles(Integers upper, Integers lower) {
+    const Integers mask = _mm256_set1_epi8(15);
+    return _mm256_or_si256(_mm256_andnot_si256(mask, upper), _mm256_and_si256(mask, lower));
+  }
+  static Floats root(Floats a) { return _mm256_sqrt_ps(a); }
+  static float highest(Floats a) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+  }
   static Integers four(const int8_t* p) {  // the same four activations for each output
     int32_t v;
     std::memcpy(&v, p, sizeof v);
@@ -52,15 +63,13 @@ struct Avx2 {
   // that no chain of additions waits. As many products are added in 16 bits as they can hold:
   // 2 * 15 * 127 * 8, 2 * 31 * 127 * 4 or 2 * 63 * 127 * 2. Bytes are taken as two nibbles.
   template <int BITS, int FIRST, int COUNT, int MR>
-  static inline __attribute__((always_inline)) void dots(const uint8_t* w, const int8_t* a, Integers* t) {
+  static inline __attribute__((always_inline)) void dots(const uint8_t* w, const uint8_t* lower, const int8_t* a, Integers* t) {
     const Integers ones = _mm256_set1_epi16(1);
     if constexpr (BITS == 8) {
       Integers low[MR], high[MR];
       each<COUNT>([&](auto j) __attribute__((always_inline)) {
-        constexpr int at = FIRST + j;
-        const Integers values = quad<Avx2, 8, at>(w), nibble = _mm256_set1_epi8(15);
-        const Integers below = _mm256_and_si256(values, nibble);
-        const Integers above = _mm256_and_si256(_mm256_srli_epi16(values, 4), nibble);
+        constexpr int at = j % 2 * 4 + j / 2;  // nibbles of one register follow each other
+        const Integers below = quad<Avx2, 4, at>(lower, nullptr), above = quad<Avx2, 4, at>(w, nullptr);
         each<MR>([&](auto r) __attribute__((always_inline)) {
           const Integers x = four(a + kGroup * r + 4 * at);
           const Integers p = _mm256_maddubs_epi16(below, x), q = _mm256_maddubs_epi16(above, x);
@@ -81,7 +90,7 @@ struct Avx2 {
         each<depth>([&](auto j) __attribute__((always_inline)) {
           // Nibbles of one register follow each other.
           constexpr int at = BITS == 4 ? j % 2 * 4 + j / 2 : FIRST + part * depth + j;
-          const Integers values = quad<Avx2, BITS, at>(w);
+          const Integers values = quad<Avx2, BITS, at>(w, lower);
           each<MR>([&](auto r) __attribute__((always_inline)) {
             const Integers p = _mm256_maddubs_epi16(values, four(a + kGroup * r + 4 * at));
             sum[r] = j == 0 ? p : _mm256_add_epi16(sum[r], p);

@@ -38,6 +38,12 @@ struct Avx512 {
   static Integers left(Integers a) { return _mm512_slli_epi16(a, N); }
   template <int N>
   static Integers right(Integers a) { return _mm512_srli_epi16(a, N); }
+  // Bytes of two nibbles: the upper ones of `upper`, the lower ones of `lower`.
+  static Integers nibbles(Integers upper, Integers lower) {
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), lower, upper, 0xCA);
+  }
+  static Floats root(Floats a) { return _mm512_sqrt_ps(a); }
+  static float highest(Floats a) { return _mm512_reduce_max_ps(a); }
   static Integers four(const int8_t* p) {
     int32_t v;
     std::memcpy(&v, p, sizeof v);

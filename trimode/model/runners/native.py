@@ -135,6 +135,8 @@ class NativeRunner(Runner):
             self._layers,
             transformer.norm.weight.data_ptr(),
         )
+        self._screened = native.trimode_screened(ctypes.byref(_linear(transformer.head)))
+        """Most rows whose likeliest token the library finds faster than all logits."""
 
     @classmethod
     def supports(cls, config: ModelConfig, weight_format: WeightFormat) -> bool:
@@ -175,6 +177,14 @@ class NativeRunner(Runner):
         self._pass(ctypes.byref(self._model), ctypes.byref(asked))
         self.products_seconds = asked.products
         return x  # turned into hidden states in place
+
+    def likeliest(self, hidden: Tensor) -> list[int] | None:
+        """See `Runner` and `native/screen.h`."""
+        rows, mask = len(hidden), self.transformer.config.mask_token_id
+        if not 0 < rows <= self._screened:
+            return None
+        found = highest_outputs(self.transformer.head, hidden, -1 if mask is None else mask)
+        return None if -1 in found else found
 
     def linear(self, module: nn.Module, x: Tensor) -> Tensor:
         """See `Runner`."""
@@ -265,6 +275,29 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
     y = torch.empty(len(x), arguments.out)
     native.trimode_linear(ctypes.byref(arguments), x.data_ptr(), len(x), y.data_ptr(), threads())
     return y
+
+
+def highest_outputs(module: nn.Module, x: Tensor, excluded: int = -1) -> list[int]:
+    """The first of the highest outputs of a linear for each row of `x` `[T, in]`.
+
+    The linear has 8 bits a weight, in groups, and no bias. See `native/screen.h`.
+
+    Args:
+        module: the linear.
+        x: what goes in.
+        excluded: an output that does not count.
+
+    Returns:
+        `[T]`; -1 if outputs are not finite.
+    """
+    native = library()
+    assert native is not None
+    x, arguments = x.contiguous(), _linear(module)
+    found = (ctypes.c_int64 * len(x))()
+    native.trimode_highest(
+        ctypes.byref(arguments), x.data_ptr(), len(x), excluded, found, threads()
+    )
+    return list(found)
 
 
 def _address(tensor: Tensor | None) -> int | None:
