@@ -49,6 +49,12 @@ def exported(transformer: Transformer) -> AdapterWeights:
     return AdapterWeights(1.0, targets, "merged")
 
 
+def rank_of(saved: AdapterWeights) -> int:
+    """Of a LoRA that `exported` gave."""
+    down, _ = next(iter(saved.targets.values()))
+    return len(down)
+
+
 @torch.no_grad()
 def restore(transformer: Transformer, saved: AdapterWeights) -> None:
     """Set a LoRA, which `add_lora` has put in place, to one that `exported` gave."""

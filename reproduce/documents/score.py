@@ -1,7 +1,7 @@
 """Scores a document reader on pages that it has never seen, in every mode.
 
     python -m reproduce.documents.score --data data --model run/checkpoint --output scores.json
-        [--pages 500] [--modes ar diffusion linear quadratic]
+        [--pages 500] [--modes ar diffusion linear quadratic] [--thresholds 0.2 0.3]
 
 Every text is held out. Pages are drawn in the fonts of training, and a fifth as many in three
 fonts that are not. Each page is transcribed, and asked for one field if it has any.
@@ -9,7 +9,7 @@ fonts that are not. Each page is transcribed, and asked for one field if it has 
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,17 @@ def questions_of(drawn: Sequence[Page]) -> list[Question]:
     return found
 
 
+def settings(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each mode with its options, in turn."""
+    for mode in arguments.modes:
+        if mode == "linear":
+            yield mode, {"block_length": arguments.block_length}
+        elif mode == "diffusion" and arguments.thresholds:
+            yield from ((mode, {"threshold": bar}) for bar in arguments.thresholds)
+        else:
+            yield mode, {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -127,6 +138,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES))
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--block-length", type=int, default=16, help="of linear")
+    parser.add_argument("--thresholds", type=float, nargs="+", help="of diffusion, in turn")
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype)
@@ -141,9 +153,8 @@ def main() -> None:
     for name, drawn in sets.items():
         questions, rows = questions_of(drawn), []
         first: list[str] = []
-        for mode in arguments.modes:
-            drafts = {"block_length": arguments.block_length} if mode == "linear" else {}
-            row = score(model, questions, mode, arguments.concurrency, **drafts)
+        for mode, options in settings(arguments):
+            row = score(model, questions, mode, arguments.concurrency, **options)
             answers = row.pop("answers")
             first = first or answers
             row["equal_to_first_mode"] = _share(
@@ -152,7 +163,7 @@ def main() -> None:
             rows.append(row)
             table.add_row(
                 name,
-                mode,
+                " ".join(map(str, (mode, *options.values()))),
                 _percent(row["character_error_rate"]),
                 _percent(row["fields_exact"]),
                 str(row["tokens_per_forward"]),

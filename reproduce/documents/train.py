@@ -1,12 +1,12 @@
 """Trains the language model to read what the tower writes, in all modes.
 
-    python -m reproduce.documents.train --data data --output run [--minutes 65] [--rank 16]
-        [--ideal | --begin trimode/checkpoints/built_in/smollm2-documents]
+    python -m reproduce.documents.train --data data --output run [--minutes 65]
+        [--rank 16] [--ideal | --begin trimode/checkpoints/built_in/smollm2-documents]
 
 With `--ideal` the language model learns alone, from embeddings that a perfect tower would write
 (ideal.py), and `run/ideal.pt` is written. Without it, training goes on from there with the tower
 that teach.py left in `run/teacher.pt`, and `run/reader.pt` is written. With `--begin` the LoRA of a
-finished reader is trained further, with its tower if there is no `run/teacher.pt`.
+finished reader is trained further, more slowly, with its tower if there is no `run/teacher.pt`.
 
 The base and the built-in adapter that denoises stay as they are. What is trained is a LoRA that is
 on in all rows, and, more slowly, tower and projector, by the joint objective: AR's cross-entropy on
@@ -28,7 +28,7 @@ from rich.console import Console
 from reproduce.documents.answers import Speller, respelled
 from reproduce.documents.ideal import IdealVision, ideal
 from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
-from reproduce.documents.lora import add_lora, projections, restore
+from reproduce.documents.lora import add_lora, projections, rank_of, restore
 from reproduce.documents.pages import Page
 from reproduce.documents.reader import Base, open_base, taught
 from reproduce.documents.run import Report, Stop, keep
@@ -124,19 +124,29 @@ def _first_vision(arguments: argparse.Namespace, base: Base) -> Vision:
     return taught(tower, base)
 
 
-def main() -> None:
+def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
         "--minutes", type=float, default=65, help="of training, all starts together"
     )
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--begin", type=Path, help="with a reader that was shipped: its directory")
+    parser.add_argument("--rank", type=int, help="of a new LoRA: 16")
+    first = parser.add_mutually_exclusive_group()
+    first.add_argument("--begin", type=Path, help="with a reader that was shipped: its directory")
+    first.add_argument("--ideal", action="store_true", help="with a tower that makes no mistakes")
     parser.add_argument("--ar-share", type=float, default=0.3, help="first part, AR's loss alone")
-    parser.add_argument("--ideal", action="store_true", help="with a tower that makes no mistakes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.begin is not None and arguments.rank is not None:
+        parser.error("--rank: with --begin it is the shipped LoRA's")
+    return arguments
+
+
+def main() -> None:
+    arguments = _read_arguments()
+    shipped_lora = None if arguments.begin is None else read_adapter(arguments.begin / ADDED_LORA)
+    rank = (arguments.rank or 16) if shipped_lora is None else rank_of(shipped_lora)
     arguments.output.mkdir(parents=True, exist_ok=True)
     console = Console()
     torch.manual_seed(arguments.seed)
@@ -147,7 +157,7 @@ def main() -> None:
     if cpu_multiplies_bf16():  # what is frozen is converted once, not at each product
         for projection in projections(transformer):
             projection.bfloat16()
-    lora = add_lora(transformer, arguments.rank)
+    lora = add_lora(transformer, rank)
     tower = [] if isinstance(vision, IdealVision) else list(vision.model.parameters())
     for parameter in tower:
         parameter.requires_grad_()
@@ -156,10 +166,11 @@ def main() -> None:
     groups = [{"params": p, "peak": lr} for p, lr in ((lora, peak), (tower, peak * _TOWER)) if p]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     state = arguments.output / ("ideal.pt" if arguments.ideal else "reader.pt")
-    start = next((path for path in (state, arguments.output / "ideal.pt") if path.exists()), None)
+    starts = [state] if shipped_lora is not None else [state, arguments.output / "ideal.pt"]
+    start = next((path for path in starts if path.exists()), None)
     step, spent = 0, 0.0
-    if arguments.begin is not None:
-        restore(transformer, read_adapter(arguments.begin / ADDED_LORA))
+    if shipped_lora is not None:
+        restore(transformer, shipped_lora)
     if start is not None:
         saved = torch.load(start, weights_only=False)
         for parameter, value in zip(lora, saved["lora"], strict=True):
@@ -173,7 +184,7 @@ def main() -> None:
     def save() -> None:
         found = {
             "lora": [p.detach() for p in lora],
-            "rank": arguments.rank,
+            "rank": rank,
             "vision": vision.model.state_dict(),
             "optimiser": optimiser.state_dict(),
             "step": step,
