@@ -5,8 +5,9 @@
 The limit of a pass is the longer of two times: its weights at the bandwidth of memory, and its
 multiply-adds at the rate of the instructions that do them. Both rates are measured by a small C++
 program (`limits.cpp`), with as many threads as a pass has. The products with the layers' weights,
-the head, and all of the pass are compared with it. Five passes of each kind take turns; the tenth
-percentile counts.
+the head, and all of the pass are compared with it. Of int4's head, which holds 8 bits a weight, a
+pass of few rows reads the upper half (`native/screen.h`), and only that counts. Five passes of each
+kind take turns; the tenth percentile counts.
 
 Without AMX, int8's kernels multiply 16-bit numbers, half as many an instruction: their limit is
 lower.
@@ -32,6 +33,8 @@ from trimode.model.native.cores import threads
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 DTYPES = ("int8", "int4")
+UPPER = (16 + 2) / (32 + 2)
+"""Share of a group's bytes in Q8_0 that are upper nibbles or its scale."""
 IN_TURN = 5
 """Passes of one kind in succession, as in decoding: caches hold what the one before left."""
 SOURCE = Path(__file__).with_name("limits.cpp")
@@ -65,8 +68,8 @@ class Limits:
         return max(size / self.bandwidth, products / rate)
 
 
-def sizes(model: LoadedModel) -> dict[str, tuple[float, float]]:
-    """Bytes and weights of the layers' linears and of the head."""
+def sizes(model: LoadedModel, rows: int = 0) -> dict[str, tuple[float, float]]:
+    """Bytes and weights of the layers' linears and of the head, as a pass of `rows` reads them."""
     found = {"layers": [0.0, 0.0], "head": [0.0, 0.0]}
     for name, module in model.runner.transformer.named_modules():
         if not hasattr(module, "weight_bytes"):
@@ -75,6 +78,9 @@ def sizes(model: LoadedModel) -> dict[str, tuple[float, float]]:
         if ".delta" not in name:
             part[0] += module.weight_bytes
             part[1] += module.in_features * module.out_features
+    hidden = torch.zeros(rows, model.config.hidden_size)
+    if rows and model.runner.likeliest(hidden) is not None:
+        found["head"][0] *= UPPER
     return {name: (size, weights) for name, (size, weights) in found.items()}
 
 
@@ -101,7 +107,7 @@ def measure(source: str, context: int, repeats: int) -> dict:
     rows_found = []
     for (dtype, rows), measured in times.items():
         layers, head, whole = (sorted(each)[len(each) // 10] * 1e3 for each in measured)
-        size = sizes(models[dtype])
+        size = sizes(models[dtype], rows)
         best = {
             part: limits.seconds(bytes_, rows * weights, dtype) * 1e3
             for part, (bytes_, weights) in size.items()

@@ -56,6 +56,29 @@ def test_an_adapter_survives_saving_and_reading(tmp_path, embedding, shift):
         assert torch.equal(again.mask_embedding, written.mask_embedding)
 
 
+def test_in_eight_bits_an_adapter_loses_a_sixteenth_of_a_weight_at_most(tmp_path):
+    config = tiny_config("llama")
+    written = adapter(config, embedding=True)
+    save_adapter(tmp_path / "wide", written, config)
+    save_adapter(tmp_path / "a", written.in_eight_bits(), config)
+    again = read_adapter(tmp_path / "a")
+    assert torch.equal(again.mask_embedding, written.mask_embedding)
+    for name, pair in written.targets.items():
+        kept = again.targets[name]
+        exact = written.scale * pair[1] @ pair[0]
+        found = again.scale * kept[1].float() @ kept[0].float()
+        assert float((found - exact).norm() / exact.norm()) < 0.06
+    sizes = [(tmp_path / n / "adapter_model.safetensors").stat().st_size for n in ("a", "wide")]
+    assert sizes[0] < 0.6 * sizes[1]
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        write_tiny_checkpoint(tmp_path / "m", "llama")
+    )
+    wrapped = peft.PeftModel.from_pretrained(model, tmp_path / "a")
+    loaded = wrapped.get_submodule("base_model.model.model.layers.0.self_attn.o_proj")
+    down = again.targets["layers.0.self_attn.o_proj"][0].float()
+    assert torch.equal(loaded.lora_A["default"].weight, down)
+
+
 @pytest.mark.parametrize("scope", ["draft", "denoise"])
 @pytest.mark.parametrize("form", ["seeded", "led"])
 def test_an_adapter_says_how_it_drafts_whatever_its_scope(tmp_path, scope, form):

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -69,7 +70,7 @@ def read_adapter(directory: Path) -> AdapterWeights:
     path = directory / _WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(str(path), f"not readable ({error})", "fetch it again") from None
@@ -111,6 +112,11 @@ def read_adapter(directory: Path) -> AdapterWeights:
         form,
         None if mask_token is None else int(mask_token),
     )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """fp8 in bf16, which holds all of its values. PyTorch computes little in fp8."""
+    return tensor.bfloat16() if tensor.dtype == torch.float8_e4m3fn else tensor
 
 
 def _rank_and_scale(fields: dict[str, Any], path: Path) -> tuple[int, float]:

@@ -1,5 +1,6 @@
 """A low-rank weight delta (LoRA) that is on for some rows of a pass and off for the others."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,6 +12,8 @@ from trimode.config import DraftForm, ModelConfig
 from trimode.errors import CheckpointError
 from trimode.model.parameters import expected_tensors
 from trimode.model.quantised import QuantisedMatrix, as_floats
+
+_FP8 = torch.float8_e4m3fn
 
 AdapterScope = Literal["draft", "denoise"]
 """`draft`: on in speculation's drafts only (NLD). `denoise`: on in every denoising pass."""
@@ -57,6 +60,23 @@ class AdapterWeights:
         return replace(
             self, targets=targets, mask_embedding=None if mask is None else mask.to(dtype)
         )
+
+    def in_eight_bits(self) -> "AdapterWeights":
+        """The same in fp8 (e4m3, four significant bits), for files of half the size.
+
+        Both sides are brought into its range by powers of two, which `scale` takes back.
+        """
+        most = [float(torch.finfo(_FP8).max) / _highest(self.targets, side) for side in (0, 1)]
+        down, up = (2.0 ** math.floor(math.log2(room)) for room in most)
+        targets = {
+            name: ((a.float() * down).to(_FP8), (b.float() * up).to(_FP8))
+            for name, (a, b) in self.targets.items()
+        }
+        return replace(self, scale=self.scale / (down * up), targets=targets)
+
+
+def _highest(targets: dict[str, tuple[Tensor, Tensor]], side: int) -> float:
+    return max(float(pair[side].float().abs().max()) for pair in targets.values()) or 1.0
 
 
 def merged(config: ModelConfig, read: ReadTensor, adapter: AdapterWeights) -> ReadTensor:
