@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.lib.machine import header, save
-from benchmarks.lib.passes import run
+from benchmarks.lib.passes import run, text_tokens
 from trimode import load
 from trimode.model import KVCache
 from trimode.model.runners import NativeRunner
@@ -35,21 +35,22 @@ def measure(source: str, dtype: str, context: int, repeats: int) -> dict[str, ob
     model = load(source, dtype=dtype, progress=False)
     runner = model.runner
     cache = KVCache(model.config, context + max(ROWS), dtype=runner.kv_dtype, device=runner.device)
-    run(runner, cache, min(context, 512))
+    text = text_tokens(model)
+    run(runner, cache, min(context, 512), text)
     cache.keep(range(min(context, 512)))
     times: dict[int, list[float]] = {rows: [] for rows in ROWS}
     beside: dict[int, list[float]] = {rows: [] for rows in ROWS}
     for _ in track(range(repeats), f"{dtype}", transient=True):
         for rows in ROWS:
             start = time.perf_counter()
-            _, head = run(runner, cache, rows)
+            _, head = run(runner, cache, rows, text)
             seconds = time.perf_counter() - start
             times[rows].append(seconds * 1e3)
             if isinstance(runner, NativeRunner):
                 beside[rows].append(1 - (runner.products_seconds + head) / seconds)
-    whole = runner.logits(run(runner, cache, max(ROWS))[0])
+    whole = runner.logits(run(runner, cache, max(ROWS), text)[0])
     independent = {
-        rows: torch.equal(runner.logits(run(runner, cache, rows)[0]), whole[:rows])
+        rows: torch.equal(runner.logits(run(runner, cache, rows, text)[0]), whole[:rows])
         for rows in ROWS[:-1]
     }
     return {

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.machine import header, save
-from benchmarks.lib.passes import run
+from benchmarks.lib.passes import run, text_tokens
 from trimode import load
 from trimode.checkpoints import LoadedModel
 from trimode.model import KVCache, native
@@ -88,10 +88,11 @@ def sizes(model: LoadedModel, rows: int = 0) -> dict[str, tuple[float, float]]:
 def measure(source: str, context: int, repeats: int) -> dict:
     limits = Limits(10)
     models = {dtype: load(source, dtype=dtype, progress=False) for dtype in DTYPES}
+    texts = {dtype: text_tokens(model) for dtype, model in models.items()}
     caches = {}
     for dtype, model in models.items():
         cache = KVCache(model.config, context + max(ROWS), dtype=model.runner.kv_dtype)
-        run(model.runner, cache, context)
+        run(model.runner, cache, context, texts[dtype])
         cache.keep(range(context))
         caches[dtype] = cache
     times: dict = {(dtype, rows): ([], [], []) for dtype in DTYPES for rows in ROWS}
@@ -100,7 +101,7 @@ def measure(source: str, context: int, repeats: int) -> dict:
             runner = models[dtype].runner
             for _ in range(IN_TURN):
                 began = time.perf_counter()
-                _, head = run(runner, caches[dtype], rows)
+                _, head = run(runner, caches[dtype], rows, texts[dtype])
                 passes.append(time.perf_counter() - began)
                 heads.append(head)
                 layers.append(runner.products_seconds)

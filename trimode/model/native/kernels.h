@@ -73,9 +73,9 @@ inline const std::vector<Kernels>& all_kernels() {
   static const std::vector<Kernels> found = [] {
     std::vector<Kernels> all{{"AVX2", avx2::kLanes, avx2::kStripRows, avx2::strip_bounds, 16}};
     if (has_avx_vnni())
-      all.push_back({"AVX-VNNI", avx_vnni::kLanes, avx_vnni::kStripRows, avx_vnni::strip_bounds, 4});
+      all.push_back({"AVX-VNNI", avx_vnni::kLanes, avx_vnni::kStripRows, avx_vnni::strip_bounds, 2});
     if (has_avx512_vnni())
-      all.push_back({"AVX-512 VNNI", avx512_vnni::kLanes, avx512_vnni::kStripRows, avx512_vnni::strip_bounds, 8});
+      all.push_back({"AVX-512 VNNI", avx512_vnni::kLanes, avx512_vnni::kStripRows, avx512_vnni::strip_bounds, 4});
 #ifdef TRIMODE_EMULATE
     all.push_back({"emulated", emulated::kLanes, emulated::kStripRows, emulated::strip_bounds, 16});
 #endif
