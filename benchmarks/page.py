@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PICTURES = PAGE.parent / "pictures"
 NAMES = {
     "avx2": "AVX2 (AMD Zen 3)",
-    "avx512_vnni": "AVX-512 VNNI (AMD Zen 4)",
+    "avx512_vnni": "AVX-512 VNNI (AMD Zen 5)",
     "amx": "AMX (Intel Xeon)",
 }
 TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -383,6 +383,34 @@ def edits(result: Result) -> str:
     return markdown(head, rows, 0)
 
 
+def likeliest(result: Result) -> str:
+    """Likeliest tokens out of half of the head, beside all logits, by kernels and rows."""
+    kinds = list(result["head"])
+    rows = [
+        [
+            count,
+            *(
+                f"{one['logits_ms']:.2f}, {one['likeliest_ms']:.2f} ({one['ratio']:.2f})"
+                for one in (result["head"][kind][count] for kind in kinds)
+            ),
+        ]
+        for count in result["head"][kinds[0]]
+    ]
+    table = markdown(("rows", *(f"{kind}, ms" for kind in kinds)), rows, 0)
+    strips, gains = result["strips"], result["decoding"]
+    left = strips["left"]
+    said = "; ".join(
+        f"`{mode}` {of['gain']:.2f} times as fast as without, quartiles "
+        f"{of['quartiles'][0]:.2f} and {of['quartiles'][1]:.2f}"
+        for mode, of in gains.items()
+    )
+    return (
+        f"{table}\n\nOf {strips['all']} strips are computed in full: {left['median']} in the "
+        f"median, {left['p90']} at the 90th percentile, {left['mean']:.0f} on average of "
+        f"{strips['rows']} rows. Decoding: {said}."
+    )
+
+
 def recommendation(result: Result) -> str:
     """What `trimode bench` recommends by the kind of work, beside the best of all settings."""
     rows = []
@@ -415,6 +443,7 @@ BUILDERS: dict[str, Callable[[Any], str]] = {
     "overhead": overhead,
     "bench": bench,
     "edits": edits,
+    "likeliest": likeliest,
     "dtype_quality": dtype_quality,
     "memory": memory,
     "recommendation": recommendation,
