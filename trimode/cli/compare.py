@@ -225,7 +225,8 @@ def _what_pays(model: "LoadedModel", speeds: Mapping[str, float]) -> str:
     found = f"Here {best} pays: {ratio:.2f} times as fast as ar, with the same text."
     if not slower:
         return f"{found} {why.capitalize()}."
-    return f"{found} {' and '.join(slower)} lose: {why}."
+    verb = "loses" if len(slower) == 1 else "lose"
+    return f"{found} {' and '.join(slower)} {verb}: {why}."
 
 
 def _say(line: str) -> None:
