@@ -401,7 +401,8 @@ def likeliest(result: Result) -> str:
     left = strips["left"]
     said = "; ".join(
         f"`{mode}` {of['gain']:.2f} times as fast as without, quartiles "
-        f"{of['quartiles'][0]:.2f} and {of['quartiles'][1]:.2f}"
+        f"{of['quartiles'][0]:.2f} and {of['quartiles'][1]:.2f}, "
+        f"{of['equal']} of {of['answers']} answers equal"
         for mode, of in gains.items()
     )
     return (

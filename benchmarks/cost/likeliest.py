@@ -4,8 +4,8 @@
 
 The head: all logits and their argmax against the likeliest tokens, in turns, for each set of
 kernels that this machine runs; between them the weights leave the caches. Decoding: prompts in `ar`
-and `auto`, each with and without, in turns. Ratios are medians. Besides: how many of the head's
-strips the bounds leave to be computed in full, a row.
+and `auto`, each with and without, in turns, and whether the answers are equal. Ratios are medians.
+Besides: how many of the head's strips the bounds leave to be computed in full, a row.
 """
 
 import argparse
@@ -115,6 +115,7 @@ def heads(weight: QuantisedMatrix, hidden: torch.Tensor, repeats: int) -> dict[s
 def decoding(model: LoadedModel, prompts: list[str], mode: str) -> dict[str, object]:
     """Tokens a second with and without, and the quartiles of their ratio."""
     rates: dict[bool, list[float]] = {True: [], False: []}
+    answers: dict[bool, list[list[int]]] = {True: [], False: []}
 
     def answer(prompt: str, *, screened: bool) -> None:
         find = NativeRunner.likeliest if screened else Runner.likeliest
@@ -122,10 +123,12 @@ def decoding(model: LoadedModel, prompts: list[str], mode: str) -> dict[str, obj
             began = time.perf_counter()
             result = generate(model, prompt, mode=mode, max_tokens=TOKENS)
             rates[screened].append(len(result.token_ids) / (time.perf_counter() - began))
+            answers[screened].append(list(result.token_ids))
 
     for prompt in prompts[:2]:  # warm
         answer(prompt, screened=True)
     rates[True].clear()
+    answers[True].clear()
     for number, prompt in enumerate(prompts):
         for screened in (True, False) if number % 2 else (False, True):
             answer(prompt, screened=screened)
@@ -136,6 +139,8 @@ def decoding(model: LoadedModel, prompts: list[str], mode: str) -> dict[str, obj
         "without": round(statistics.median(rates[False]), 1),
         "gain": round(middle, 3),
         "quartiles": [round(low, 3), round(high, 3)],
+        "answers": len(prompts),
+        "equal": sum(a == b for a, b in zip(answers[True], answers[False], strict=True)),
     }
 
 
