@@ -56,12 +56,13 @@ def strips_left(head: QuantisedMatrix, hidden: torch.Tensor, lanes: int) -> list
     values, scale, _ = head.groups()
     upper = values.view(len(head), -1, 32).float().div(16).floor() * 16 + 7.5 - 128
     screen = (upper * scale[..., None]).flatten(1)
+    weight, variance = head.floats().T, scale.square().T * VARIANCE
     counts = []
     for part in hidden.split(64):
         rows = quantise_rows(part)
         x = rows.values * rows.scale[..., None]
-        outputs = x.flatten(1) @ head.floats().T
-        spread = x.square().sum(-1) @ scale.square().T * VARIANCE
+        outputs = x.flatten(1) @ weight
+        spread = x.square().sum(-1) @ variance
         bounds = x.flatten(1) @ screen.T + DEVIATIONS * spread.sqrt()
         likely = outputs.gather(1, bounds.argmax(1, keepdim=True))
         left = torch.nn.functional.pad(bounds >= likely, (0, -len(head) % lanes))
@@ -117,21 +118,21 @@ def decoding(model: LoadedModel, prompts: list[str], mode: str) -> dict[str, obj
     rates: dict[bool, list[float]] = {True: [], False: []}
     answers: dict[bool, list[list[int]]] = {True: [], False: []}
 
-    def answer(prompt: str, *, screened: bool) -> None:
+    def answer(prompt: str, *, screened: bool) -> tuple[float, list[int]]:
         find = NativeRunner.likeliest if screened else Runner.likeliest
         with patch.object(NativeRunner, "likeliest", find):
             began = time.perf_counter()
             result = generate(model, prompt, mode=mode, max_tokens=TOKENS)
-            rates[screened].append(len(result.token_ids) / (time.perf_counter() - began))
-            answers[screened].append(list(result.token_ids))
+            rate = len(result.token_ids) / (time.perf_counter() - began)
+        return rate, list(result.token_ids)
 
     for prompt in prompts[:2]:  # warm
         answer(prompt, screened=True)
-    rates[True].clear()
-    answers[True].clear()
     for number, prompt in enumerate(prompts):
         for screened in (True, False) if number % 2 else (False, True):
-            answer(prompt, screened=screened)
+            rate, tokens = answer(prompt, screened=screened)
+            rates[screened].append(rate)
+            answers[screened].append(tokens)
     ratios = [a / b for a, b in zip(rates[True], rates[False], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {

@@ -29,6 +29,12 @@ class Slice:
         return self.stop == len(self.sequence.span.tokens)
 
     @property
+    def needs_logits(self) -> bool:
+        """Whether likeliest tokens are not enough for its span."""
+        assert self.sequence.span is not None
+        return bool(self.sequence.span.logits)
+
+    @property
     def uses_adapter(self) -> bool:
         """Whether some of its rows run with the adapter."""
         assert self.sequence.span is not None
@@ -110,11 +116,13 @@ def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Log
     """
     fresh = [hidden[_wanted_rows(part)] for part, hidden in zip(slices, parts, strict=True)]
     wanted = [
-        (torch.cat([*part.sequence.partial_hidden, rows]), _likeliest(part))
+        torch.cat([*part.sequence.partial_hidden, rows])
         for part, rows in zip(slices, fresh, strict=True)
         if part.completes
     ]
-    found = iter(_computed(runner, wanted))
+    # If some rows need logits, all get them: the head's weights are read once.
+    all_logits = any(part.completes and part.needs_logits for part in slices)
+    found = iter(_computed(runner, wanted, all_logits=all_logits))
     results: list[Logits | None] = []
     for part, hidden, rows in zip(slices, parts, fresh, strict=True):
         results.append(Logits(*next(found), _head(runner, hidden)) if part.completes else None)
@@ -123,37 +131,21 @@ def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Log
 
 
 def _computed(
-    runner: Runner, wanted: Seq[tuple[Tensor, int]]
+    runner: Runner, wanted: Seq[Tensor], *, all_logits: bool
 ) -> list[tuple[list[int] | None, Tensor, Tensor]]:
-    """Likeliest tokens, logits and hidden states of each span.
-
-    Args:
-        runner: of the pass.
-        wanted: hidden states of each span's wanted rows, and of how many of them, the first ones,
-            the likeliest token is enough.
-    """
+    """Likeliest tokens, logits and hidden states of each span, from those of its wanted rows."""
     if not wanted:
         return []
-    states = torch.cat([each for each, _ in wanted])
-    counts = [len(each) for each, _ in wanted]
-    # If some rows need logits, all get them: the head's weights are read once.
-    enough = all(count == len(each) for each, count in wanted)
-    tokens = runner.likeliest(states) if enough else None
+    states, counts = torch.cat(list(wanted)), [len(each) for each in wanted]
+    tokens = None if all_logits else runner.likeliest(states)
     if tokens is None:
-        return [
-            (None, logits, each)
-            for logits, (each, _) in zip(runner.logits(states).split(counts), wanted, strict=True)
-        ]
+        logits = runner.logits(states).split(counts)
+        return [(None, rows, each) for rows, each in zip(logits, wanted, strict=True)]
     ends = accumulate(counts)
     return [
-        (tokens[end - count : end], each[:0], each)
-        for end, count, (each, _) in zip(ends, counts, wanted, strict=True)
+        (tokens[end - len(each) : end], each[:0], each)
+        for end, each in zip(ends, wanted, strict=True)
     ]
-
-
-def _likeliest(part: Slice) -> int:
-    assert part.sequence.span is not None
-    return len(part.sequence.span.likeliest)
 
 
 def _wanted_rows(part: Slice) -> list[int]:

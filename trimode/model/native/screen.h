@@ -3,7 +3,7 @@
 // Of weights in 8 bits the upper nibbles are read first (groups.h). With 7.5 for every lower nibble they give
 // each output up to an error, the sum of weight scale * activation * (lower nibble - 7.5). If lower nibbles are
 // independent and uniform, the error exceeds kDeviations of its standard deviations with a chance below
-// exp(-kDeviations^2 / 2), 1e-14, as uniform numbers are strictly sub-Gaussian (arXiv 1705.00048). So an
+// exp(-kDeviations^2 / 2), 1.3e-14, as uniform numbers are strictly sub-Gaussian (arXiv 1705.00048). So an
 // output that stays below another one with as much added is not the highest. Outputs of the few strips that
 // are left are computed as they always are. What comes of a row depends on that row alone.
 #pragma once
