@@ -94,11 +94,11 @@ void score_rest(const float* query, const Half* keys, const Seen& seen, int64_t 
 
 // Scores to probabilities, but for a factor, which it returns. scores: room for n + 8.
 float weigh(float* scores, int64_t n, int64_t dim) {
-  float top = scores[0];
-  for (int64_t j = 1; j < n; ++j) top = std::max(top, scores[j]);
+  for (int64_t j = n; j % 8; ++j) scores[j] = scores[0];  // defined values; they count as 0 below
+  __m256 tops = _mm256_loadu_ps(scores);
+  for (int64_t j = 8; j < n; j += 8) tops = _mm256_max_ps(tops, _mm256_loadu_ps(scores + j));
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-  const __m256 most = _mm256_set1_ps(top), by = _mm256_set1_ps(scale);
-  for (int64_t j = n; j % 8; ++j) scores[j] = top;  // defined values; they count as 0 below
+  const __m256 most = _mm256_set1_ps(highest(tops)), by = _mm256_set1_ps(scale);
   __m256 total = _mm256_setzero_ps();
   for (int64_t j = 0; j < n; j += 8) {
     __m256 p = exp8(_mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(scores + j), most), by));
@@ -121,17 +121,31 @@ void mix_part(const Queried& x, const Half* values, int64_t common, const Seen* 
   __m256 acc[Q * C];
   for (auto& a : acc) a = _mm256_setzero_ps();
   const Half* value = values + d;
-  for (int64_t j = 0; j < common; ++j, value += dim)
-    for (int c = 0; c < C; ++c) {
-      const __m256 wide = widen_halves(value + 8 * c);
-      for (int q = 0; q < Q; ++q)
-        acc[q * C + c] = _mm256_fmadd_ps(_mm256_set1_ps(x.of(q)[j]), wide, acc[q * C + c]);
+  const auto chance = [&](int q, int64_t j) { return _mm256_set1_ps(x.of(q)[j]); };
+  const auto add = [&](int q, int c, __m256 p, __m256 wide) {
+    acc[q * C + c] = _mm256_fmadd_ps(p, wide, acc[q * C + c]);
+  };
+  // The fewer of the two, chances or values, stay in registers beside the sums: sums in memory cost a third more.
+  for (int64_t j = 0; j < common; ++j, value += dim) {
+    if constexpr (Q < C) {
+      for (int c = 0; c < C; ++c) {
+        const __m256 wide = widen_halves(value + 8 * c);
+        for (int q = 0; q < Q; ++q) add(q, c, chance(q, j), wide);
+      }
+    } else {
+      __m256 wide[C];
+      for (int c = 0; c < C; ++c) wide[c] = widen_halves(value + 8 * c);
+      for (int q = 0; q < Q; ++q) {
+        const __m256 p = chance(q, j);
+        for (int c = 0; c < C; ++c) add(q, c, p, wide[c]);
+      }
     }
+  }
   for (int q = 0; q < Q; ++q) {
     for (int64_t j = common; j < seen[q]->count; ++j) {
       const Half* other = values + seen[q]->place(j) * dim + d;
-      const __m256 p = _mm256_set1_ps(x.of(q)[j]);
-      for (int c = 0; c < C; ++c) acc[q * C + c] = _mm256_fmadd_ps(p, widen_halves(other + 8 * c), acc[q * C + c]);
+      const __m256 p = chance(q, j);
+      for (int c = 0; c < C; ++c) add(q, c, p, widen_halves(other + 8 * c));
     }
     for (int c = 0; c < C; ++c)
       _mm256_storeu_ps(out[q] + d + 8 * c, _mm256_mul_ps(acc[q * C + c], _mm256_set1_ps(factor[q])));

@@ -11,7 +11,7 @@
 
 #include <vector>
 
-#include "types.h"
+#include "elementwise.h"
 
 namespace {
 
@@ -89,9 +89,7 @@ void quantise_groups(const float* x, int64_t k, const GroupRows& rows, int64_t i
       f[c] = _mm256_loadu_ps(v + 8 * c);
       tops = _mm256_max_ps(tops, _mm256_andnot_ps(sign, f[c]));
     }
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128(tops), _mm256_extractf128_ps(tops, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    const float top = _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+    const float top = highest(tops);
     const __m256 inverse = _mm256_set1_ps(top > 0 ? 127.0f / top : 0.0f);
     __m256i n[4];
     for (int c = 0; c < 4; ++c) n[c] = _mm256_cvtps_epi32(_mm256_mul_ps(f[c], inverse));

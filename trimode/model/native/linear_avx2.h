@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "types.h"
+#include "elementwise.h"
 
 namespace {
 
@@ -25,9 +25,7 @@ float quantise(const float* x, int64_t k, int16_t* q) {
   __m256 tops = _mm256_setzero_ps();
   for (int64_t i = 0; i < k; i += 8)
     tops = _mm256_max_ps(tops, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + i)));
-  float lanes[8], top = 0;
-  _mm256_storeu_ps(lanes, tops);
-  for (float lane : lanes) top = std::max(top, lane);
+  const float top = highest(tops);
   const __m256 inverse = _mm256_set1_ps(top > 0 ? levels(k) / top : 0.0f);
   for (int64_t i = 0; i < k; i += 8) {
     const __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), inverse));

@@ -48,11 +48,7 @@ struct Avx2 {
     return _mm256_or_si256(_mm256_andnot_si256(mask, upper), _mm256_and_si256(mask, lower));
   }
   static Floats root(Floats a) { return _mm256_sqrt_ps(a); }
-  static float highest(Floats a) {
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-  }
+  static float highest(Floats a) { return ::highest(a); }
   static Integers four(const int8_t* p) {  // the same four activations for each output
     int32_t v;
     std::memcpy(&v, p, sizeof v);
