@@ -12,6 +12,7 @@ import concurrent.futures
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -96,6 +97,9 @@ def _environment(threads: int | None) -> dict[str, str] | None:
 _GATHER = 0.05
 """Seconds that a batch waits for more requests."""
 
+_ADDRESS = re.compile(r"https?://[^\s:/]+:\d+")
+"""Of a server, in its first lines. A line of its log may follow at once."""
+
 Answer = concurrent.futures.Future[bytes]
 
 
@@ -121,9 +125,9 @@ class HttpEngine(HttpClient):
         seen = []
         for line in self.process.stdout:
             seen.append(line)
-            address = next((word for word in line.split() if word.startswith("http")), None)
+            address = _ADDRESS.search(line)
             if marker in line and address:
-                super().__init__(address.rstrip(",").removesuffix("/v1"), keep_open=keep_open)
+                super().__init__(address[0], keep_open=keep_open)
                 break
         else:
             raise SystemExit("".join(seen[-20:]))
