@@ -78,6 +78,8 @@ DECODING_FIELDS: dict[str, str] = {
     "[a tree for models that draft in the led form].",
     "rolling_block": "Diffusion: move the block on after every pass, or keep it until it is full "
     "[rolling for models that draft in the led form].",
+    "spare_drafts": "Rolling block: after how many more of the filled tokens masks stand too, so "
+    "that a revision there wastes no pass. A pass gets so many blocks of rows more [0].",
     "show_drafts": "Report the open block after every pass.",
 }
 """The decoding options as users meet them: name and help, defaults in brackets.
@@ -304,6 +306,7 @@ class GenerationOptions:
     draft_tree: bool | None = None
     """A tree has as many tokens as the line it stands for, so a pass has as many rows."""
     rolling_block: bool | None = None
+    spare_drafts: int | None = None
     show_drafts: bool = False
     max_thinking_tokens: int | None = None
     force: bool = False
@@ -336,6 +339,7 @@ class GenerationOptions:
         check_range("threshold", self.threshold, 0.0, None)
         check_range("max_denoising_steps", self.max_denoising_steps, 1, MOST_DENOISING_STEPS)
         check_range("revision_threshold", self.revision_threshold, 0.0, 1.0)
+        check_range("spare_drafts", self.spare_drafts, 0, MOST_BLOCK_LENGTH)
         check_range("max_thinking_tokens", self.max_thinking_tokens, 0, None)
         if any(not text for text in self.stop):
             raise InputError(

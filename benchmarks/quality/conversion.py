@@ -1,8 +1,8 @@
 """What a converted model gains: acceptance, tokens a pass, and diffusion's quality by threshold.
 
     python benchmarks/quality/conversion.py --data data --adapter DIR
-        [--prompts 20] [--max-tokens 128] [--block-length 16] [--commit-rule threshold]
-        [--name NAME] [--thresholds 0.5 0.9]
+        [--prompts 20] [--sets instructions] [--max-tokens 128] [--block-length 16]
+        [--commit-rule threshold] [--spare-drafts 2] [--name NAME] [--thresholds 0.5 0.9]
 
 The prompts are self_instruct user instructions, GSM8K test and HumanEval, `--prompts` of each. The
 model was not trained on them and did not sample them. Temperature 0.
@@ -119,9 +119,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--sets", nargs="+", choices=("instructions", "gsm8k", "humaneval"))
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--block-length", type=int, default=16)
     parser.add_argument("--commit-rule", default="threshold")
+    parser.add_argument("--spare-drafts", type=int, help="of diffusion, in a rolling block")
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     parser.add_argument("--skip-speculation", action="store_true")
     parser.add_argument("--name", default="conversion")
@@ -129,6 +131,8 @@ def main() -> None:
     model = load(arguments.model, dtype=arguments.dtype, adapter=arguments.adapter, progress=False)
     options = {"max_tokens": arguments.max_tokens, "block_length": arguments.block_length}
     sets = prompt_sets(arguments.data, arguments.prompts)
+    if arguments.sets:
+        sets = {name: sets[name] for name in arguments.sets}
     encoded = {name: [encode_prompt(model, t) for t in texts] for name, texts in sets.items()}
     encoded["all"] = [prompt for prompts in encoded.values() for prompt in prompts]
     everything = generate_batch(model, encoded["all"], max_tokens=arguments.max_tokens)
@@ -153,9 +157,13 @@ def main() -> None:
             )
     console = Console()
     console.print(table)
-    asked = {**options, "commit_rule": arguments.commit_rule}
+    asked = {
+        **options,
+        "commit_rule": arguments.commit_rule,
+        "spare_drafts": arguments.spare_drafts,
+    }
     curve = threshold_curve(model, encoded["all"], everything, asked, arguments.thresholds)
-    shown = Table(title="diffusion, all sets")
+    shown = Table(title=f"diffusion, {', '.join(sets)}")
     for column in ("threshold", "TPF", "perplexity ratio", "agreement"):
         shown.add_column(column)
     for row in curve:

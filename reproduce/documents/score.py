@@ -2,6 +2,7 @@
 
     python -m reproduce.documents.score --data data --model run/checkpoint --output scores.json
         [--pages 500] [--modes ar diffusion linear quadratic] [--thresholds 0.2 0.3]
+        [--spare-drafts 0 2]
 
 Every text is held out. Pages are drawn in the fonts of training, and a fifth as many in three
 fonts that are not. Each page is transcribed, and asked for one field if it has any.
@@ -123,8 +124,14 @@ def settings(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any
     for mode in arguments.modes:
         if mode == "linear":
             yield mode, {"block_length": arguments.block_length}
-        elif mode == "diffusion" and arguments.thresholds:
-            yield from ((mode, {"threshold": bar}) for bar in arguments.thresholds)
+        elif mode == "diffusion":
+            for bar in arguments.thresholds or [None]:
+                for spare in arguments.spare_drafts:
+                    options = {"threshold": bar, "spare_drafts": spare}
+                    yield (
+                        mode,
+                        {name: value for name, value in options.items() if value is not None},
+                    )
         else:
             yield mode, {}
 
@@ -139,6 +146,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--block-length", type=int, default=16, help="of linear")
     parser.add_argument("--thresholds", type=float, nargs="+", help="of diffusion, in turn")
+    parser.add_argument(
+        "--spare-drafts", type=int, nargs="+", default=[None], help="of diffusion, in turn"
+    )
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype)

@@ -28,6 +28,7 @@ GIVEN = {
     "seed_block": True,
     "draft_tree": True,
     "rolling_block": True,
+    "spare_drafts": 2,
     "show_drafts": True,
 }
 """Each decoding option with a value that differs from one that is not given."""
@@ -69,8 +70,8 @@ def test_an_option_that_a_mode_does_not_read_is_refused_with_the_modes_name(mode
         assert other in error.allowed
 
 
-LED_ONLY = {"draft_tree"}
-"""In `linear` a tree needs a led draft; see below."""
+LED_ONLY = {"linear": {"draft_tree"}, "diffusion": {"spare_drafts"}}
+"""A tree needs a led draft, and a block rolls by default in models that make those; see below."""
 
 
 @pytest.mark.parametrize(("mode", "name"), [*itertools.product(MODES, GIVEN)])
@@ -80,7 +81,7 @@ def test_an_option_that_a_mode_reads_reaches_its_decoder(mode, name):
     more = {}
     if mode == "linear" and name in ("max_denoising_steps", "revision_threshold"):
         more = {"threshold": 0.9}
-    form = "led" if mode == "linear" and name in LED_ONLY else "seeded"
+    form = "led" if name in LED_ONLY.get(mode, ()) else "seeded"
     context = resolved(form, mode=mode, **{name: GIVEN[name]}, **more)
     assert getattr(context, name) == GIVEN[name]
 
@@ -163,6 +164,8 @@ def test_trees_are_for_models_that_draft_in_the_led_form(mode):
             {"mode": "diffusion", "rolling_block": True, "max_denoising_steps": 2},
             "max_denoising_steps",
         ),
+        ("seeded", {"mode": "diffusion", "spare_drafts": 2}, "spare_drafts"),
+        ("led", {"mode": "diffusion", "spare_drafts": 2, "revision_threshold": 0}, "spare_drafts"),
     ],
 )
 def test_an_option_without_effect_beside_the_others_is_refused(form, options, field):

@@ -10,6 +10,7 @@ them if recomputation gives both answers at once.
 result from a coin that rounding flipped.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -237,8 +238,11 @@ def quadratic(request: Request) -> tuple[list[int], int]:
         draft = [chosen] + [request.best(row) for row in after]
 
 
-def rolling(request: Request, *, threshold: float, revision: float) -> tuple[list[int], int]:
+def rolling(
+    request: Request, *, threshold: float, revision: float, spare: int = 0
+) -> tuple[list[int], int]:
     """Diffusion with a rolling block: not NLD's, see docs/design/0007."""
+    ends: list[int] = []
     cached, filled = request.prompt[:-1], request.prompt[-1:]
     new: list[int] = []
     nfe = 0
@@ -260,14 +264,22 @@ def rolling(request: Request, *, threshold: float, revision: float) -> tuple[lis
         if done:
             return new, nfe
         run: list[int] = []
-        if stand == len(filled):
-            block = request.denoised(known, [request.mask_id] * request.block_length)
+        sures: list[float] = []
+        if stand in (len(filled), *ends):
+            before = cached + filled[:stand]
+            block = request.denoised(before, [request.mask_id] * request.block_length)
             for row in block[1 : request.max_tokens - len(new) + 1]:
                 token, sure = request.confidence(row)
                 request.margins.append(abs(sure - threshold) * CLOSE)
                 if sure < threshold:
                     break
                 run.append(token)
+                sures.append(sure)
                 if token in request.eos:
                     break
         cached, filled = cached + filled[:stand], [following, *run]
+        chances = [math.prod(sures[:i]) * (1 - sures[i]) for i in range(len(run))]
+        order = sorted(range(len(run)), key=lambda i: -chances[i])
+        ends = [1 + i for i in order[:spare]]
+        if 0 < spare < len(run):
+            request.margins.append((chances[order[spare - 1]] - chances[order[spare]]) * CLOSE)

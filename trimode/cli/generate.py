@@ -41,6 +41,7 @@ class GenerateOptions(opt.DecodingOptions):
     seed_block: Annotated[bool | None, opt.option("--seed-block/--all-mask-start")] = None
     draft_tree: Annotated[bool | None, opt.option("--draft-tree/--draft-line")] = None
     rolling_block: Annotated[bool | None, opt.option("--rolling-block/--fixed-block")] = None
+    spare_drafts: Annotated[int | None, opt.option("--spare-drafts")] = None
     stop: Annotated[
         list[str] | None,
         opt.option("--stop", help="Stop string; repeat for several.", variable=False),

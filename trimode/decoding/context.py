@@ -105,6 +105,8 @@ class DecodingContext:
     """Whether a verify pass checks the likeliest beginnings instead of one line of tokens."""
     rolling_block: bool = False
     """Whether diffusion moves its block on after every pass or keeps it until it is full (NLD)."""
+    spare_drafts: int = 0
+    """After how many more of a rolling block's filled tokens masks stand too."""
     show_drafts: bool = False
     commit_scorer: CommitScorer | None = None
     """For the commit rule `learned`."""

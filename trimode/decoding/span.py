@@ -102,15 +102,22 @@ def causal_span(
 
 
 @lru_cache(maxsize=256)
-def led_visibility(lead: int, masks: int) -> tuple[Tensor, Tensor]:
-    """Who sees whom in a pass of `lead` known tokens and the `masks` that follow them.
+def led_visibility(lead: int, masks: int, *spare: int) -> tuple[Tensor, Tensor]:
+    """Who sees whom in a pass of `lead` known tokens and the masks that follow them.
 
-    A known token sees those up to itself, a mask sees every row.
+    A known token sees those up to itself. `masks` masks stand after all known tokens, and as many
+    after the first n, for each n of `spare`. A mask sees the tokens that it stands after, and the
+    masks of its group.
 
     Returns:
-        visibility bool `[n, n]` and the rows that are masks, bool `[n]`, n = lead + masks.
+        visibility bool `[n, n]` and the rows that are masks, bool `[n]`,
+        n = lead + masks * (1 + len(spare)).
     """
-    is_mask = torch.arange(lead + masks) >= lead
-    visibility = torch.ones(lead + masks, lead + masks, dtype=torch.bool).tril()
-    visibility[lead:] = True
+    rows = torch.arange(lead + masks * (1 + len(spare)))
+    is_mask = rows >= lead
+    visibility = torch.ones(len(rows), len(rows), dtype=torch.bool).tril() & ~is_mask
+    for group, end in enumerate((lead, *spare)):
+        own = slice(lead + group * masks, lead + (group + 1) * masks)
+        visibility[own, own] = True
+        visibility[own, end:lead] = False
     return visibility, is_mask

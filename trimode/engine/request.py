@@ -89,6 +89,7 @@ def resolve(
         seed_block=form.seed_block,
         draft_tree=form.draft_tree,
         rolling_block=form.rolling_block,
+        spare_drafts=options.spare_drafts or 0,
         show_drafts=options.show_drafts,
         commit_scorer=model.commit_scorer,
         draft_head=model.draft_head,
@@ -192,6 +193,11 @@ class _Form:
             if self.commit_rule != "quota":
                 allowed = f"only commit_rule quota reads it there; or {fixed}"
                 yield "max_denoising_steps", "with a rolling block", allowed
+            if not self.revision_threshold:
+                allowed = "leave it out: nothing is revised"
+                yield "spare_drafts", "with revision_threshold 0", allowed
+        else:
+            yield "spare_drafts", "with a fixed block", "leave it out, or set rolling_block to true"
 
 
 def _special_stops(model: LoadedModel, options: GenerationOptions) -> list[int]:

@@ -111,10 +111,12 @@ def check_rolling(family, threshold, cases, salt=0):
     for _ in range(cases):
         model, request = random_case(rng, family, (1, 2, 5, 8))
         revision = rng.choice((0.0, 0.05, 0.3))
-        expected = nld.rolling(request, threshold=threshold, revision=revision)
-        options = {"threshold": threshold, "revision_threshold": revision, "rolling_block": True}
+        bars = {"threshold": threshold, "revision_threshold": revision}
+        spare = rng.choice((0, 1, 3)) if revision else 0
+        expected = nld.rolling(request, threshold=threshold, revision=revision, spare=spare)
+        options = {**bars, "rolling_block": True, "spare_drafts": spare or None}
         sequence = run(model, request, "diffusion", **options)
-        tally.compare((request, revision), request, expected, sequence)
+        tally.compare((request, revision, spare), request, expected, sequence)
     tally.check()
 
 

@@ -26,6 +26,12 @@ MODES = {
     "fixed block, revision": {"mode": "diffusion", "threshold": 0.5, "revision_threshold": 0.5},
     "auto": {"mode": "auto"},
     "rolling block": {"mode": "diffusion", "rolling_block": True, "threshold": 0.5},
+    "spare drafts": {
+        "mode": "diffusion",
+        "rolling_block": True,
+        "threshold": 0.5,
+        "spare_drafts": 2,
+    },
 }
 
 

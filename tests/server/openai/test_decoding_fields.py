@@ -26,6 +26,7 @@ GOOD = [
     ("seed_block", False, {"mode": "diffusion"}),
     ("draft_tree", False, {"mode": "quadratic"}),
     ("rolling_block", False, {"mode": "diffusion"}),
+    ("spare_drafts", 2, {"mode": "diffusion", "rolling_block": True}),
     ("show_drafts", True, {"mode": "linear"}),
 ]
 WRONG = [
@@ -38,6 +39,7 @@ WRONG = [
     ("seed_block", 1), ("seed_block", "yes"),
     ("draft_tree", 0),
     ("rolling_block", "true"),
+    ("spare_drafts", -1), ("spare_drafts", 1.5),
     ("show_drafts", 1),
     ("steps", 3),
 ]  # fmt: skip

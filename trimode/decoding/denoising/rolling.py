@@ -6,6 +6,10 @@ filled token that AR finds too improbable is revised. The last of them gives the
 decoding would. The masks propose the tokens after that one, and the leading run that the commit
 rule trusts is filled. So no pass is spent on closing a block, and a pass makes 1 + run tokens at
 best. See docs/design/0007.
+
+A revision drops the tokens that the masks stood after, so the next pass has nothing filled. Spare
+drafts are more masks in the same pass: they stand after those beginnings of the filled tokens that
+a revision is likeliest to leave.
 """
 
 from collections.abc import Sequence
@@ -27,49 +31,76 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
     if tokens:
         yield causal_span("prefill", tokens, 0, keep=True)
     filled = [prompt[-1]]  # decided, not yet in the cache; all but the first may be revised
+    spare: tuple[int, ...] = ()
     kind: SpanKind = "prefill"
     while True:
         masks = context.draft_length(len(tokens) + len(filled))
-        logits = yield _rolling_span(kind, filled, len(tokens), masks, context)
+        logits = yield _rolling_span(kind, filled, spare, len(tokens), masks, context)
         assert logits is not None
-        causal, proposed = logits.rows[: len(filled)], logits.rows[len(filled) :]
-        kept = _confirmed(filled, causal, context)
+        kept = _confirmed(filled, logits.rows, context)
         yield Keep(range(kept))
         tokens += filled[:kept]
-        following = sampler.pick(causal[kept - 1], len(tokens), tokens)
+        following = sampler.pick(logits.rows[kept - 1], len(tokens), tokens)
         closed = (*filled[1:kept], following)
-        revised = kept < len(filled)
         yield Committed(
             tokens=closed,
-            logprobs=sampler.logprobs(causal[:kept], closed),
-            revisions=int(revised),
+            logprobs=sampler.logprobs(logits.rows[:kept], closed),
+            revisions=int(kept < len(filled)),
         )
-        # After a revision the masks stood after tokens that are gone.
         run: list[int] = []
-        if not revised:
+        sure: list[float] = []
+        groups = (len(filled), *spare)
+        if kept in groups:  # else the masks stood after tokens that are gone
             wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
+            first = len(filled) + groups.index(kept) * masks
+            proposing = context.predicting(range(first + 1, first + wanted))
             known = [*tokens, following]
-            run, sure = _leading_run(proposed[: max(0, wanted - 1)], known, context)
+            run, sure = _leading_run(logits.head(proposing), known, context)
             if context.show_drafts:
                 yield _snapshot(len(tokens), (following, *run), sure, wanted, context)
         filled = [following, *run]
+        spare = _likely_ends(sure[: len(run)], context.spare_drafts)
         kind = "denoise"
 
 
 def _rolling_span(
-    kind: SpanKind, filled: Sequence[int], start: int, masks: int, context: DecodingContext
+    kind: SpanKind,
+    filled: Sequence[int],
+    spare: tuple[int, ...],
+    start: int,
+    masks: int,
+    context: DecodingContext,
 ) -> Span:
-    """The filled tokens as causal rows from position `start` on, and the masks after them."""
-    visibility, is_mask = led_visibility(len(filled), masks)
-    proposing = context.predicting(range(len(filled) + 1, len(filled) + masks))
+    """The filled tokens as causal rows from position `start` on, and masks after them.
+
+    As many masks stand after the first n filled tokens, for each n of `spare`.
+    """
+    visibility, is_mask = led_visibility(len(filled), masks, *spare)
+    ends = (len(filled), *spare)
     return Span(
         kind=kind,
-        tokens=(*filled, *[context.mask_token_id] * masks),
-        positions=range(start, start + len(filled) + masks),
+        tokens=(*filled, *[context.mask_token_id] * (masks * len(ends))),
+        positions=(
+            *range(start, start + len(filled)),
+            *(start + end + i for end in ends for i in range(masks)),
+        ),
         visibility=visibility,
         adapter=is_mask & context.denoise_adapter,
-        logits=(*range(len(filled)), *proposing),
+        logits=range(len(filled)),
     )
+
+
+def _likely_ends(sure: Sequence[float], most: int) -> tuple[int, ...]:
+    """At most so many numbers of filled tokens that a revision is likeliest to leave, sorted.
+
+    `sure`: confidence of each filled token but the first, which AR has chosen.
+    """
+    stands, chances = 1.0, []
+    for confidence in sure:
+        chances.append(stands * (1 - confidence))
+        stands *= confidence
+    order = sorted(range(len(chances)), key=chances.__getitem__, reverse=True)
+    return tuple(sorted(1 + place for place in order[:most]))
 
 
 def _confirmed(filled: Sequence[int], causal: Tensor, context: DecodingContext) -> int:

@@ -61,15 +61,15 @@ def diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
 
 
 def _scratch_rows(context: DecodingContext) -> int:
-    # A rolling block runs after the tokens it has filled.
-    return context.block_length * (2 if context.rolling_block else 1)
+    # A rolling block runs after the tokens it has filled, and so do its spare ones.
+    return context.block_length * (2 + context.spare_drafts if context.rolling_block else 1)
 
 
 SPEC = ModeSpec(
     summary="fills a block of masks over a few passes",
     decode=diffusion,
     scratch_rows=_scratch_rows,
-    reads=DENOISING_OPTIONS | {"rolling_block"},
+    reads=DENOISING_OPTIONS | {"rolling_block", "spare_drafts"},
     needs_mask=True,
     lossless=False,
 )
