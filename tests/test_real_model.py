@@ -47,6 +47,7 @@ def prompts(ours):
     return [encode_prompt(ours, text) for text in texts]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_logits_equal_those_of_transformers(ours, theirs, prompts):
     transformer = ours.transformer
@@ -76,7 +77,7 @@ def test_greedy_tokens_equal_those_of_transformers(ours, theirs, prompts):
         assert list(result.token_ids) == oracle.tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_speculation_emits_exactly_the_ar_tokens(ours, prompts, temperature):
     prompts = prompts[: PROMPTS // 2]
     options = {"max_tokens": 16, "temperature": temperature, "top_p": 0.95, "seed": 11}
@@ -108,6 +109,7 @@ def test_the_saved_checkpoint_opens_in_transformers(ours, prompts, tmp_path):
     assert int(logits.argmax()) == generate_batch(ours, prompts[:1], max_tokens=1)[0].token_ids[0]
 
 
+@pytest.mark.slow
 def test_the_adapter_that_ships_leaves_ar_as_it_was_and_drafts(ours, prompts):
     plain = load(dtype="fp32", adapter="none", progress=False)
     assert (plain.adapter_scope, ours.adapter_scope) == (None, "denoise")

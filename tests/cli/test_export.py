@@ -29,7 +29,10 @@ def test_what_cannot_be_is_one_line(cli, llama, tmp_path, form, words):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_an_interrupted_export_says_how_it_goes_on(cli, start, tmp_path, number, code):
     source = write_tiny_checkpoint(
         tmp_path / "m", "llama", hidden_size=1024, intermediate_size=4096, num_layers=12

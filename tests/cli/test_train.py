@@ -150,7 +150,10 @@ def stop_repeatedly(process, number):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_convert_keeps_its_conversations_however_often_it_is_signalled(
     start, endless, tmp_path, number, code
 ):
@@ -175,7 +178,9 @@ def test_convert_keeps_its_conversations_however_often_it_is_signalled(
         assert len(set(done)) == len(done) < 400
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_first_and_the_same_command_continues(start, base, data, tmp_path, number):
     arguments = (
         "train", "joint", "-m", base, "--data", data, "-o", tmp_path / "run", "--steps", 100_000,

@@ -216,6 +216,7 @@ def environment_of(pid):
     return Path(f"/proc/{pid}/environ").read_text()
 
 
+@pytest.mark.slow
 def test_an_array_answers_every_prompt_once(cluster, tmp_path):
     model = write_tiny_checkpoint(tmp_path / "m", "llama")
     source, output, count = tmp_path / "in.jsonl", tmp_path / "out", 3

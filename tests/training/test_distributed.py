@@ -84,7 +84,7 @@ ADAPTER = ("--set", "train=adapter", "--set", "adapter.rank=4")
 @pytest.mark.parametrize(
     ("first", "second", "more"),
     [
-        (2, 1, ()),
+        pytest.param(2, 1, (), marks=pytest.mark.slow),
         pytest.param(1, 2, (), marks=pytest.mark.slow),
         pytest.param(4, 2, (), marks=pytest.mark.slow),
         pytest.param(

@@ -28,6 +28,7 @@ def read(reader, mode):
     return generate(reader, "Transcribe the document.", images=[PAGE], mode=mode, max_tokens=150)
 
 
+@pytest.mark.slow
 def test_it_reads_a_page_and_drafts_change_nothing(reader):
     answer = read(reader, "ar")
     assert character_errors(answer.text.strip(), TEXT) <= 0.1 * len(TEXT)
