@@ -79,6 +79,8 @@ def run(runner: Runner, slices: Seq[Slice]) -> list[Logits | None]:
 
 def _adapter_rows(slices: Seq[Slice], device: str) -> AdapterRows:
     """Rows of the pass whose span has the adapter on."""
+    if not any(part.uses_adapter for part in slices):
+        return None
     flags = []
     for part in slices:
         span = part.sequence.span
@@ -88,8 +90,6 @@ def _adapter_rows(slices: Seq[Slice], device: str) -> AdapterRows:
         else:
             flags.append(torch.full((part.stop - part.start,), span.adapter))
     rows = torch.cat(flags)
-    if not rows.any():
-        return None
     return slice(None) if rows.all() else rows.nonzero()[:, 0].to(device)
 
 
@@ -114,9 +114,9 @@ def _deliver(runner: Runner, slices: Seq[Slice], parts: Seq[Tensor]) -> list[Log
 
     Nothing is noted before the head has run, so a pass that fails can be run again.
     """
-    fresh = [hidden[_wanted_rows(part)] for part, hidden in zip(slices, parts, strict=True)]
+    fresh = [_wanted(part, hidden) for part, hidden in zip(slices, parts, strict=True)]
     wanted = [
-        torch.cat([*part.sequence.partial_hidden, rows])
+        _joined([*part.sequence.partial_hidden, rows])
         for part, rows in zip(slices, fresh, strict=True)
         if part.completes
     ]
@@ -136,7 +136,7 @@ def _computed(
     """Likeliest tokens, logits and hidden states of each span, from those of its wanted rows."""
     if not wanted:
         return []
-    states, counts = torch.cat(list(wanted)), [len(each) for each in wanted]
+    states, counts = _joined(wanted), [len(each) for each in wanted]
     tokens = None if all_logits else runner.likeliest(states)
     if tokens is None:
         logits = runner.logits(states).split(counts)
@@ -148,11 +148,20 @@ def _computed(
     ]
 
 
-def _wanted_rows(part: Slice) -> list[int]:
-    """Rows of a slice that its span wants something of."""
+# After a pass the caches hold weights, so each call of PyTorch costs tens of microseconds. The
+# usual pass has one row, and is spared those that would copy it.
+
+
+def _joined(parts: Seq[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _wanted(part: Slice, hidden: Tensor) -> Tensor:
+    """Of a slice's hidden states, those that its span wants something of."""
     assert part.sequence.span is not None
     wanted = part.sequence.span.wanted
-    return [row - part.start for row in wanted if part.start <= row < part.stop]
+    rows = [row - part.start for row in wanted if part.start <= row < part.stop]
+    return hidden if rows == list(range(len(hidden))) else hidden[rows]
 
 
 def _note(part: Slice, rows: Tensor) -> None:

@@ -93,9 +93,10 @@ class Rope(nn.Module):
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cos and sin `[T, 1, dim / 2]` for positions `[T]`, computed in fp32."""
         angles = positions.float()[:, None] * self.frequencies
-        cos = (angles.cos() * self.factor).to(dtype)[:, None]
-        sin = (angles.sin() * self.factor).to(dtype)[:, None]
-        return cos, sin
+        cos, sin = angles.cos(), angles.sin()
+        if self.factor != 1.0:
+            cos, sin = cos * self.factor, sin * self.factor
+        return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
     def query_scale(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Llama-4 query scale `[T, 1, 1]`, or None if it is 1 everywhere.
