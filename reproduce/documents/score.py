@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,9 @@ def settings(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any
         if mode == "linear":
             yield mode, {"block_length": arguments.block_length}
         elif mode == "diffusion":
-            for bar in arguments.thresholds or [None]:
-                for spare in arguments.spare_drafts:
-                    options = {"threshold": bar, "spare_drafts": spare}
-                    yield (
-                        mode,
-                        {name: value for name, value in options.items() if value is not None},
-                    )
+            for bar, spare in product(arguments.thresholds, arguments.spare_drafts):
+                given = {"threshold": bar, "spare_drafts": spare}
+                yield mode, {name: value for name, value in given.items() if value is not None}
         else:
             yield mode, {}
 
@@ -145,10 +142,9 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES))
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--block-length", type=int, default=16, help="of linear")
-    parser.add_argument("--thresholds", type=float, nargs="+", help="of diffusion, in turn")
-    parser.add_argument(
-        "--spare-drafts", type=int, nargs="+", default=[None], help="of diffusion, in turn"
-    )
+    in_turn: dict[str, Any] = {"nargs": "+", "default": [None], "help": "of diffusion, in turn"}
+    parser.add_argument("--thresholds", type=float, **in_turn)
+    parser.add_argument("--spare-drafts", type=int, **in_turn)
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype)

@@ -102,7 +102,7 @@ def causal_span(
 
 
 @lru_cache(maxsize=256)
-def led_visibility(lead: int, masks: int, *spare: int) -> tuple[Tensor, Tensor]:
+def led_visibility(lead: int, *spare: int, masks: int) -> tuple[Tensor, Tensor]:
     """Who sees whom in a pass of `lead` known tokens and the masks that follow them.
 
     A known token sees those up to itself. `masks` masks stand after all known tokens, and as many

@@ -285,7 +285,7 @@ def timed(model: LoadedModel, run: Callable[[], T]) -> tuple[T, PassTime]:
 def _one_pass(model: LoadedModel, cache: KVCache, rows: int, *, drafting: bool) -> None:
     if not drafting or rows == 1:
         return _run(model, [Segment(0, rows, cache, "causal")], cache.length)
-    visibility, is_mask = led_visibility(1, rows - 1)
+    visibility, is_mask = led_visibility(1, masks=rows - 1)
     return _run(model, [Segment(0, rows, cache, visibility)], cache.length, is_mask)
 
 

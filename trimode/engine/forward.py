@@ -148,11 +148,9 @@ def _computed(
     ]
 
 
-# After a pass the caches hold weights, so each call of PyTorch costs tens of microseconds. The
-# usual pass has one row, and is spared those that would copy it.
-
-
 def _joined(parts: Seq[Tensor]) -> Tensor:
+    # After a pass the caches hold weights, so each call of PyTorch costs tens of microseconds. The
+    # usual pass has one row, and is spared those that would copy it, here and in `_wanted`.
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 

@@ -199,7 +199,7 @@ def _led_pass(
     Returns:
         The logits of `offsets`, `[n, vocab]`.
     """
-    visibility, in_block = led_visibility(1, len(block.tokens))
+    visibility, in_block = led_visibility(1, masks=len(block.tokens))
     logits = yield Span(
         kind=kind,
         tokens=(lead, *block.tokens),

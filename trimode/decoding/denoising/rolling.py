@@ -31,11 +31,12 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
     if tokens:
         yield causal_span("prefill", tokens, 0, keep=True)
     filled = [prompt[-1]]  # decided, not yet in the cache; all but the first may be revised
-    spare: tuple[int, ...] = ()
+    # Masks stand after so many filled tokens: after all of them, then after those of spare drafts.
+    ends: tuple[int, ...] = (1,)
     kind: SpanKind = "prefill"
     while True:
         masks = context.draft_length(len(tokens) + len(filled))
-        logits = yield _rolling_span(kind, filled, spare, len(tokens), masks, context)
+        logits = yield _rolling_span(kind, filled, ends, len(tokens), masks, context)
         assert logits is not None
         kept = _confirmed(filled, logits.rows, context)
         yield Keep(range(kept))
@@ -49,34 +50,32 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
         )
         run: list[int] = []
         sure: list[float] = []
-        groups = (len(filled), *spare)
-        if kept in groups:  # else the masks stood after tokens that are gone
+        if kept in ends:  # else the masks stood after tokens that are gone
             wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
-            first = len(filled) + groups.index(kept) * masks
+            first = len(filled) + ends.index(kept) * masks
             proposing = context.predicting(range(first + 1, first + wanted))
             known = [*tokens, following]
             run, sure = _leading_run(logits.head(proposing), known, context)
             if context.show_drafts:
                 yield _snapshot(len(tokens), (following, *run), sure, wanted, context)
         filled = [following, *run]
-        spare = _likely_ends(sure[: len(run)], context.spare_drafts)
+        ends = (len(filled), *_likely_ends(sure[: len(run)], context.spare_drafts))
         kind = "denoise"
 
 
 def _rolling_span(
     kind: SpanKind,
     filled: Sequence[int],
-    spare: tuple[int, ...],
+    ends: tuple[int, ...],
     start: int,
     masks: int,
     context: DecodingContext,
 ) -> Span:
     """The filled tokens as causal rows from position `start` on, and masks after them.
 
-    As many masks stand after the first n filled tokens, for each n of `spare`.
+    `masks` masks stand after the first n filled tokens, for each n of `ends`; the first n is all.
     """
-    visibility, is_mask = led_visibility(len(filled), masks, *spare)
-    ends = (len(filled), *spare)
+    visibility, is_mask = led_visibility(*ends, masks=masks)
     return Span(
         kind=kind,
         tokens=(*filled, *[context.mask_token_id] * (masks * len(ends))),

@@ -81,7 +81,7 @@ def _led_draft(newest: int, tokens: Sequence[int], context: DecodingContext) -> 
     """
     sampler, start = context.sampler, len(tokens)
     masks = _masks(tokens, context)
-    visibility, is_mask = led_visibility(1, masks)
+    visibility, is_mask = led_visibility(1, masks=masks)
     logits = yield Span(
         kind="draft",
         tokens=(newest, *[context.mask_token_id] * masks),
