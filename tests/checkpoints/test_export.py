@@ -74,8 +74,17 @@ def texts_of_ours(source, prompts=PROMPTS, tokens=24, **options):
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        *((family, False) for family in FAMILIES),
+        *((family, True) for family in (NLD, "llama")),
+        *(
+            pytest.param(f, True, marks=pytest.mark.slow)
+            for f in sorted(FAMILIES.keys() - {NLD, "llama"})
+        ),
+    ],
+)
 def test_transformers_gives_the_text_of_ar(family, tied, tmp_path):
     source = write_tiny_checkpoint(
         tmp_path / "joint", family, trained_to_denoise=True, tie_word_embeddings=tied

@@ -71,7 +71,7 @@ def test_the_library_computes_the_pass_of_the_pytorch_operators(family, adapter,
             model.run(tokens[:12], torch.arange(12), segments)
             cache.keep(range(12))
             segments = [Segment(0, 8, cache, "block")]
-            rows = torch.tensor([4, 5, 6, 7]) if adapter else None
+            rows = torch.tensor([4, 6, 7]) if adapter else None  # one mask is as any token
             hidden = model.run(tokens[12:], torch.arange(12, 20), segments, rows)
             cache.keep(range(8))
             found.append(model.logits(hidden))
@@ -81,6 +81,23 @@ def test_the_library_computes_the_pass_of_the_pytorch_operators(family, adapter,
         (caches[0].keys[..., :20, :], caches[1].keys[..., :20, :]),
     ):
         assert float((ours - theirs).norm() / theirs.norm()) < (0.003 if dtype == "int8" else 0.02)
+
+
+@pytest.mark.skipif(native.library() is None, reason="not built here")
+@torch.inference_mode()
+def test_positions_far_ahead_get_the_rotation_that_they_would_get_alone(dtype):
+    model = transformer("llama", "native", dtype)
+    config, rope = model.transformer.config, model.transformer.rope
+    for first in (0, 5000, 70, 40_000):
+        positions = torch.arange(first, first + 3)
+        expected = []
+        for places in (None, positions):
+            cache = KVCache(config, 8, dtype=model.kv_dtype)
+            if places is not None:  # a table that has nothing else
+                model._rotations._cos, model._rotations._sin = rope(places, torch.float32)
+                model._rotations.places, positions = 3, torch.arange(3)
+            expected.append(model.run(TOKENS[:3], positions, [Segment(0, 3, cache, "causal")]))
+        assert torch.equal(*expected)
 
 
 @pytest.mark.parametrize("cuts", [(1,), (7, 8, 13), tuple(range(1, 20))], ids=str)
@@ -149,7 +166,7 @@ def drafting(backend, seed, dtype):
 @pytest.mark.parametrize("block_length", [1, 3, 8])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_speculation_is_lossless(backend, block_length, sampling, dtype):
-    for seed in range(3):
+    for seed in range(2):
         model = drafting(backend, seed, dtype)
         prompt, asked = [3, 1, 4, 1, 5, 8], {"max_tokens": 24, **sampling}
         expected = model.generate(prompt, mode="ar", **asked).tokens

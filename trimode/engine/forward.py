@@ -35,13 +35,17 @@ class Slice:
         return bool(self.sequence.span.logits)
 
     @property
-    def uses_adapter(self) -> bool:
-        """Whether some of its rows run with the adapter."""
+    def adapter(self) -> bool | Tensor:
+        """Whether its rows run with the adapter: all alike, or bool `[stop - start]`."""
         assert self.sequence.span is not None
         adapter = self.sequence.span.adapter
-        return (
-            bool(adapter[self.start : self.stop].any()) if isinstance(adapter, Tensor) else adapter
-        )
+        return adapter[self.start : self.stop] if isinstance(adapter, Tensor) else adapter
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether some of its rows run with the adapter."""
+        adapter = self.adapter
+        return adapter if isinstance(adapter, bool) else bool(adapter.any())
 
     @property
     def context(self) -> int:
@@ -81,15 +85,7 @@ def _adapter_rows(slices: Seq[Slice], device: str) -> AdapterRows:
     """Rows of the pass whose span has the adapter on."""
     if not any(part.uses_adapter for part in slices):
         return None
-    flags = []
-    for part in slices:
-        span = part.sequence.span
-        assert span is not None
-        if isinstance(span.adapter, Tensor):
-            flags.append(span.adapter[part.start : part.stop])
-        else:
-            flags.append(torch.full((part.stop - part.start,), span.adapter))
-    rows = torch.cat(flags)
+    rows = torch.cat([torch.as_tensor(p.adapter).expand(p.stop - p.start) for p in slices])
     return slice(None) if rows.all() else rows.nonzero()[:, 0].to(device)
 
 

@@ -231,6 +231,13 @@ class Transformer(nn.Module):
         given: GivenRows | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """What enters the layers: embeddings `[T, D]`, rotation and query scale."""
+        x = self.embed(tokens, adapter_rows, given)
+        return x, self.rope(positions, x.dtype), self.rope.query_scale(positions, x.dtype)
+
+    def embed(
+        self, tokens: Tensor, adapter_rows: AdapterRows, given: GivenRows | None = None
+    ) -> Tensor:
+        """Embeddings `[T, D]`."""
         x = self.embedding(tokens)
         if adapter_rows is not None and self.mask_embedding is not None:
             adapted = torch.zeros_like(tokens, dtype=torch.bool)
@@ -240,7 +247,7 @@ class Transformer(nn.Module):
             x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
         if given is not None:
             x = x.index_copy(0, given.rows, given.embeddings.to(x.dtype))
-        return x, self.rope(positions, x.dtype), self.rope.query_scale(positions, x.dtype)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits `[m, V]` of hidden states `[m, D]`."""

@@ -31,7 +31,7 @@ def decode(model, costs, prompt=PROMPT, **options):
 @pytest.mark.parametrize("costs", COSTS.values(), ids=COSTS)
 @pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
 def test_it_emits_exactly_the_ar_tokens(options, costs):
-    for seed in range(3):
+    for seed in range(2):
         model = agreeable(seed)
         expected = model.generate(PROMPT, max_tokens=48, **options).tokens
         for block_length in (2, 8, 32):
@@ -111,7 +111,7 @@ class Guesser:
 @pytest.mark.parametrize("costs", COSTS.values(), ids=COSTS)
 @pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
 def test_a_head_of_random_weights_changes_no_text(options, costs):
-    for seed in range(3):
+    for seed in range(2):
         model = agreeable(seed)
         expected = model.generate(PROMPT, max_tokens=48, **options).tokens
         head = Guesser(seed, model.model.config.hidden_size)

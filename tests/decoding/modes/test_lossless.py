@@ -156,7 +156,7 @@ def run(model, mode, options):
 @pytest.mark.parametrize("sampling", ["greedy", "temperature", "all"])
 def test_random_models_accept_all_some_and_none_of_a_draft(mode, sampling):
     kinds = Counter()
-    for seed, block_length in itertools.product(range(6), (2, 3, 5, 8)):
+    for seed, block_length in itertools.product(range(4), (2, 3, 5, 8)):
         model = agreeable(seed)
         options = {"max_tokens": 30, "block_length": block_length, **SAMPLED[sampling]}
         sequence, made = run(model.model, mode, options)

@@ -19,12 +19,12 @@ import torch
 from trimode.model.native import structs
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 8
+ABI = 9
 
 
 _VOID = None
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "trimode_pass": (_VOID, [POINTER(structs.Model), POINTER(structs.Pass)]),
+    "trimode_pass": (c_int64, [POINTER(structs.Model), POINTER(structs.Pass)]),
     "trimode_linear": (_VOID, [POINTER(structs.Linear), c_void_p, c_int64, c_void_p, c_int64]),
     "trimode_screened": (c_int64, [POINTER(structs.Linear)]),
     "trimode_highest": (

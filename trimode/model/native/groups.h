@@ -9,6 +9,7 @@
 #include <cstring>
 #include <immintrin.h>
 
+#include <utility>
 #include <vector>
 
 #include "elementwise.h"
@@ -19,14 +20,6 @@ template <int I>
 struct Number {
   constexpr operator int() const { return I; }
 };
-
-// Bounds of a strip's product: see screen.h. `tops`: of each row, `stride` apart.
-using StripBounds = void (*)(const Strip&, const GroupRows&, const float* spread, int64_t rows, int64_t excluded,
-                             float* tops, int64_t stride);
-
-// Rows first..last of a strip's product.
-using StripRows = void (*)(const Strip&, const Linear&, const GroupRows&, int64_t first, int64_t last,
-                           const Rows&, const Target&);
 
 constexpr int64_t kGroup = 32;      // inputs whose activations share a scale
 constexpr int64_t kTileHeight = 16;  // rows whose activations lie together

@@ -1,5 +1,5 @@
-// Products with weights in groups, for one instruction set: included once for each, in a namespace that
-// defines `V`, its vectors. All sets give the same bits.
+// Products with weights in groups, for one instruction set: included by the file of each
+// set, which defines `V`, its vectors. All sets give the same bits.
 
 #define TRIMODE_INLINE __attribute__((always_inline))
 

@@ -68,6 +68,7 @@ struct Workspace {
   std::vector<float> normed, heads, attended, wide, low;
   Room room, low_room[kMostParts];  // the rows of a product, and those of a low-rank product's parts
   std::vector<int32_t> segment_of;
+  std::vector<uint8_t> is_adapted;  // of each row
   std::vector<Item> items;
   int64_t read = 0;      // keys that all items read
   std::vector<std::vector<int32_t>> others;  // of each row, if its segment has a mask
@@ -91,6 +92,8 @@ struct Workspace {
     low.resize(p.adapted * rank);
     room.reserve(layout, p.rows, widest);
     for (Room& part : low_room) part.reserve(layout, p.adapted, rank);
+    is_adapted.assign(p.rows, 0);
+    for (int64_t i = 0; i < p.adapted; ++i) is_adapted[p.adapter_rows[i]] = 1;
     find_neighbours(p);
     in_tiles = layout != Layout::plain && has_amx() && attends_in_tiles(m.head_dim);
     find_items(m, p);
@@ -154,6 +157,13 @@ inline void norm_row(const float* x, const float* weight, int64_t n, float eps, 
   return layout == Layout::tiles ? rms_norm16(x, weight, n, eps, y) : rms_norm(x, weight, n, eps, y);
 }
 
+// Weights of one output of a linear in strips, in floats [in].
+inline void unpack_output(const Linear& l, int64_t output, float* y) {
+  const Strip* s = std::partition_point(l.strip, l.strip + l.strips,
+                                        [&](const Strip& s) { return s.first + s.width <= output; });
+  unpack_lane(*s, kernels().lanes, output - s->first, l.in, y);
+}
+
 constexpr int64_t kRowsInCache = 64;  // rows whose activations stay in L2, a multiple of kTileHeight
 
 void multiply_groups(const Linear& l, const Part& part, const GroupRows& all, const Rows& rows,
@@ -181,6 +191,15 @@ void multiply(const Linear& l, const Part& part, const Quantised& x, const Rows&
   const int64_t strips = (l.out + kStrip - 1) / kStrip;
   columns(l, x, rows, kStrip * (strips * part.index / part.count),
           std::min(l.out, kStrip * (strips * (part.index + 1) / part.count)), target);
+}
+
+// The embedding of a row's token, into x.
+void look_up(const Model& m, const Pass& pass, const Workspace& w, int64_t i) {
+  float* x = pass.x + i * m.hidden;
+  if (m.mask_embedding && w.is_adapted[i] && pass.tokens[i] == m.mask_token)
+    std::memcpy(x, m.mask_embedding, m.hidden * sizeof *x);
+  else
+    unpack_output(*m.embedding, pass.tokens[i], x);
 }
 
 // The linears of a projection and the delta of the adapted rows; `then` follows once.
@@ -223,12 +242,13 @@ void project(Member& member, const Projection& projection, const Quantised& x, c
 // Norms, rotation and the cache's new keys and values of a row.
 void place_heads(const Model& m, const Layer& layer, int64_t index, const Pass& pass, Workspace& w, int64_t i) {
   const int64_t dim = m.head_dim, all = m.heads + 2 * m.kv_heads;
+  const int64_t at_position = pass.positions[i] * dim / 2;
   float* row = w.heads.data() + i * all * dim;
   for (int64_t h = 0; h < m.heads + m.kv_heads; ++h) {
     float* head = row + h * dim;
     const float* norm = h < m.heads ? layer.q_norm : layer.k_norm;
     if (norm) rms_norm(head, norm, dim, m.eps, head);
-    rotate(head, pass.cos + i * dim / 2, pass.sin + i * dim / 2, dim / 2);
+    rotate(head, pass.cos + at_position, pass.sin + at_position, dim / 2);
     if (pass.query_scale && h < m.heads)
       for (int64_t d = 0; d < dim; ++d) head[d] *= pass.query_scale[i];
   }
@@ -380,9 +400,10 @@ void run_layer(Member& member, const Model& m, int64_t index, const Pass& pass, 
 #include "draft_head.h"
 #include "screen.h"
 
+#pragma GCC visibility push(default)
 extern "C" {
 
-int64_t trimode_abi() { return 8; }
+int64_t trimode_abi() { return 9; }
 
 // A size or constant that Python assumes too, by its name in `structs.py`; -1 if there is none.
 int64_t trimode_fact(const char* name) {
@@ -417,8 +438,10 @@ int64_t trimode_fact(const char* name) {
 int64_t trimode_wants_packed() { return has_amx(); }
 
 // Runs a pass: x becomes the hidden states after the last norm. New keys and values are written after each
-// segment's cache.
-void trimode_pass(const Model* model, Pass* pass) {
+// segment's cache. Returns 0; or, if nothing is done because positions lack cos and sin, how many need one.
+int64_t trimode_pass(const Model* model, Pass* pass) {
+  const int64_t wanted = *std::max_element(pass->positions, pass->positions + pass->rows) + 1;
+  if (wanted > pass->places) return wanted;
   thread_local Workspace own;
   Workspace& workspace = own;
   workspace.prepare(*model, *pass);
@@ -440,12 +463,16 @@ void trimode_pass(const Model* model, Pass* pass) {
       workspace.readers[p] = Reader();
       expect_all(m, *pass, workspace, {p, threads}, workspace.readers[p]);
     });
-    member.rows(pass->rows, [&](int64_t i) { enter(0, i); });
+    member.rows(pass->rows, [&](int64_t i) {
+      if (pass->tokens) look_up(m, *pass, workspace, i);
+      enter(0, i);
+    });
     for (int64_t layer = 0; layer < m.layers; ++layer)
       run_layer(member, m, layer, *pass, workspace, [&](int64_t i) { enter(layer + 1, i); });
     if (workspace.in_tiles || workspace.layout == Layout::tiles) release_tiles();
   });
   pass->products = static_cast<double>(workspace.spent) * 1e-9;
+  return 0;
 }
 
 // The name of the kernels for weights in groups; null if this machine does not have kernels number `index`, of
@@ -503,11 +530,7 @@ void trimode_unpack(int64_t kind, const uint8_t* blocks, int64_t stride, const i
 
 // Weights of some outputs of a linear in strips, in floats [count, in].
 void trimode_rows(const Linear* l, const int64_t* outputs, int64_t count, float* y) {
-  for (int64_t i = 0; i < count; ++i) {
-    const Strip* end = l->strip + l->strips;
-    const Strip* s = std::partition_point(l->strip, end, [&](const Strip& s) { return s.first + s.width <= outputs[i]; });
-    unpack_lane(*s, trimode_lanes(), outputs[i] - s->first, l->in, y + i * l->in);
-  }
+  for (int64_t i = 0; i < count; ++i) unpack_output(*l, outputs[i], y + i * l->in);
 }
 
 // A step of a draft head: from the state that chose a token and the token's embedding, each [dim], to the state
@@ -555,3 +578,4 @@ void trimode_linear(const Linear* linear, const float* x, int64_t rows, float* y
   });
 }
 }
+#pragma GCC visibility pop

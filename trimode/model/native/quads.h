@@ -1,5 +1,5 @@
-// Unpacking of values, and products by instructions that add four of them in 32 bits. Included once for each
-// instruction set, after `unroll.h`.
+// Unpacking of values, and products by instructions that add four of them in 32 bits. Included in the
+// namespace of an instruction set, after `unroll.h`.
 
 // Values of inputs 4 J.. of each output. W: the vectors. lower: the lower nibbles of 8 bits.
 template <class W, int BITS, int J>

@@ -91,6 +91,9 @@ class Model(Structure):
         ("eps", c_float),
         ("layer", POINTER(Layer)),
         ("norm", c_void_p),
+        ("embedding", POINTER(Linear)),
+        ("mask_embedding", c_void_p),
+        ("mask_token", c_int64),
     ]
 
 
@@ -115,8 +118,11 @@ class Pass(Structure):
     _fields_ = [
         ("rows", c_int64),
         ("x", c_void_p),
+        ("tokens", c_void_p),
+        ("positions", c_void_p),
         ("cos", c_void_p),
         ("sin", c_void_p),
+        ("places", c_int64),
         ("query_scale", c_void_p),
         ("adapted", c_int64),
         ("adapter_rows", c_void_p),

@@ -57,6 +57,9 @@ struct Model {
   float eps;
   const Layer* layer;
   const float* norm;
+  const Linear* embedding;  // whose weights in groups are the tokens' embeddings, or null
+  const float* mask_embedding;  // [hidden], of masks in adapted rows, or null: as any token
+  int64_t mask_token;
 };
 
 // Rows start..stop of a pass: one sequence's. keys and values: [layers, kv_heads, capacity, head_dim].
@@ -79,8 +82,11 @@ struct DraftHead {
 
 struct Pass {
   int64_t rows;
-  float* x;                    // [rows, hidden]: embeddings in, hidden states after the last norm out
-  const float *cos, *sin;      // [rows, head_dim / 2]
+  float* x;                    // [rows, hidden]: hidden states after the last norm out; embeddings in, or:
+  const int64_t* tokens;       // [rows], to be looked up, or null
+  const int64_t* positions;    // [rows]
+  const float *cos, *sin;      // [places, head_dim / 2]
+  int64_t places;              // positions that have a cos and sin
   const float* query_scale;    // [rows] or null
   int64_t adapted;             // how many rows have the delta on
   const int32_t* adapter_rows; // [adapted]

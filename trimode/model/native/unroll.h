@@ -1,10 +1,12 @@
 // f(0), f(1), ... with numbers that are constants, so that arrays of registers stay in registers. Included
-// once for each instruction set: a function for one set cannot be inlined into one for another.
+// in the namespace of each instruction set: a function for one set cannot be inlined into one for another.
 
-template <int N, int I = 0, class F>
-static inline __attribute__((always_inline)) void each(F f) {
-  if constexpr (I < N) {
-    f(Number<I>{});
-    each<N, I + 1>(f);
-  }
+template <class F, int... I>
+static inline __attribute__((always_inline)) void each_of(const F& f, std::integer_sequence<int, I...>) {
+  (f(Number<I>{}), ...);
+}
+
+template <int N, class F>
+static inline __attribute__((always_inline)) void each(const F& f) {
+  each_of(f, std::make_integer_sequence<int, N>{});
 }

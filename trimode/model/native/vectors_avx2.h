@@ -1,4 +1,4 @@
-// Vectors of eight outputs: AVX2. Included in a namespace, after `quads.h`.
+// Vectors of eight outputs: AVX2. Included after `quads.h`.
 
 #define TRIMODE_KEEP(x) asm volatile("" : "+x"(x))  // in a register, in this order
 

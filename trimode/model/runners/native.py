@@ -12,12 +12,13 @@ from trimode.config import ModelConfig, RopeConfig
 from trimode.model.adapter import AdapterRows, Projection
 from trimode.model.attention import Segment
 from trimode.model.formats import WeightFormat
-from trimode.model.formats.format import SplitDelta
+from trimode.model.formats.format import HeadEmbedding, SplitDelta
 from trimode.model.formats.int4 import GroupedLinear
 from trimode.model.formats.int8 import Int8Linear
 from trimode.model.native import group_kernels, library, structs, wants_packed
 from trimode.model.native.cores import threads
 from trimode.model.norm import Norm
+from trimode.model.rope import Rope
 from trimode.model.runners.runner import DraftHeadParts, Runner
 from trimode.model.transformer import Block, GivenRows, Transformer
 
@@ -124,6 +125,7 @@ class NativeRunner(Runner):
         config = transformer.config
         blocks = [_layer(block) for block in transformer.layers]  # type: ignore[arg-type]
         self._layers = (structs.Layer * len(blocks))(*blocks)
+        self._embedding = _embedding(transformer)
         self._model = structs.Model(
             config.num_layers,
             config.hidden_size,
@@ -134,8 +136,13 @@ class NativeRunner(Runner):
             config.rms_norm_eps,
             self._layers,
             transformer.norm.weight.data_ptr(),
+            None if self._embedding is None else ctypes.pointer(self._embedding),
+            _address(transformer.mask_embedding),
+            -1 if config.mask_token_id is None else config.mask_token_id,
         )
-        self._screened = native.trimode_screened(ctypes.byref(_linear(transformer.head)))
+        self._rotations = _Rotations(transformer.rope)
+        self._head = _linear(transformer.head)
+        self._screened = native.trimode_screened(ctypes.byref(self._head))
         """Most rows whose likeliest token the library finds faster than all logits."""
 
     @classmethod
@@ -152,29 +159,38 @@ class NativeRunner(Runner):
         given: GivenRows | None = None,
     ) -> Tensor:
         """See `Runner`."""
-        x, (cos, sin), query_scale = self.transformer.inputs(tokens, positions, adapter_rows, given)
-        if adapter_rows is None:
-            adapted = torch.empty(0, dtype=torch.int32)
+        # After a pass the caches hold weights, so each call of PyTorch costs ten microseconds. The
+        # library looks up embeddings and rotations itself where it can.
+        tokens, positions = tokens.contiguous(), positions.contiguous()
+        looks_up = self._embedding is not None and given is None
+        if looks_up:
+            x = torch.empty(len(tokens), self.transformer.config.hidden_size)
         else:
+            x = self.transformer.embed(tokens, adapter_rows, given)
+        query_scale = self.transformer.rope.query_scale(positions, x.dtype)
+        adapted = None
+        if adapter_rows is not None:
             adapted = torch.arange(len(x), dtype=torch.int32)[adapter_rows]
         masks = [_mask(segment) for segment in segments]  # they must outlive the call
         found = (structs.Segment * len(segments))()
         for i, (segment, mask) in enumerate(zip(segments, masks, strict=True)):
             found[i] = _segment(segment, mask)
-        cos, sin = cos.contiguous(), sin.contiguous()
         asked = structs.Pass(
-            len(x),
-            x.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            _address(query_scale),
-            len(adapted),
-            adapted.data_ptr(),
-            len(segments),
-            found,
-            threads(),
+            rows=len(x),
+            x=x.data_ptr(),
+            tokens=tokens.data_ptr() if looks_up else None,
+            positions=positions.data_ptr(),
+            query_scale=_address(query_scale),
+            adapted=0 if adapted is None else len(adapted),
+            adapter_rows=_address(adapted),
+            segments=len(segments),
+            segment=found,
+            threads=threads(),
         )
-        self._pass(ctypes.byref(self._model), ctypes.byref(asked))
+        self._rotations.give(asked)
+        while places := self._pass(ctypes.byref(self._model), ctypes.byref(asked)):
+            self._rotations.extend(places)
+            self._rotations.give(asked)
         self.products_seconds = asked.products
         return x  # turned into hidden states in place
 
@@ -183,7 +199,7 @@ class NativeRunner(Runner):
         rows, mask = len(hidden), self.transformer.config.mask_token_id
         if not 0 < rows <= self._screened:
             return None
-        found = highest_outputs(self.transformer.head, hidden, -1 if mask is None else mask)
+        found = _highest(self._head, hidden, -1 if mask is None else mask)
         return None if -1 in found else found
 
     def linear(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -290,14 +306,38 @@ def highest_outputs(module: nn.Module, x: Tensor, excluded: int = -1) -> list[in
     Returns:
         `[T]`; -1 if outputs are not finite.
     """
+    return _highest(_linear(module), x, excluded)
+
+
+def _highest(linear: structs.Linear, x: Tensor, excluded: int) -> list[int]:
     native = library()
     assert native is not None
-    x, arguments = x.contiguous(), _linear(module)
+    x = x.contiguous()
     found = (ctypes.c_int64 * len(x))()
-    native.trimode_highest(
-        ctypes.byref(arguments), x.data_ptr(), len(x), excluded, found, threads()
-    )
+    native.trimode_highest(ctypes.byref(linear), x.data_ptr(), len(x), excluded, found, threads())
     return list(found)
+
+
+class _Rotations:
+    """Cos and sin of all positions that passes have reached."""
+
+    def __init__(self, rope: Rope) -> None:
+        self._rope = rope
+        self.extend(_FIRST_PLACES)
+
+    def extend(self, places: int) -> None:
+        """Have at least so many positions; twice as many, so that few passes wait for it."""
+        self.places = 2 * places
+        cos, sin = self._rope(torch.arange(self.places), torch.float32)
+        self._cos, self._sin = cos.contiguous(), sin.contiguous()
+
+    def give(self, asked: structs.Pass) -> None:
+        """Tell a pass where they are."""
+        asked.cos, asked.sin = self._cos.data_ptr(), self._sin.data_ptr()
+        asked.places = self.places
+
+
+_FIRST_PLACES = 1024
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -363,6 +403,14 @@ def _projection(module: Projection) -> structs.Projection:
             part = _linear(up)
             found.part[i] = structs.DeltaPart(rows.start, ranks.start, part)
     return found
+
+
+def _embedding(transformer: Transformer) -> structs.Linear | None:
+    """A head's weights in groups that serve as the tokens' embeddings; None if there are none."""
+    embedding = transformer.embedding
+    if isinstance(embedding, HeadEmbedding) and isinstance(embedding.head, GroupedLinear):
+        return _linear(embedding.head)
+    return None
 
 
 def _layer(block: Block) -> structs.Layer:

@@ -1,5 +1,12 @@
-// Sixteen outputs out of two of AVX2's vectors, with the products that AVX-512 VNNI has.
-// Included in a namespace, after `quads.h`.
+// Kernels for sixteen outputs out of two of AVX2's vectors, with the products that AVX-512 VNNI has.
+
+#include "groups.h"
+#include "kernels.h"
+
+namespace {
+
+#include "unroll.h"
+#include "quads.h"
 
 struct Emulated {
   static constexpr int64_t kLanes = 16;
@@ -88,3 +95,10 @@ struct Emulated {
     return sum;
   }
 };
+
+using V = Vnni<Emulated>;
+#include "linear_groups.h"
+
+}  // namespace
+
+const Kernels kEmulated{"emulated", kLanes, kStripRows, strip_bounds, 16};

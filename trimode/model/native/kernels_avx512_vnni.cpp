@@ -1,7 +1,16 @@
-// Vectors of AVX-512 and of AVX-VNNI. Included in a namespace, after `quads.h` (and `vectors_avx2.h`).
+// Kernels for AVX-512 VNNI.
 
-#ifdef TRIMODE_WIDE
-// Sixteen outputs.
+#include "groups.h"
+#include "kernels.h"
+#include "target.h"
+
+TRIMODE_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+namespace {
+
+#include "unroll.h"
+#include "quads.h"
+
+// Vectors of sixteen outputs.
 struct Avx512 {
   static constexpr int64_t kLanes = 16;
   static constexpr int kRows = 16;  // whose sums fit in the registers, a divisor of kTileHeight
@@ -51,12 +60,11 @@ struct Avx512 {
   }
   static Integers product(Integers sum, Integers values, Integers x) { return _mm512_dpbusd_epi32(sum, values, x); }
 };
-#else
-// Eight outputs, with AVX2's vectors.
-struct AvxVnni : Avx2 {
-  static constexpr int kRows = 8;
-  static Integers product(Integers sum, Integers values, Integers x) {
-    return _mm256_dpbusd_avx_epi32(sum, values, x);
-  }
-};
-#endif
+
+using V = Vnni<Avx512>;
+#include "linear_groups.h"
+
+}  // namespace
+TRIMODE_END
+
+const Kernels kAvx512Vnni{"AVX-512 VNNI", kLanes, kStripRows, strip_bounds, 4};
