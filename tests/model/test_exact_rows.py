@@ -94,8 +94,7 @@ def test_positions_far_ahead_get_the_rotation_that_they_would_get_alone(dtype):
         for places in (None, positions):
             cache = KVCache(config, 8, dtype=model.kv_dtype)
             if places is not None:  # a table that has nothing else
-                model._rotations._cos, model._rotations._sin = rope(places, torch.float32)
-                model._rotations.places, positions = 3, torch.arange(3)
+                model._rotation, positions = rope(places, torch.float32), torch.arange(3)
             expected.append(model.run(TOKENS[:3], positions, [Segment(0, 3, cache, "causal")]))
         assert torch.equal(*expected)
 

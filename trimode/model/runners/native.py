@@ -18,7 +18,6 @@ from trimode.model.formats.int8 import Int8Linear
 from trimode.model.native import group_kernels, library, structs, wants_packed
 from trimode.model.native.cores import threads
 from trimode.model.norm import Norm
-from trimode.model.rope import Rope
 from trimode.model.runners.runner import DraftHeadParts, Runner
 from trimode.model.transformer import Block, GivenRows, Transformer
 
@@ -109,6 +108,9 @@ def refused_fields(config: ModelConfig) -> list[str]:
     return found
 
 
+_FIRST_POSITIONS = 2048
+
+
 class NativeRunner(Runner):
     """Keeps pointers into the transformer's weights: they must not move."""
 
@@ -140,7 +142,8 @@ class NativeRunner(Runner):
             _address(transformer.mask_embedding),
             -1 if config.mask_token_id is None else config.mask_token_id,
         )
-        self._rotations = _Rotations(transformer.rope)
+        self._rotation = transformer.rope(torch.arange(_FIRST_POSITIONS), torch.float32)
+        """Cos and sin of the positions that passes have reached."""
         self._head = _linear(transformer.head)
         self._screened = native.trimode_screened(ctypes.byref(self._head))
         """Most rows whose likeliest token the library finds faster than all logits."""
@@ -187,12 +190,18 @@ class NativeRunner(Runner):
             segment=found,
             threads=threads(),
         )
-        self._rotations.give(asked)
-        while places := self._pass(ctypes.byref(self._model), ctypes.byref(asked)):
-            self._rotations.extend(places)
-            self._rotations.give(asked)
+        self._compute(asked)
         self.products_seconds = asked.products
         return x  # turned into hidden states in place
+
+    def _compute(self, asked: structs.Pass) -> None:
+        cos, sin = self._rotation  # they must outlive the call
+        asked.cos, asked.sin, asked.places = cos.data_ptr(), sin.data_ptr(), len(cos)
+        if positions := self._pass(ctypes.byref(self._model), ctypes.byref(asked)):
+            # Twice as many as it lacks, so that few passes wait for it.
+            rope, reached = self.transformer.rope, torch.arange(2 * positions)
+            self._rotation = rope(reached, torch.float32)
+            self._compute(asked)
 
     def likeliest(self, hidden: Tensor) -> list[int] | None:
         """See `Runner` and `native/screen.h`."""
@@ -316,28 +325,6 @@ def _highest(linear: structs.Linear, x: Tensor, excluded: int) -> list[int]:
     found = (ctypes.c_int64 * len(x))()
     native.trimode_highest(ctypes.byref(linear), x.data_ptr(), len(x), excluded, found, threads())
     return list(found)
-
-
-class _Rotations:
-    """Cos and sin of all positions that passes have reached."""
-
-    def __init__(self, rope: Rope) -> None:
-        self._rope = rope
-        self.extend(_FIRST_PLACES)
-
-    def extend(self, places: int) -> None:
-        """Have at least so many positions; twice as many, so that few passes wait for it."""
-        self.places = 2 * places
-        cos, sin = self._rope(torch.arange(self.places), torch.float32)
-        self._cos, self._sin = cos.contiguous(), sin.contiguous()
-
-    def give(self, asked: structs.Pass) -> None:
-        """Tell a pass where they are."""
-        asked.cos, asked.sin = self._cos.data_ptr(), self._sin.data_ptr()
-        asked.places = self.places
-
-
-_FIRST_PLACES = 1024
 
 
 def _address(tensor: Tensor | None) -> int | None:
