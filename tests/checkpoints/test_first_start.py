@@ -193,9 +193,9 @@ def test_a_failure_while_keeping_leaves_nothing_behind(failure, wheel, cache, mo
 @pytest.mark.parametrize(
     "where",
     [
-        "sources._extract",
+        pytest.param("sources._extract", marks=pytest.mark.slow),
         "sources.shutil.copyfileobj",
-        "sources._write_record",
+        pytest.param("sources._write_record", marks=pytest.mark.slow),
         "atomic._put_in_place",
     ],
 )

@@ -26,7 +26,14 @@ def test_the_screen_of_these_tests_overwrites_erases_and_scrolls():
     assert screen.text == "abcd\nef\n!w"
 
 
-@pytest.mark.parametrize("mode", ["ar", "linear", "quadratic", "diffusion"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "linear",
+        "diffusion",
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("ar", "quadratic")),
+    ],
+)
 def test_drafts_are_repainted_until_the_plain_text_is_left(cli, letters, mode):
     arguments = ["generate", letters, "hi", "--mode", mode, "--max-tokens", 150, "-q"]
     arguments += [] if mode == "ar" else ["--block-length", 6]

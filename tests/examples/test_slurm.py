@@ -185,6 +185,7 @@ def test_a_training_that_is_stopped_is_queued_again_and_goes_on(
     assert (run / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_not_queued_again(cluster, base, data, tmp_path):
     asked = training(base, tmp_path / "no-such-file.jsonl", 2)
     job = cluster("train.sbatch", tmp_path / "run", *asked, MAX_RESTARTS="0")

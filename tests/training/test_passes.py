@@ -110,7 +110,7 @@ def test_two_passes_equal_one_dense_pass(family, documents, block_length, seed):
     torch.testing.assert_close(out.flatten(1, 2), oracle[:, length:], atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 @given(documents=packings(), block_length=st.integers(1, 5), seed=st.integers(0, 99))
 @settings(max_examples=10)
 def test_flex_attention_computes_the_same(family, documents, block_length, seed):
