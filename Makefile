@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS ?= 2
 # Python compiles what it imports. To compile all files of PyTorch and transformers at once takes a minute more.
-INSTALL := $(INSTALL) --no-compile
+INSTALL := $(BIN)/pip install --quiet --no-compile
 # Public data sets for benchmarks and recipes; `make data` fetches them there.
 DATA ?= data
 
