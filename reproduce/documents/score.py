@@ -1,8 +1,8 @@
 """Scores a document reader on pages that it has never seen, in every mode.
 
     python -m reproduce.documents.score --data data --model run/checkpoint --output scores.json
-        [--pages 500] [--modes ar diffusion linear quadratic] [--thresholds 0.2 0.3]
-        [--spare-drafts 0 2]
+        [--pages 500] [--only fields] [--modes ar diffusion linear quadratic]
+        [--thresholds 0.2 0.3] [--spare-drafts 0 2]
 
 Every text is held out. Pages are drawn in the fonts of training, and a fifth as many in three
 fonts that are not. Each page is transcribed, and asked for one field if it has any.
@@ -86,7 +86,7 @@ def score(
         "tokens_per_forward": _ratio(copies, "completion_tokens", "nfe"),
         "acceptance_length": _ratio(copies, "cycle_tokens", "cycles"),
         "characters_per_token": round(
-            sum(len(r.text) for r in copies) / sum(r.stats.completion_tokens for r in copies), 3
+            sum(len(r.text) for r in results) / sum(r.stats.completion_tokens for r in results), 3
         ),
         "answers": [r.text for r in results],
     }  # fmt: skip
@@ -120,6 +120,13 @@ def questions_of(drawn: Sequence[Page]) -> list[Question]:
     return found
 
 
+def asked(questions: list[Question], only: str | None) -> list[Question]:
+    """The questions of one kind, or all."""
+    return [
+        q for q in questions if only in (None, "transcribe" if q.text == TRANSCRIBE else "fields")
+    ]
+
+
 def settings(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each mode with its options, in turn."""
     for mode in arguments.modes:
@@ -139,6 +146,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=500)
+    parser.add_argument("--only", choices=("transcribe", "fields"), help="questions of one kind")
     parser.add_argument("--modes", nargs="+", default=list(MODES))
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--block-length", type=int, default=16, help="of linear")
@@ -157,7 +165,7 @@ def main() -> None:
     for name in ("fonts", "mode", "character errors", "fields exact", "TPF", "acceptance", "as ar"):
         table.add_column(name)
     for name, drawn in sets.items():
-        questions, rows = questions_of(drawn), []
+        questions, rows = asked(questions_of(drawn), arguments.only), []
         first: list[str] = []
         for mode, options in settings(arguments):
             row = score(model, questions, mode, arguments.concurrency, **options)
@@ -172,7 +180,7 @@ def main() -> None:
                 " ".join(map(str, (mode, *options.values()))),
                 _percent(row["character_error_rate"]),
                 _percent(row["fields_exact"]),
-                str(row["tokens_per_forward"]),
+                str(row["tokens_per_forward"] or ""),
                 str(row["acceptance_length"] or ""),
                 _percent(row["equal_to_first_mode"]),
             )

@@ -54,8 +54,11 @@ _TOWER = 0.2
 """Of tower and projector, as a share of it."""
 _FURTHER = 0.5
 """Of a finished reader that is trained further, as a share of both."""
-MIX = {**dict.fromkeys(KINDS, 1.0), "numbers": 1.0}
-"""How often each kind of page is seen. Prose is learned first; digits must be copied one by one."""
+MIX = {**dict.fromkeys(KINDS, 1.0), "table": 3.0, "numbers": 1.0}
+"""How often each kind of page is seen. Prose is learned first; digits must be copied one by one,
+and a cell must be found by its row and column."""
+_QUESTIONS = {"table": 4}
+"""About a page of some kinds; about others 2."""
 STEP = StepConfig(
     blocks=BlockConfig(
         draft_form="led",
@@ -72,7 +75,8 @@ STEP = StepConfig(
 def conversation(page: Page, texts: Texts) -> Iterator[dict[str, Any]]:
     """Messages: the page, and a few questions about it with their answers."""
     fields = [question for question in page.questions if question[1]]
-    wanted = [(TRANSCRIBE, page.text), *texts.rng.sample(fields, min(2, len(fields)))]
+    count = _QUESTIONS.get(page.kind, 2)
+    wanted = [(TRANSCRIBE, page.text), *texts.rng.sample(fields, min(count, len(fields)))]
     texts.rng.shuffle(wanted)
     for number, (question, answer) in enumerate(wanted):
         parts = [] if number else [{"type": "image"}]
@@ -136,6 +140,12 @@ def _read_arguments() -> argparse.Namespace:
     first.add_argument("--begin", type=Path, help="with a reader that was shipped: its directory")
     first.add_argument("--ideal", action="store_true", help="with a tower that makes no mistakes")
     parser.add_argument("--ar-share", type=float, default=0.3, help="first part, AR's loss alone")
+    parser.add_argument(
+        "--diffusion-weight",
+        type=float,
+        default=STEP.objective.diffusion_loss_weight,
+        help="of the denoiser's loss; AR's has 1",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.begin is not None and arguments.rank is not None:
@@ -195,7 +205,7 @@ def main() -> None:
     number = arguments.seed * 10**6 + step
     texts = open_texts(arguments.data, 10**7 + number, held_out=False)
     source = rows(documents(texts, base, vision))
-    weights = {"ar": 1.0, "diffusion": STEP.objective.diffusion_loss_weight}
+    weights = {"ar": 1.0, "diffusion": arguments.diffusion_weight}
     report = Report(arguments.output / f"{state.stem}.jsonl", console, every=20)
     stop = Stop()
     while spent < arguments.minutes * 60 and not stop.asked():
