@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS ?= 2
-# Python compiles what it imports. To compile all files of PyTorch and transformers at once takes a minute more.
+# pip compiles every file to bytecode on one core: a minute and more. What trimode needs is compiled on all cores;
+# what tests need besides, when it is first imported.
 INSTALL := $(BIN)/pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # Public data sets for benchmarks and recipes; `make data` fetches them there.
 DATA ?= data
 

@@ -122,9 +122,9 @@ def questions_of(drawn: Sequence[Page]) -> list[Question]:
 
 def asked(questions: list[Question], only: str | None) -> list[Question]:
     """The questions of one kind, or all."""
-    return [
-        q for q in questions if only in (None, "transcribe" if q.text == TRANSCRIBE else "fields")
-    ]
+    if only is None:
+        return questions
+    return [q for q in questions if (q.text == TRANSCRIBE) == (only == "transcribe")]
 
 
 def settings(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -208,7 +208,9 @@ class Transformer(nn.Module):
         With `recompute`, a backward pass computes each layer once more from its input, which is all
         that is kept of it.
         """
-        x, rotation, query_scale = self.inputs(tokens, positions, adapter_rows, given)
+        x = self.embed(tokens, adapter_rows, given)
+        rotation = self.rope(positions, x.dtype)
+        query_scale = self.rope.query_scale(positions, x.dtype)
         rotations: dict[LayerRope, Rotation] = {"global": rotation, "none": None}
         if self.local_rope is not None:
             rotations["local"] = self.local_rope(positions, x.dtype)
@@ -222,17 +224,6 @@ class Transformer(nn.Module):
         x = self.norm(x)
         multiplier = self.config.logit_multiplier
         return x if multiplier == 1.0 else x * multiplier
-
-    def inputs(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        adapter_rows: AdapterRows,
-        given: GivenRows | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
-        """What enters the layers: embeddings `[T, D]`, rotation and query scale."""
-        x = self.embed(tokens, adapter_rows, given)
-        return x, self.rope(positions, x.dtype), self.rope.query_scale(positions, x.dtype)
 
     def embed(
         self, tokens: Tensor, adapter_rows: AdapterRows, given: GivenRows | None = None

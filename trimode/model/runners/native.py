@@ -205,10 +205,9 @@ class NativeRunner(Runner):
 
     def likeliest(self, hidden: Tensor) -> list[int] | None:
         """See `Runner` and `native/screen.h`."""
-        rows, mask = len(hidden), self.transformer.config.mask_token_id
-        if not 0 < rows <= self._screened:
+        if not 0 < len(hidden) <= self._screened:
             return None
-        found = _highest(self._head, hidden, -1 if mask is None else mask)
+        found = _highest(self._head, hidden, self._model.mask_token)
         return None if -1 in found else found
 
     def linear(self, module: nn.Module, x: Tensor) -> Tensor:
