@@ -100,9 +100,8 @@ def run(
     model: LoadedModel, streams: int, pictures: list[PromptImage]
 ) -> tuple[list[float], list[float]]:
     """Gaps in the texts, and seconds from each picture to the first token of its answer."""
-    engine = Engine(
-        model, max_sequences=streams + len(pictures), costs=cost_curve(model)
-    )  # as a server has it: prompts take little of a pass while others wait
+    slots = streams + len(pictures)
+    engine = Engine(model, max_sequences=slots, costs=cost_curve(model), interactive=True)
     options = GenerationOptions(max_tokens=TOKENS, ignore_eos=True)
     texts = [
         engine.add(encode_prompt(model, f"Tell a long story about the number {i}."), options)

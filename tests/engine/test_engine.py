@@ -326,7 +326,7 @@ def test_where_rows_have_their_price_fewer_of_others_share_a_newcomers_pass():
     model = scripted(speculative(lambda _: False))
     costs = CostCurve((1, 8, 128), (0.005, 0.018, 0.24), (0.005, 0.018, 0.24))
     assert costs.efficient_rows == 8
-    engine = Engine(model, costs=costs)
+    engine = Engine(model, costs=costs, interactive=True)
     for _ in range(12):
         engine.add([9, 9], GenerationOptions(max_tokens=64))
     while engine.waiting or waiting_in(engine):
@@ -336,13 +336,23 @@ def test_where_rows_have_their_price_fewer_of_others_share_a_newcomers_pass():
     assert len(model.runner.rows_run[-1]) == 40 + 4
 
 
+def test_if_nobody_waits_for_each_token_costs_do_not_shorten_passes():
+    model = scripted(speculative(lambda _: False))
+    costs = CostCurve((1, 32, 64), (0.005, 0.096, 0.192), (0.005, 0.096, 0.192))
+    engine = Engine(model, costs=costs)
+    for _ in range(3):
+        engine.add([9] * 40, GenerationOptions(max_tokens=4))
+    engine.step()
+    assert len(model.runner.rows_run[-1]) == 120
+
+
 def test_a_long_prompt_holds_others_up_for_no_longer_than_a_pass_may_take():
     model = scripted(speculative(lambda _: False))
     costs = CostCurve((1, 32, 64), (0.005, 0.096, 0.192), (0.005, 0.096, 0.192))
     assert costs.rows_within(0.12, 512) == 40
     assert costs.rows_within(0.001, 512) == 1
     assert costs.rows_within(9.0, 512) == 512
-    engine = Engine(model, costs=costs)
+    engine = Engine(model, costs=costs, interactive=True)
     long = engine.add([9] * 100, GenerationOptions(max_tokens=8))
     engine.step()
     assert long.tokens, "alone: the whole prompt at once"

@@ -92,6 +92,7 @@ class LocalTarget:
             max_sequences=setting.concurrency,
             kv_cache_bytes=min(needed, DEFAULT_KV_CACHE_BYTES),
             costs=self._costs,
+            interactive=True,
         )
 
     def _run(

@@ -80,6 +80,7 @@ class Engine:
         kv_cache_bytes: int = DEFAULT_KV_CACHE_BYTES,
         image_bytes: int = DEFAULT_IMAGE_BYTES,
         costs: CostCurve | None = None,
+        interactive: bool = False,
     ) -> None:
         """Nothing runs before `step`.
 
@@ -91,12 +92,14 @@ class Engine:
             image_bytes: memory of what pictures became.
             costs: time of a pass; by default measured for the first request in mode `auto`. They
                 are replaced only by `measure_again`.
+            interactive: whether somebody waits for each token: long prompts are then read in
+                passes that are short by `costs`. Otherwise a batch is done sooner.
         """
         for name, value in (("max_sequences", max_sequences), ("max_rows", max_rows)):
             if value < 1:
                 raise InputError(name, str(value), "must be at least 1")
         self.model = model
-        self.max_rows = max_rows
+        self.max_rows, self.interactive = max_rows, interactive
         runner = model.runner
         pool = KVPool(model.config, kv_cache_bytes, dtype=runner.kv_dtype, device=runner.device)
         self.scheduler = Scheduler(pool, max_sequences=max_sequences, limits=RowLimits(max_rows))
@@ -342,9 +345,10 @@ class Engine:
         return Update(sequence, Committed(tokens=()), self._finish(sequence, "error"))
 
     def _set_costs(self, costs: CostCurve) -> None:
-        """Set what a pass costs. How the rows of all passes are shared follows from it."""
+        """Set what a pass costs. What is short enough for those who wait follows from it."""
         self._costs, self._check = costs, CostCheck(costs)
-        self.scheduler.limits = RowLimits.measured(self.max_rows, costs)
+        if self.interactive:
+            self.scheduler.limits = RowLimits.measured(self.max_rows, costs)
 
     def draft_priors(self, places: int) -> DraftPriors:
         """What drafts have been worth so far, the first `places` tokens of the model's own.

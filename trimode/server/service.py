@@ -77,7 +77,7 @@ class Service:
         self.metrics = ServerMetrics(self.name)
         self.ignored_fields = IgnoredFields()
         self.log = RequestLog(model.tokenizer, prompts=settings.log_prompts)
-        engine = Engine(model, max_sequences=settings.max_sequences, costs=costs)
+        engine = Engine(model, max_sequences=settings.max_sequences, costs=costs, interactive=True)
         self.metrics.watch(engine)
         self.worker = EngineWorker(engine, max_waiting=settings.max_waiting, thread=thread)
         endpoint = settings.otlp_traces_endpoint
