@@ -2,11 +2,13 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
 from tests.cli.conftest import assert_one_line_error
 from trimode import load
+from trimode.checkpoints import markov_head
 from trimode.checkpoints.draft_head import FILE
 
 
@@ -33,8 +35,7 @@ def rows(path, count, answer="say"):
     return path
 
 
-@pytest.fixture
-def adapter(tmp_path, letters):
+def saved_adapter(folder, letters, form):
     from trimode.checkpoints import save_adapter
     from trimode.training.adapter import AdapterConfig, new_adapter
 
@@ -42,8 +43,13 @@ def adapter(tmp_path, letters):
     made = new_adapter(
         model.config, AdapterConfig(rank=2), model.transformer.embedding.matrix()[0], 0
     )
-    save_adapter(tmp_path / "adapter", made, model.config)
-    return tmp_path / "adapter"
+    save_adapter(folder, replace(made, draft_form=form), model.config)
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path, letters):
+    return saved_adapter(tmp_path / "adapter", letters, "led")
 
 
 def test_a_head_is_trained_and_used(cli, letters, adapter, tmp_path):
@@ -51,11 +57,36 @@ def test_a_head_is_trained_and_used(cli, letters, adapter, tmp_path):
     arguments = ("--data", data, "-o", adapter, "--epochs", 8, "--inner", 32, "--words", 64)
     outcome = cli("train-head", letters, *arguments)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.strip() == str(adapter / FILE)
+    assert outcome.out.split() == [str(adapter / FILE), str(adapter / markov_head.FILE)]
     assert "of its guesses 1, 2, ... tokens ahead are right" in outcome.err
-    assert load(letters, adapter=adapter).draft_head is not None
+    assert "of drafted tokens are right after a right one" in outcome.err
+    made = load(letters, adapter=adapter)
+    assert made.draft_head is not None
+    assert made.markov_head is not None
     asked = ("generate", letters, "hi", "--max-tokens", 40, "-q")
-    assert cli(*asked, "--adapter", adapter, "--mode", "auto").out == cli(*asked).out
+    for mode in ("auto", "linear", "quadratic"):
+        assert cli(*asked, "--adapter", adapter, "--mode", mode).out == cli(*asked).out
+
+
+@pytest.mark.parametrize(("only", "file"), [("draft", FILE), ("markov", markov_head.FILE)])
+def test_one_head_alone(cli, letters, adapter, tmp_path, only, file):
+    data = rows(tmp_path / "own.jsonl", 40)
+    arguments = ("--data", data, "-o", adapter, "--epochs", 1, "--inner", 32, "--words", 64)
+    outcome = cli("train-head", letters, *arguments, "--only", only)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.strip() == str(adapter / file)
+    assert [path.name for path in adapter.glob("*_head.*")] == [file]
+
+
+def test_a_markov_head_is_for_the_led_form(cli, letters, tmp_path):
+    seeded = saved_adapter(tmp_path / "seeded", letters, "seeded")
+    data = rows(tmp_path / "own.jsonl", 40)
+    asked = ("train-head", letters, "--data", data, "-o", seeded, "--epochs", 1, "--inner", 32)
+    wrong = cli(*asked, "--only", "markov")
+    assert_one_line_error(wrong, 2, "output:", "seeded", "led form")
+    assert_one_line_error(cli(*asked, "--only", "both"), 2, "only: both", "draft or markov")
+    assert not list(seeded.glob("*_head.*"))
+    assert cli(*asked, "--words", 64).out.strip() == str(seeded / FILE)
 
 
 def test_the_model_writes_its_own_data(cli, letters, adapter, tmp_path):

@@ -14,6 +14,7 @@ from trimode.checkpoints.draft_head import read_draft_head
 from trimode.checkpoints.draft_priors import DraftPriors, read_draft_priors
 from trimode.checkpoints.gguf_file import open_gguf
 from trimode.checkpoints.hf_config import read_config
+from trimode.checkpoints.markov_head import read_markov_head
 from trimode.checkpoints.safetensors_dir import open_weights
 from trimode.checkpoints.sources import DEFAULT_MODEL, ResolvedSource, resolve
 from trimode.checkpoints.special_tokens import (
@@ -23,7 +24,7 @@ from trimode.checkpoints.special_tokens import (
 )
 from trimode.checkpoints.vision import VisionCheckpoint, open_vision
 from trimode.config import ModelConfig
-from trimode.decoding import CommitScorer, DraftHead
+from trimode.decoding import CommitScorer, DraftHead, MarkovHead
 from trimode.errors import CheckpointError, InputError
 from trimode.model import (
     AdapterScope,
@@ -60,6 +61,8 @@ class LoadedModel:
     """The adapter's learned commit rule, if it has one."""
     draft_head: DraftHead | None = None
     """The adapter's draft head, if it has one."""
+    markov_head: MarkovHead | None = None
+    """The adapter's Markov head, if it has one."""
     draft_priors: DraftPriors = field(default_factory=DraftPriors)
     """How often drafts are right, as far as the adapter says."""
     vision: Vision | str = NO_VISION
@@ -268,8 +271,13 @@ def _load(
     model = checkpoint.build(dtype=dtype, device=device, adapter=adapters.drafting)
     scorer = read_commit_rule(adapters.path, model.transformer.embedding.matrix)
     head = read_draft_head(adapters.path, model.runner)
-    priors = read_draft_priors(adapters.path)
-    return replace(model, commit_scorer=scorer, draft_head=head, draft_priors=priors)
+    return replace(
+        model,
+        commit_scorer=scorer,
+        draft_head=head,
+        markov_head=read_markov_head(adapters.path, model.transformer),
+        draft_priors=read_draft_priors(adapters.path),
+    )
 
 
 def with_adapter(config: ModelConfig, adapter: AdapterWeights) -> ModelConfig:

@@ -13,10 +13,13 @@ from trimode.errors import InputError
 from trimode.training import RECIPES
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from trimode.checkpoints import Checkpoint, LoadedModel, MaskToken
     from trimode.shard import Shard
     from trimode.training.config import TrainConfig
     from trimode.training.draft_head import DraftHeadTraining
+    from trimode.training.markov_head import MarkovHeadTraining
     from trimode.training.self_generate import Prompt, SelfGenerationConfig
 
 _MEASURED_TOKENS = 64
@@ -112,7 +115,7 @@ def convert(
         int, typer.Option("--seed", help="Of sampled user turns, noise and the order of data.")
     ] = 0,
     head: Annotated[
-        bool, typer.Option("--head/--no-head", help="Train a draft head with the adapter.")
+        bool, typer.Option("--head/--no-head", help="Train the heads that go with the adapter.")
     ] = True,
     set_: Set = None,
     dtype: opt.Dtype = "auto",
@@ -171,7 +174,7 @@ def convert(
     code, final = _run(config, no_progress, opened)
     if final is not None:
         if config.train == "adapter" and head:
-            _add_head(config, final, data, dtype, no_progress)
+            _add_heads(config, final, data, dtype, no_progress)
         _report(config, final, data, dtype, min(answer_tokens, _MEASURED_TOKENS))
         typer.echo(str(final))
     return code
@@ -195,23 +198,31 @@ def _conversations_file(output: Path, shard: "Shard | None") -> Path:
     return output.with_name(f"{output.name}{part}.jsonl")
 
 
-def _add_head(
+def _add_heads(
     config: "TrainConfig", final: Path, data: Path, dtype: str, no_progress: bool
 ) -> None:
-    """Train the draft head that goes with an adapter, unless it has one."""
-    from trimode.checkpoints import load
-    from trimode.checkpoints.draft_head import FILE
+    """Train the heads that go with an adapter, unless it has them."""
+    from trimode.checkpoints import draft_head, load, markov_head
     from trimode.training.draft_head import LEAST_TOKENS, DraftHeadTraining, read_answers
+    from trimode.training.markov_head import MarkovHeadTraining
 
-    if (final / FILE).is_file():
-        return
-    loaded = load(config.model, dtype=dtype, adapter="none", progress=False)
+    loaded = load(config.model, dtype=dtype, adapter=final, progress=False)
     answers = read_answers(loaded, data, skip=config.data.held_out or 0)
     tokens = sum(len(answer) for _, answer in answers)
     if tokens < LEAST_TOKENS:
         _say(f"no draft head: {tokens} tokens of answers, and it needs {LEAST_TOKENS}")
         return
-    _train_head(loaded, DraftHeadTraining(seed=config.seed), answers, final, no_progress)
+    if not (final / draft_head.FILE).is_file():
+        asked = DraftHeadTraining(seed=config.seed)
+        _train_draft_head(loaded, asked, answers, final, no_progress)
+    if not (final / markov_head.FILE).is_file() and _takes_markov_head(loaded):
+        chained = MarkovHeadTraining(seed=config.seed)
+        _train_markov_head(loaded, chained, answers, final, no_progress)
+
+
+def _takes_markov_head(loaded: "LoadedModel") -> bool:
+    """Whether a model drafts in the form that a Markov head is for."""
+    return loaded.can_draft and loaded.config.draft_form == "led" and loaded.config.block_length > 2
 
 
 def train_head(
@@ -230,6 +241,9 @@ def train_head(
     prompts: Prompts = None,
     sampled_share: SampledShare = 0.3,
     answer_tokens: AnswerTokens = 192,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Train one of the two heads: draft or markov.")
+    ] = None,
     words: Annotated[int, typer.Option("--words", help="Tokens that it can guess.")] = 8192,
     inner: Annotated[int, typer.Option("--inner", help="Width of its hidden layer.")] = 1024,
     epochs: Annotated[float, typer.Option("--epochs", help="Times it sees each answer.")] = 3.0,
@@ -237,16 +251,21 @@ def train_head(
     dtype: opt.Dtype = "auto",
     no_progress: opt.NoProgress = False,
 ) -> int:
-    """Train a draft head, which makes mode auto faster.
+    """Train the heads of an adapter, which make drafts better and auto faster.
 
-    It guesses the next tokens without a pass of the model. It is written to
-    OUTPUT/draft_head.safetensors and is used with --adapter OUTPUT.
+    The draft head guesses the next tokens without a pass of the model. The Markov head tells the
+    model's own drafts what each token says of the next one; an adapter without the led draft form
+    gets none. They are written to draft_head.safetensors and markov_head.safetensors in OUTPUT
+    and are used with --adapter OUTPUT.
     """
     from trimode.checkpoints import load, open_checkpoint
     from trimode.training.draft_head import DraftHeadTraining, read_answers
+    from trimode.training.markov_head import MarkovHeadTraining
     from trimode.training.self_generate import SelfGenerationConfig, read_prompt_rows
 
     _refuse_several()
+    if only not in (None, "draft", "markov"):
+        raise InputError("only", str(only), "draft or markov")
     asked = DraftHeadTraining(words=words, inner=inner, epochs=epochs, seed=seed)
     if not output.is_dir():
         raise InputError("output", str(output), "must be the directory of an adapter")
@@ -263,13 +282,20 @@ def train_head(
         if code:
             return code
     opt.existing_file(data, "data")
-    loaded = load(model, dtype=dtype, adapter="none", progress=not no_progress)
+    loaded = load(model, dtype=dtype, adapter=output, progress=not no_progress)
     answers = read_answers(loaded, data)
-    typer.echo(str(_train_head(loaded, asked, answers, output, no_progress)))
+    if only == "markov" and not _takes_markov_head(loaded):
+        found = f"drafts in the {loaded.config.draft_form} form"
+        raise InputError("output", found, "a Markov head needs an adapter of the led form")
+    if only != "markov":
+        typer.echo(str(_train_draft_head(loaded, asked, answers, output, no_progress)))
+    if only != "draft" and _takes_markov_head(loaded):
+        chained = MarkovHeadTraining(seed=seed)
+        typer.echo(str(_train_markov_head(loaded, chained, answers, output, no_progress)))
     return 0
 
 
-def _train_head(
+def _train_draft_head(
     loaded: "LoadedModel",
     asked: "DraftHeadTraining",
     answers: list[tuple[list[int], list[int]]],
@@ -277,17 +303,11 @@ def _train_head(
     no_progress: bool,
 ) -> Path:
     """Train a draft head on a model's own answers and write it; returns the file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from trimode.checkpoints.draft_head import save_draft_head
     from trimode.training.draft_head import Progress as Fit
     from trimode.training.draft_head import collect, fit
 
-    console = Console(stderr=True)
-    console.quiet = no_progress or not console.is_terminal
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with _head_progress(no_progress) as bar:
         reading = bar.add_task("draft head: reading answers", total=len(answers))
         read = collect(loaded, answers, advance=lambda: bar.advance(reading))
         training = bar.add_task("draft head: training", total=None)
@@ -300,6 +320,45 @@ def _train_head(
     hits = ", ".join(f"{share:.0%}" for share in last.hits)
     _say(f"draft head: {hits} of its guesses 1, 2, ... tokens ahead are right on held-out answers")
     return save_draft_head(output, net, tokens)
+
+
+def _train_markov_head(
+    loaded: "LoadedModel",
+    asked: "MarkovHeadTraining",
+    answers: list[tuple[list[int], list[int]]],
+    output: Path,
+    no_progress: bool,
+) -> Path:
+    """Train a Markov head on a model's own drafts and write it; returns the file."""
+    from trimode.checkpoints.markov_head import save_markov_head
+    from trimode.training.markov_head import Progress as Fit
+    from trimode.training.markov_head import collect, fit
+
+    with _head_progress(no_progress) as bar:
+        drafting = bar.add_task("Markov head: drafting", total=len(answers))
+        seen = collect(loaded, answers, seed=asked.seed, advance=lambda: bar.advance(drafting))
+        training = bar.add_task("Markov head: training", total=None)
+
+        def report(now: Fit) -> None:
+            what = f"Markov head: {now.hits:.0%} of drafted tokens right"
+            bar.update(training, total=now.steps, completed=now.step, description=what)
+
+        net, last = fit(loaded, seen, asked, report=report)
+    _say(
+        f"Markov head: {last.hits:.0%} of drafted tokens are right after a right one on held-out "
+        f"answers, {last.hits_before:.0%} without it"
+    )
+    return save_markov_head(output, net)
+
+
+def _head_progress(no_progress: bool) -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    console.quiet = no_progress or not console.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
 
 
 def _write_conversations(

@@ -3,7 +3,13 @@
 from trimode.decoding.auto.acceptance import Acceptance, DraftRecord
 from trimode.decoding.auto.costs import CostCurve, break_even
 from trimode.decoding.auto.policy import BatchLoad, Plan, Policy
-from trimode.decoding.context import BlockView, CommitScorer, DecodingContext, DraftHead
+from trimode.decoding.context import (
+    BlockView,
+    CommitScorer,
+    DecodingContext,
+    DraftHead,
+    MarkovHead,
+)
 from trimode.decoding.denoising.commit_rules import RULES
 from trimode.decoding.events import Committed, Drafted, Event, TokenLogprob
 from trimode.decoding.modes.registry import (
@@ -36,6 +42,7 @@ __all__ = [
     "Event",
     "Keep",
     "Logits",
+    "MarkovHead",
     "ModeSpec",
     "Plan",
     "Policy",

@@ -1,9 +1,10 @@
 """What a decoder knows of its request besides the prompt."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from trimode.config import CommitRuleName
@@ -52,6 +53,22 @@ class DraftHead(Protocol):
 
         Returns:
             Tokens, parents and chances; None if it has no faster way than step by step.
+        """
+        ...
+
+
+class MarkovHead(Protocol):
+    """Judges the candidates of a mask by the token before it."""
+
+    def at(self, states: Tensor, candidates: np.ndarray) -> Callable[[int, int], np.ndarray]:
+        """What is to be added to logits of candidates.
+
+        Args:
+            states: hidden states of the places' masks, `[places, dim]`.
+            candidates: ids of each place's candidates, `[places, k]`.
+
+        Returns:
+            (place, token before it) -> what is added to the logits of its candidates, `[k]`.
         """
         ...
 
@@ -112,6 +129,8 @@ class DecodingContext:
     """For the commit rule `learned`."""
     draft_head: DraftHead | None = None
     """For the plan `head` of the mode `auto`."""
+    markov_head: MarkovHead | None = None
+    """For led drafts of one pass and rolling blocks."""
     policy: Policy | None = None
     """For the mode `auto`."""
     prediction: tuple[int, ...] = ()

@@ -67,8 +67,9 @@ class Logits:
     """fp32 logits of the rows asked for, `[n, vocab]`."""
     hidden: Tensor
     """States after the final norm of all wanted rows, `[len(span.wanted), dim]`."""
-    head: Callable[[Sequence[int]], Tensor]
-    """Logits `[m, vocab]` of further rows of the same span, computed on demand."""
+    head: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+    """Logits `[m, vocab]` and hidden states `[m, dim]` of further rows of the same span, computed
+    on demand."""
 
 
 class Asked(TypedDict):

@@ -173,8 +173,9 @@ def _note(part: Slice, rows: Tensor) -> None:
     sequence.rows_done = part.stop
 
 
-def _head(runner: Runner, hidden: Tensor) -> Callable[[Seq[int]], Tensor]:
-    def head(rows: Seq[int]) -> Tensor:
-        return runner.logits(hidden[list(rows)])
+def _head(runner: Runner, hidden: Tensor) -> Callable[[Seq[int]], tuple[Tensor, Tensor]]:
+    def head(rows: Seq[int]) -> tuple[Tensor, Tensor]:
+        states = hidden[list(rows)]
+        return runner.logits(states), states
 
     return head

@@ -93,6 +93,7 @@ def resolve(
         show_drafts=options.show_drafts,
         commit_scorer=model.commit_scorer,
         draft_head=model.draft_head,
+        markov_head=model.markov_head,
         policy=policy,
         prediction=options.prediction,
     )

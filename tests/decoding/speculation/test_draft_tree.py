@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.decoding.test_sampling import sampler, seen
-from trimode.decoding.speculation.draft_tree import MAX_BRANCHES, ROOT, DraftTree, likeliest_tree
+from trimode.decoding.speculation.draft_tree import (
+    MAX_BRANCHES,
+    ROOT,
+    DraftTree,
+    Independent,
+    likeliest_tree,
+)
 from trimode.decoding.speculation.verify import follow, masks_of, tree_visibility
 
 
@@ -18,6 +24,10 @@ def paths(tree):
     for token, parent in zip(tree.tokens, tree.parents, strict=True):
         found.append((*(found[parent] if parent != ROOT else ()), token))
     return found
+
+
+def independent_tree(scores, nodes):
+    return likeliest_tree(Independent(scores, MAX_BRANCHES), 0, nodes)
 
 
 @settings(max_examples=60, deadline=None)
@@ -31,7 +41,7 @@ def test_the_nodes_are_the_likeliest_beginnings(places, nodes, seed):
         for path in itertools.product(range(6), repeat=length)
         if all(t in scores[i].topk(min(6, nodes)).indices for i, t in enumerate(path))
     }
-    tree = likeliest_tree(scores, nodes)
+    tree = independent_tree(scores, nodes)
     found = paths(tree)
     assert len(set(found)) == len(found) == min(nodes, len(every))
     best = sorted(every.values(), reverse=True)[: len(found)]
@@ -41,13 +51,13 @@ def test_the_nodes_are_the_likeliest_beginnings(places, nodes, seed):
 
 
 def test_a_tree_considers_a_few_tokens_of_a_place_only():
-    tree = likeliest_tree(torch.zeros(1, 50), 40)
+    tree = independent_tree(torch.zeros(1, 50), 40)
     assert len(tree) == MAX_BRANCHES
 
 
 def test_nothing_to_draft_from_is_an_empty_tree():
-    assert len(likeliest_tree(torch.zeros(0, 9), 5)) == 0
-    assert len(likeliest_tree(torch.zeros(3, 9), 0)) == 0
+    assert len(independent_tree(torch.zeros(0, 9), 5)) == 0
+    assert len(independent_tree(torch.zeros(3, 9), 0)) == 0
 
 
 TREE = DraftTree((5, 7, 6, 8), (ROOT, ROOT, 0, 2), (0.6, 0.3, 0.2, 0.1))

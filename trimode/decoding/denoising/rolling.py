@@ -21,6 +21,7 @@ from trimode.decoding.context import DecodingContext
 from trimode.decoding.denoising.block import candidates, propose
 from trimode.decoding.denoising.commit_rules import trusted
 from trimode.decoding.events import Committed, Drafted, TokenState
+from trimode.decoding.markov import chained
 from trimode.decoding.span import Decoder, Keep, Span, SpanKind, causal_span, led_visibility
 
 
@@ -55,7 +56,7 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
             first = len(filled) + ends.index(kept) * masks
             proposing = context.predicting(range(first + 1, first + wanted))
             known = [*tokens, following]
-            run, sure = _leading_run(logits.head(proposing), known, context)
+            run, sure = _leading_run(*logits.head(proposing), known, context)
             if context.show_drafts:
                 yield _snapshot(len(tokens), (following, *run), sure, wanted, context)
         filled = [following, *run]
@@ -117,21 +118,25 @@ def _confirmed(filled: Sequence[int], causal: Tensor, context: DecodingContext) 
 
 
 def _leading_run(
-    rows: Tensor, known: Sequence[int], context: DecodingContext
+    rows: Tensor, states: Tensor, known: list[int], context: DecodingContext
 ) -> tuple[list[int], list[float]]:
     """The longest run of proposals from the left that the commit rule trusts, and all confidences.
 
-    Row i of `rows` `[n, vocab]` is for absolute position len(known) + i. A run ends with a stop
-    token, and before a position where the end of thinking is due.
+    Row i of `rows` `[n, vocab]`, and of hidden states `[n, dim]`, is for absolute position
+    len(known) + i. A run ends with a stop token, and before a position where the end of thinking is
+    due.
     """
     start, count = len(known), len(rows)
     due = context.forced_offset(start, count, known)
     if due is not None:
-        rows, count = rows[:due], due
+        rows, states, count = rows[:due], states[:due], due
     if not count:
         return [], []
     rows = context.sampler.exclude_mask(rows)
-    tokens = candidates(rows, start, list(range(count)), known, context)
+    if context.markov_head is None:
+        tokens = candidates(rows, start, list(range(count)), known, context)
+    else:
+        rows, tokens = chained(rows, states, known, context)
     block = (known[-1], *[context.mask_token_id] * count)
     quota = -(-context.block_length // context.max_denoising_steps)
     proposal = propose(rows, tokens, start - 1, block, range(1, count + 1), context, quota)

@@ -193,10 +193,9 @@ class _Run:
         wanted = min(masks, self.remaining)
         if wanted > 1:
             proposals = proposals_of(node, draft, masks, wanted, logits, context)
-            start = len(self.tokens)
-            self.proposed = draft_from(proposals, start, self.tokens, MAX_TREE_NODES, context)
+            self.proposed = draft_from(*proposals, self.tokens, MAX_TREE_NODES, context)
             if context.show_drafts:
-                yield draft_snapshot(start - 1, emitted[-1], self.proposed)
+                yield draft_snapshot(len(self.tokens) - 1, emitted[-1], self.proposed)
         return judged(draft, path)
 
     def _decode(self, plan: Plan) -> Generator[Span | Committed, Logits | None, None]:

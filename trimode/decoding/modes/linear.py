@@ -95,7 +95,7 @@ def _led_draft(newest: int, tokens: Sequence[int], context: DecodingContext) -> 
     yield Keep((0,))
     root = sampler.pick(logits.rows[0], start, tokens)
     yield Committed(tokens=(root,), logprobs=sampler.logprobs(logits.rows[:1], (root,)), drafted=0)
-    draft = draft_from(logits.rows[1:], start + 1, [*tokens, root], masks, context)
+    draft = draft_from(logits.rows[1:], logits.hidden[1:], [*tokens, root], masks, context)
     if context.show_drafts:
         yield draft_snapshot(start, root, draft)
     return root, draft, 0

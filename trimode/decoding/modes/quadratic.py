@@ -66,7 +66,7 @@ def quadratic_speculation(prompt: Sequence[int], context: DecodingContext) -> De
         node = path[-1] if path else ROOT
         wanted = min(masks, context.remaining(len(tokens)))
         proposals = proposals_of(node, draft, masks, wanted, logits, context)
-        draft = draft_from(proposals, len(tokens), tokens, nodes, context)
+        draft = draft_from(*proposals, tokens, nodes, context)
         if context.show_drafts:
             yield draft_snapshot(len(tokens) - 1, tokens[-1], draft)
 

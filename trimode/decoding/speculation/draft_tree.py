@@ -1,6 +1,7 @@
 """A speculative draft as a tree: at some places more than one token is tried.
 
-The denoiser proposes a distribution at each place. The second best token is often the verifier's,
+The denoiser proposes a distribution at each place, which a Markov head makes depend on the token
+before it. The second best token is often the verifier's,
 so a verify pass of n rows accepts more when they are the n likeliest beginnings of an answer than
 when they are one line of n tokens. Sources: SpecInfer (arXiv 2305.09781); Medusa (arXiv
 2401.10774), whose heads are independent of each other too.
@@ -9,10 +10,13 @@ when they are one line of n tokens. Sources: SpecInfer (arXiv 2305.09781); Medus
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from trimode.decoding.sampling import highest
 
 ROOT = -1
 """The node before the draft: a token that is known."""
@@ -107,56 +111,69 @@ NOTHING = DraftTree()
 """No draft."""
 
 
-def likeliest_tree(scores: Tensor, nodes: int) -> DraftTree:
-    """The `nodes` likeliest beginnings of an answer whose tokens are independent of each other.
+class Places(Protocol):
+    """What may stand at the places of a draft."""
+
+    def __len__(self) -> int: ...
+
+    def branches(self, place: int, token: int, count: int, /) -> tuple[list[float], list[int]]:
+        """Logarithms of the chances of the likeliest tokens, highest first, and their ids.
+
+        `token`: the one before the place.
+        """
+        ...
+
+
+class Independent:
+    """Places whose tokens do not depend on each other."""
+
+    def __init__(self, scores: Tensor, branches: int) -> None:
+        """`scores`: unnormalised log-probabilities, `[places, vocab]`."""
+        best = highest(scores, min(branches, scores.shape[-1]))
+        top = best.values[:, :1]
+        logs = best.values - top - (scores - top).exp_().sum(-1, keepdim=True).log_()
+        self._logs, self._ids = logs.tolist(), best.indices.tolist()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def branches(self, place: int, _: int, count: int) -> tuple[list[float], list[int]]:
+        """See `Places`."""
+        return self._logs[place][:count], self._ids[place][:count]
+
+
+def likeliest_tree(places: Places, newest: int, nodes: int) -> DraftTree:
+    """The `nodes` likeliest beginnings of an answer.
 
     Args:
-        scores: unnormalised log-probabilities at each place, `[places, vocab]`.
+        places: what may stand at each place.
+        newest: the token before the first place.
         nodes: of the tree.
     """
-    if not len(scores) or nodes < 1:
+    if not len(places) or nodes < 1:
         return NOTHING
-    branches = min(MAX_BRANCHES, nodes, scores.shape[-1])
-    values, indices = _top(scores, branches)
-    highest = values[:, :1]
-    logs = (values - highest - (scores - highest).exp_().sum(-1, keepdim=True).log_()).tolist()
-    ids = indices.tolist()
+    count = min(MAX_BRANCHES, nodes)
     tokens: list[int] = []
     parents: list[int] = []
     chances: list[float] = []
-    # (-log chance of the path, order of entry, place, rank at that place, parent)
-    waiting = [(-logs[0][0], 0, 0, 0, ROOT)]
+    logs, ids = places.branches(0, newest, count)
+    # (-log chance of the path, order of entry, place, rank at that place, parent, its branches)
+    waiting = [(-logs[0], 0, 0, 0, ROOT, logs, ids)]
     entered = 0
     while waiting and len(tokens) < nodes:
-        cost, _, place, rank, parent = heapq.heappop(waiting)
+        cost, _, place, rank, parent, logs, ids = heapq.heappop(waiting)
         node = len(tokens)
-        tokens.append(ids[place][rank])
+        tokens.append(ids[rank])
         parents.append(parent)
         chances.append(float(np.exp(-cost)))
-        if rank + 1 < branches:
+        if rank + 1 < len(ids):
             entered += 1
-            other = cost + logs[place][rank] - logs[place][rank + 1]
-            heapq.heappush(waiting, (other, entered, place, rank + 1, parent))
-        if place + 1 < len(logs):
+            other = cost + logs[rank] - logs[rank + 1]
+            heapq.heappush(waiting, (other, entered, place, rank + 1, parent, logs, ids))
+        if place + 1 < len(places) and node + 1 < nodes:
             entered += 1
-            heapq.heappush(waiting, (cost - logs[place + 1][0], entered, place + 1, 0, node))
+            after, following = places.branches(place + 1, ids[rank], count)
+            heapq.heappush(
+                waiting, (cost - after[0], entered, place + 1, 0, node, after, following)
+            )
     return DraftTree(tuple(tokens), tuple(parents), tuple(chances))
-
-
-_GROUP = 64
-
-
-def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of each row and where they are, highest first; both `[n, count]`.
-
-    On a CPU this is four times as fast as `topk` over a large vocabulary. A group whose maximum is
-    not among the `count` highest maxima can hold none of them.
-    """
-    n, vocab = scores.shape
-    if vocab % _GROUP or vocab // _GROUP < count:
-        values, indices = scores.topk(count)
-        return values, indices
-    groups = scores.view(n, -1, _GROUP)
-    best = groups.amax(-1).topk(count).indices
-    found = groups.gather(1, best[..., None].expand(-1, -1, _GROUP)).flatten(1).topk(count)
-    return found.values, best.gather(1, found.indices // _GROUP) * _GROUP + found.indices % _GROUP

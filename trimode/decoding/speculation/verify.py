@@ -13,9 +13,16 @@ from torch import Tensor
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.events import Committed, Drafted, TokenState
+from trimode.decoding.markov import Neighbours
 from trimode.decoding.sampling import Sampler
 from trimode.decoding.span import Logits, Span, SpanKind, causal_span
-from trimode.decoding.speculation.draft_tree import ROOT, DraftTree, likeliest_tree
+from trimode.decoding.speculation.draft_tree import (
+    MAX_BRANCHES,
+    ROOT,
+    DraftTree,
+    Independent,
+    likeliest_tree,
+)
 
 
 def first_token(
@@ -76,10 +83,18 @@ def proposals_of(
     wanted: int,
     logits: Logits,
     context: DecodingContext,
-) -> Tensor:
-    """Logits `[wanted - 1, vocab]` of a node's masks but the first, whose token AR decides."""
+) -> tuple[Tensor, Tensor]:
+    """What a node's masks propose but the first, whose token AR decides.
+
+    Returns:
+        Logits `[wanted - 1, vocab]` and hidden states `[wanted - 1, dim]`.
+    """
     if not draft:
-        return logits.rows[len(logits.rows) - (masks - 1) :][: wanted - 1]
+        rows, states = logits.rows, logits.hidden
+        return (
+            rows[len(rows) - (masks - 1) :][: wanted - 1],
+            states[len(states) - (masks - 1) :][: wanted - 1],
+        )
     return logits.head(context.predicting(masks_of(node, draft, masks)[1:wanted]))
 
 
@@ -148,19 +163,34 @@ def tree_visibility(parents: tuple[int, ...], masks: int) -> tuple[Tensor, Tenso
 
 
 def draft_from(
-    rows: Tensor, start: int, history: Sequence[int], nodes: int, context: DecodingContext
+    rows: Tensor,
+    states: Tensor,
+    history: Sequence[int],
+    nodes: int,
+    context: DecodingContext,
 ) -> DraftTree:
-    """A draft from the logits `[n, vocab]` of masks; `start`: absolute position of the first.
+    """A draft after all tokens so far, from the masks that follow them.
 
-    `nodes`: most tokens of a tree; a line has one for each mask.
+    Args:
+        rows: logits of the masks, `[n, vocab]`.
+        states: their hidden states, `[n, dim]`.
+        history: all tokens before them.
+        nodes: most tokens of a tree; a line has one for each mask.
+        context: the request.
     """
-    sampler = context.sampler
+    sampler, start = context.sampler, len(history)
     due = context.forced_offset(start, len(rows), history)
-    rows = rows[:due]
+    rows, states = rows[:due], states[:due]
     if not len(rows):
         return DraftTree()
     if context.draft_tree and sampler.constraint is None:
-        return likeliest_tree(sampler.scores(rows, start, history), nodes)
+        scores, head = sampler.scores(rows, start, history), context.markov_head
+        places = (
+            Independent(scores, min(MAX_BRANCHES, nodes))
+            if head is None
+            else Neighbours(scores, states, head, sampler.sharpness)
+        )
+        return likeliest_tree(places, history[-1], nodes)
     tokens = sampler.sample(rows, start, history)
     chances = sampler.exclude_mask(rows).softmax(-1).gather(-1, tokens[:, None])[:, 0]
     return DraftTree.line(tokens.tolist(), chances.tolist())

@@ -1,0 +1,149 @@
+"""Proposals judged again by the token before them: trees, and chains of a rolling block."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.decoding.modes.test_auto import COSTS, decode
+from tests.decoding.modes.test_lossless import PROMPT, SAMPLED, agreeable
+from tests.decoding.speculation.test_draft_tree import paths
+from tests.decoding.test_sampling import sampler
+from trimode.config import GenerationOptions
+from trimode.decoding.markov import CANDIDATES, Neighbours, candidates_of, chained
+from trimode.decoding.speculation.draft_tree import likeliest_tree
+
+NEWEST = 3
+
+
+class Table:
+    """A head that adds a number for each place, token before and candidate."""
+
+    def __init__(self, added):
+        self.added = added
+
+    def at(self, _, candidates):
+        return lambda place, token: self.added[place, token, candidates[place]].numpy()
+
+
+def drawn(places, vocab, seed):
+    made = torch.Generator().manual_seed(seed)
+    added = 2 * torch.randn(places, vocab, vocab, generator=made)
+    return 2 * torch.randn(places, vocab, generator=made), added
+
+
+@settings(max_examples=60, deadline=None)
+@given(places=st.integers(1, 3), nodes=st.integers(1, 20), seed=st.integers(0, 999))
+def test_nodes_of_a_tree_are_the_likeliest_beginnings_each_given_the_token_before(
+    places, nodes, seed
+):
+    scores, added = drawn(places, 6, seed)
+    every = {}
+    for length in range(1, places + 1):
+        for path in itertools.product(range(6), repeat=length):
+            chance = 1.0
+            for place, (before, token) in enumerate(itertools.pairwise((NEWEST, *path))):
+                row = (scores[place] + added[place, before]).double().softmax(-1)
+                chance *= float(row[token])
+            every[path] = chance
+    known = Neighbours(scores.clone(), torch.zeros(places, 1), Table(added), 1.0)
+    tree = likeliest_tree(known, NEWEST, nodes)
+    found = paths(tree)
+    assert len(set(found)) == len(found)
+    assert tree.chances == pytest.approx([every[path] for path in found], rel=1e-4)
+    assert list(tree.chances) == sorted(tree.chances, reverse=True)
+    if nodes >= 6:  # with fewer, as many tokens of a place are considered
+        best = sorted(every.values(), reverse=True)[: len(found)]
+        assert sorted(tree.chances, reverse=True) == pytest.approx(best, rel=1e-4)
+
+
+@pytest.mark.parametrize("vocab", [5, CANDIDATES, 64 * 40])
+def test_candidates_and_the_others_are_all_there_is(vocab):
+    scores = 3 * torch.randn(4, vocab, generator=torch.Generator().manual_seed(1))
+    found = candidates_of(scores.clone(), CANDIDATES)
+    assert found.ids.shape[1] == min(vocab, CANDIDATES)
+    assert torch.equal(found.scores, scores.gather(1, found.ids))
+    total = torch.cat((found.scores, found.others[:, None]), -1).logsumexp(-1)
+    torch.testing.assert_close(total, scores.logsumexp(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_scores_rise_with_the_head_as_they_do_with_logits():
+    scores, added = drawn(2, 6, 7)
+    flat, sharp = (
+        Neighbours(scores / t, torch.zeros(2, 1), Table(added), 1 / t) for t in (1.0, 0.25)
+    )
+    assert np.allclose(sharp.scores(1, 2), 4 * flat.scores(1, 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_chain_chooses_from_left_to_right(temperature):
+    context = agreeable(0).engine()._resolve(PROMPT, GenerationOptions())
+    chooser = sampler(temperature=temperature, seed=4)
+    for seed in range(20):
+        scores, added = drawn(4, 12, seed)
+        asked = replace(context, sampler=chooser, markov_head=Table(added))
+        rows, tokens = chained(scores.clone(), torch.zeros(4, 1), [1, 2, NEWEST], asked)
+        before, expected = NEWEST, []
+        for place in range(4):
+            row = scores[place] + added[place, before]
+            assert torch.equal(rows[place], row)
+            before = chooser.pick(row.clone(), 3 + place, [1, 2, NEWEST])
+            expected.append(before)
+        assert tokens.tolist() == expected
+
+
+def with_head(model, head):
+    return replace(model, model=replace(model.model, markov_head=head))
+
+
+class Anything:
+    """A head of random numbers."""
+
+    def __init__(self, seed):
+        self.draw, self.asked = np.random.default_rng(seed), 0
+
+    def at(self, states, candidates):
+        assert len(states) == len(candidates)
+        self.asked += 1
+        return lambda place, _: 3 * self.draw.standard_normal(candidates.shape[1], np.float32)
+
+
+@pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"mode": "linear", "seed_block": False, "draft_tree": True},
+        {"mode": "quadratic", "draft_tree": True},
+    ],
+    ids=["linear", "quadratic"],
+)
+def test_a_head_of_random_numbers_changes_no_text(mode, options):
+    for seed in range(2):
+        model = agreeable(seed)
+        expected = model.generate(PROMPT, max_tokens=40, **options).tokens
+        guessing = with_head(model, Anything(seed))
+        found = guessing.generate(PROMPT, max_tokens=40, block_length=5, **mode, **options)
+        assert found.tokens == expected
+        assert guessing.model.markov_head.asked > 0
+
+
+@pytest.mark.parametrize("costs", COSTS.values(), ids=COSTS)
+def test_auto_keeps_its_text_too(costs):
+    model = agreeable(1)
+    expected = model.generate(PROMPT, max_tokens=48).tokens
+    asked = {"max_tokens": 48, "draft_tree": True}
+    assert decode(with_head(model, Anything(1)).model, costs, **asked).tokens == expected
+
+
+def test_a_rolling_block_takes_the_head_s_word():
+    """Where AR confirms everything, only what is proposed decides how the text goes on."""
+    model = agreeable(1)
+    plain = {"mode": "diffusion", "rolling_block": True, "threshold": 0.0}
+    kept = {"revision_threshold": 0.0, "block_length": 4, "max_tokens": 24}
+    without = model.generate(PROMPT, **plain, **kept).tokens
+    guessing = with_head(model, Anything(5))
+    assert guessing.generate(PROMPT, **plain, **kept).tokens != without

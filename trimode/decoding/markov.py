@@ -1,0 +1,100 @@
+"""Proposals of masks, each judged again by the token before it: what a Markov head is for.
+
+A pass proposes tokens for several masks as if they did not depend on each other. From left to
+right they do: once a token is chosen, the best candidates of the next place are compared anew.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimode.decoding.context import DecodingContext, MarkovHead
+from trimode.decoding.sampling import highest
+
+CANDIDATES = 32
+"""Tokens of a place that are compared anew. The others keep their scores, and are not chosen."""
+_MOST = 80.0
+"""Its exponential is a number still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The best tokens of some places."""
+
+    ids: Tensor
+    """`[places, k]`."""
+    scores: Tensor
+    """Theirs, highest first, `[places, k]`."""
+    others: Tensor
+    """log(sum(exp(scores))) of all other tokens, `[places]`."""
+
+
+def candidates_of(scores: Tensor, count: int) -> Candidates:
+    """The `count` best of scores `[places, vocab]`."""
+    best = highest(scores, min(count, scores.shape[-1]))
+    top = best.values[:, :1]
+    rest = (scores - top).exp_().sum(-1) - (best.values - top).exp_().sum(-1)
+    others = rest.clamp_(min=torch.finfo(torch.float32).tiny).log_() + top[:, 0]
+    return Candidates(best.indices, best.values, others)
+
+
+class Neighbours:
+    """The best candidates of some places, given the token before each."""
+
+    def __init__(self, scores: Tensor, states: Tensor, head: MarkovHead, sharpness: float) -> None:
+        """What is needed of the places, once.
+
+        Args:
+            scores: to choose the best of, `[places, vocab]`.
+            states: hidden states of the places' masks, `[places, dim]`.
+            head: judges.
+            sharpness: by how much a score rises with its logit.
+        """
+        found = candidates_of(scores, CANDIDATES)
+        self.ids, self._scores = found.ids.cpu().numpy(), found.scores.cpu().numpy()
+        self._others: list[float] = found.others.tolist()
+        self._after, self._sharpness = head.at(states, self.ids), sharpness
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def scores(self, place: int, token: int) -> np.ndarray:
+        """Scores of the candidates of a place, given the token before it, `[k]`."""
+        return self._scores[place] + self._sharpness * self._after(place, token)
+
+    def branches(self, place: int, token: int, count: int) -> tuple[list[float], list[int]]:
+        """Logarithms of the chances of the likeliest candidates, highest first, and their ids."""
+        scores = self.scores(place, token)
+        order = np.argsort(-scores)[:count]
+        highest_score = scores[order[0]]
+        total = np.exp(scores - highest_score).sum()
+        total += np.exp(min(self._others[place] - highest_score, _MOST))
+        logs = scores[order] - (highest_score + np.log(total))
+        return logs.tolist(), self.ids[place][order].tolist()
+
+
+def chained(
+    rows: Tensor, states: Tensor, known: list[int], context: DecodingContext
+) -> tuple[Tensor, Tensor]:
+    """Proposals from left to right, each given the one before it.
+
+    Args:
+        rows: logits of places that follow each other, `[n, vocab]`; changed in place.
+        states: hidden states of their masks, `[n, dim]`.
+        known: all tokens before the first place.
+        context: the request; it has a Markov head.
+
+    Returns:
+        The logits and the tokens proposed, `[n]`.
+    """
+    assert context.markov_head is not None
+    neighbours = Neighbours(rows, states, context.markov_head, 1.0)
+    token, tokens = known[-1], []
+    for place, row in enumerate(rows):
+        ids = torch.from_numpy(neighbours.ids[place])
+        row[ids] = torch.from_numpy(neighbours.scores(place, token)).to(row)
+        token = int(context.sampler.sample(row[None], len(known) + place, known))
+        tokens.append(token)
+    return rows, torch.tensor(tokens, device=rows.device)

@@ -1,0 +1,118 @@
+"""A Markov head: what a drafted token says of the one after it.
+
+A denoiser proposes a token at each mask without knowing what its neighbours become. The head adds
+to the logit of a place's candidate c, given the token t that was chosen before it and the mask's
+hidden state h:
+
+    W E(c) . V silu(A h + B D E(t)),    E: the model's embeddings
+
+D and W lead to `rank` numbers, so each token has a row in two small tables, which are made when the
+head is first used. A candidate costs `rank` multiplications, a token before a few thousand.
+
+Sources: DSpark (arXiv 2607.05147), whose tables are learnt for each token and know nothing of the
+mask's state; Hydra (arXiv 2402.05109), whose heads depend on each other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimode.config import check_range
+from trimode.model.transformer import Transformer
+
+_AT_ONCE = 4096
+"""Embeddings that are read at once."""
+_MOST = 60.0
+"""Its exponential is a number still."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkovHeadConfig:
+    """Sizes of a Markov head and the scales of what it reads."""
+
+    dim: int
+    """Of the model's hidden states."""
+    inner: int = 256
+    rank: int = 96
+    state_scale: float = 1.0
+    """Root mean square of the hidden states of masks."""
+    embedding_scale: float = 1.0
+    """Root mean square of the model's embeddings."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "inner", "rank"):
+            check_range(name, getattr(self, name), 1, None)
+
+
+class MarkovHeadNet(nn.Module):
+    """The weights of a Markov head."""
+
+    def __init__(self, config: MarkovHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.state = nn.Linear(config.dim, config.inner)
+        self.before = nn.Linear(config.dim, config.rank, bias=False)
+        self.enter = nn.Linear(config.rank, config.inner, bias=False)
+        self.leave = nn.Linear(config.inner, config.rank, bias=False)
+        self.words = nn.Linear(config.dim, config.rank, bias=False)
+
+    def forward(self, state: Tensor, before: Tensor, candidates: Tensor, dropout: float) -> Tensor:
+        """What is added to the logits of candidates, `[n, k]`.
+
+        Args:
+            state: of the masks, `[n, dim]`.
+            before: embeddings of the tokens before them, `[n, dim]`.
+            candidates: embeddings of their candidates, `[n, k, dim]`.
+            dropout: share of the inner units that are left out.
+        """
+        config = self.config
+        known = self.enter(self.before(before / config.embedding_scale))
+        inner = F.silu(self.state(state / config.state_scale) + known)
+        judged = self.leave(F.dropout(inner, dropout, dropout > 0))
+        words = self.words(candidates / config.embedding_scale)
+        return torch.einsum("nkr,nr->nk", words, judged)
+
+
+class PackedMarkovHead:
+    """A Markov head for decoding; see `trimode.decoding.MarkovHead`."""
+
+    def __init__(self, net: MarkovHeadNet, transformer: Transformer) -> None:
+        """`transformer`: whose embeddings it reads."""
+        self._net, self._transformer = net.eval(), transformer
+
+    @torch.inference_mode()
+    def at(self, states: Tensor, candidates: np.ndarray) -> Callable[[int, int], np.ndarray]:
+        """See `trimode.decoding.MarkovHead`."""
+        net, (before, words) = self._net, self._tables
+        places = net.state(states.float().cpu() / net.config.state_scale).numpy()
+        shown = words[candidates]
+        enter, leave = self._matrices
+
+        def after(place: int, token: int) -> np.ndarray:
+            inner = places[place] + enter @ before[token].astype(np.float32)
+            inner /= 1 + np.exp(np.minimum(-inner, _MOST))
+            return shown[place] @ (leave @ inner)
+
+        return after
+
+    @cached_property
+    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        net = self._net
+        return net.enter.weight.detach().numpy(), net.leave.weight.detach().numpy()
+
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each token before and each candidate, fp16 `[vocab, rank]` both."""
+        net, transformer = self._net, self._transformer
+        ids = torch.arange(transformer.config.vocab_size).split(_AT_ONCE)
+        made: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for some in ids:
+            embedded = transformer.embedding(some.to(transformer.device)).float().cpu()
+            for table, linear in zip(made, (net.before, net.words), strict=True):
+                table.append(linear(embedded / net.config.embedding_scale).half().numpy())
+        return np.concatenate(made[0]), np.concatenate(made[1])
