@@ -3,6 +3,7 @@
     python benchmarks/quality/conversion.py --data data --adapter DIR
         [--prompts 20] [--sets instructions] [--max-tokens 128] [--block-length 16]
         [--commit-rule threshold] [--spare-drafts 2] [--name NAME] [--thresholds 0.5 0.9]
+        [--no-markov-head] [--fixed-block]
 
 The prompts are self_instruct user instructions, GSM8K test and HumanEval, `--prompts` of each. The
 model was not trained on them and did not sample them. Temperature 0.
@@ -16,6 +17,7 @@ import argparse
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -126,9 +128,13 @@ def main() -> None:
     parser.add_argument("--spare-drafts", type=int, help="of diffusion, in a rolling block")
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     parser.add_argument("--skip-speculation", action="store_true")
+    parser.add_argument("--no-markov-head", action="store_true", help="as if it had none")
+    parser.add_argument("--fixed-block", action="store_true", help="of diffusion")
     parser.add_argument("--name", default="conversion")
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype, adapter=arguments.adapter, progress=False)
+    if arguments.no_markov_head:
+        model = replace(model, markov_head=None)
     options = {"max_tokens": arguments.max_tokens, "block_length": arguments.block_length}
     sets = prompt_sets(arguments.data, arguments.prompts)
     if arguments.sets:
@@ -161,6 +167,7 @@ def main() -> None:
         **options,
         "commit_rule": arguments.commit_rule,
         "spare_drafts": arguments.spare_drafts,
+        "rolling_block": False if arguments.fixed_block else None,
     }
     curve = threshold_curve(model, encoded["all"], everything, asked, arguments.thresholds)
     shown = Table(title=f"diffusion, {', '.join(sets)}")
@@ -169,6 +176,7 @@ def main() -> None:
     for row in curve:
         shown.add_row(*(f"{value:g}" for value in row.values()))
     console.print(shown)
+    asked["markov_head"] = model.markov_head is not None
     result = {**header(), **asked, "prompts": arguments.prompts, "speculation": by_set,
               "diffusion": curve}  # fmt: skip
     save(arguments.name, result)

@@ -35,7 +35,7 @@ def test_it_decodes_as_it_was_trained(dtype):
     candidates = torch.randint(0, 40, (3, 5), generator=made)
     before = torch.tensor([4, 9, 4])
     expected = net(states, model.embedding(before), model.embedding(candidates), 0.0)
-    after = PackedMarkovHead(net, model).at(states, candidates.numpy())
+    after = PackedMarkovHead(net, model).at(states, candidates)
     for place, token in enumerate(before.tolist()):
         found = torch.from_numpy(after(place, token))
         torch.testing.assert_close(found, expected[place], rtol=0.01, atol=0.01)
@@ -43,7 +43,7 @@ def test_it_decodes_as_it_was_trained(dtype):
 
 def test_states_out_of_bounds_are_numbers_still():
     after = PackedMarkovHead(network(), transformer()).at(
-        torch.full((1, DIM), -1e6), np.array([[1, 2]])
+        torch.full((1, DIM), -1e6), torch.tensor([[1, 2]])
     )
     assert np.isfinite(after(0, 3)).all()
 
@@ -54,7 +54,7 @@ def test_a_file_gives_the_same_head(tmp_path):
     assert save_markov_head(tmp_path, net) == tmp_path / FILE
     read = read_markov_head(tmp_path, model)
     assert read is not None
-    states, candidates = torch.randn(1, DIM), np.array([[3, 4, 5]])
+    states, candidates = torch.randn(1, DIM), torch.tensor([[3, 4, 5]])
     expected = PackedMarkovHead(net, model).at(states, candidates)(0, 7)
     found = read.at(states, candidates)(0, 7)
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()

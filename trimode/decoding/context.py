@@ -60,7 +60,7 @@ class DraftHead(Protocol):
 class MarkovHead(Protocol):
     """Judges the candidates of a mask by the token before it."""
 
-    def at(self, states: Tensor, candidates: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    def at(self, states: Tensor, candidates: Tensor) -> Callable[[int, int], np.ndarray]:
         """What is to be added to logits of candidates.
 
         Args:

@@ -4,6 +4,7 @@ A pass proposes tokens for several masks as if they did not depend on each other
 right they do: once a token is chosen, the best candidates of the next place are compared anew.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +54,10 @@ class Neighbours:
             sharpness: by how much a score rises with its logit.
         """
         found = candidates_of(scores, CANDIDATES)
-        self.ids, self._scores = found.ids.cpu().numpy(), found.scores.cpu().numpy()
+        ids = found.ids.cpu()
+        self._after, self._sharpness = head.at(states, ids), sharpness
+        self.ids, self._scores = ids.numpy(), found.scores.cpu().numpy()
         self._others: list[float] = found.others.tolist()
-        self._after, self._sharpness = head.at(states, self.ids), sharpness
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,11 +69,11 @@ class Neighbours:
     def branches(self, place: int, token: int, count: int) -> tuple[list[float], list[int]]:
         """Logarithms of the chances of the likeliest candidates, highest first, and their ids."""
         scores = self.scores(place, token)
-        order = np.argsort(-scores)[:count]
-        highest_score = scores[order[0]]
-        total = np.exp(scores - highest_score).sum()
-        total += np.exp(min(self._others[place] - highest_score, _MOST))
-        logs = scores[order] - (highest_score + np.log(total))
+        order = scores.argsort()[: -count - 1 : -1]
+        top = float(scores[order[0]])
+        total = float(np.exp(scores - top).sum())
+        total += math.exp(min(self._others[place] - top, _MOST))
+        logs = scores[order] - (top + math.log(total))
         return logs.tolist(), self.ids[place][order].tolist()
 
 

@@ -32,6 +32,8 @@ from trimode.version import __version__
 CONTEXT = 256
 """Tokens in the KV cache while a pass is timed."""
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_AGAIN = 2
+"""Rounds in which sizes that were disturbed are timed again."""
 _REPEATS = 5
 _SEQUENCES = 8
 """Sequences of the pass that tells what another KV cache costs."""
@@ -229,21 +231,28 @@ def measuring(
     rows_done, plain, adapted, spreads = [], [], [], []
     possible = [rows for rows in _ROWS if rows <= limit]
     elapsed = waited = 0.0
+
+    def one(rows: int, drafting: bool) -> Callable[[], None]:
+        return lambda: _one_pass(model, cache, rows, drafting=drafting)
+
     for rows in possible:
         if rows_done and elapsed > _BUDGET:
             break
         advance(rows)
         rows_done.append(rows)
         for found, drafting in ((plain, False), (adapted, True)):
-            times = yield from _times(
-                model, lambda r=rows, d=drafting: _one_pass(model, cache, r, drafting=d)
-            )
-            seconds = [one.seconds for one in times]
+            times = yield from _times(model, one(rows, drafting))
+            seconds = [each.seconds for each in times]
             elapsed += sum(seconds)
-            waited += sum(one.waited * one.seconds for one in times)
+            waited += sum(each.waited * each.seconds for each in times)
             found.append(min(seconds))
             spreads.append(median(seconds) / min(seconds) - 1)
-    # A larger pass is never cheaper. If it was timed so, the smaller one was disturbed.
+    # A larger pass is never cheaper. If it was timed so, the smaller one was disturbed: rows would
+    # look free between the two.
+    for found, drafting in ((plain, False), (adapted, True)):
+        for i in _disturbed(found) * _AGAIN:
+            times = yield from _times(model, one(rows_done[i], drafting))
+            found[i] = min(found[i], *(each.seconds for each in times))
     alone = CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
     caches = [cache]
     while len(caches) < _SEQUENCES:
@@ -252,10 +261,14 @@ def measuring(
         caches.append(other)
     segments = [Segment(i, i + 1, each, "causal") for i, each in enumerate(caches)]
     times = yield from _times(model, lambda: _run(model, segments, context))
-    together = min(one.seconds for one in times)
+    together = min(each.seconds for each in times)
     extra = (together - alone.seconds(_SEQUENCES)) / (_SEQUENCES - 1)
     curve = replace(alone, sequence=max(0.0, extra))
     return Measurement(curve, median(spreads), waited / elapsed, len(possible))
+
+
+def _disturbed(times: list[float]) -> list[int]:
+    return [i for i in range(len(times) - 1) if times[i] > min(times[i + 1 :])]
 
 
 def _rising(times: list[float]) -> tuple[float, ...]:

@@ -37,8 +37,8 @@ class MarkovHeadConfig:
 
     dim: int
     """Of the model's hidden states."""
-    inner: int = 256
-    rank: int = 96
+    inner: int = 512
+    rank: int = 128
     state_scale: float = 1.0
     """Root mean square of the hidden states of masks."""
     embedding_scale: float = 1.0
@@ -86,15 +86,16 @@ class PackedMarkovHead:
         self._net, self._transformer = net.eval(), transformer
 
     @torch.inference_mode()
-    def at(self, states: Tensor, candidates: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    def at(self, states: Tensor, candidates: Tensor) -> Callable[[int, int], np.ndarray]:
         """See `trimode.decoding.MarkovHead`."""
         net, (before, words) = self._net, self._tables
         places = net.state(states.float().cpu() / net.config.state_scale).numpy()
-        shown = words[candidates]
+        shown = words[candidates].float().numpy()
         enter, leave = self._matrices
 
         def after(place: int, token: int) -> np.ndarray:
-            inner = places[place] + enter @ before[token].astype(np.float32)
+            inner = enter @ before[token].float().numpy()
+            inner += places[place]
             inner /= 1 + np.exp(np.minimum(-inner, _MOST))
             return shown[place] @ (leave @ inner)
 
@@ -106,13 +107,13 @@ class PackedMarkovHead:
         return net.enter.weight.detach().numpy(), net.leave.weight.detach().numpy()
 
     @cached_property
-    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+    def _tables(self) -> tuple[Tensor, Tensor]:
         """Of each token before and each candidate, fp16 `[vocab, rank]` both."""
         net, transformer = self._net, self._transformer
         ids = torch.arange(transformer.config.vocab_size).split(_AT_ONCE)
-        made: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        made: tuple[list[Tensor], list[Tensor]] = ([], [])
         for some in ids:
             embedded = transformer.embedding(some.to(transformer.device)).float().cpu()
             for table, linear in zip(made, (net.before, net.words), strict=True):
-                table.append(linear(embedded / net.config.embedding_scale).half().numpy())
-        return np.concatenate(made[0]), np.concatenate(made[1])
+                table.append(linear(embedded / net.config.embedding_scale).half())
+        return torch.cat(made[0]), torch.cat(made[1])

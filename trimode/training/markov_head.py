@@ -42,9 +42,9 @@ _WARMUP = 50
 class MarkovHeadTraining:
     """How a Markov head is trained."""
 
-    inner: int = 256
-    rank: int = 96
-    epochs: float = 3.0
+    inner: int = 512
+    rank: int = 128
+    epochs: float = 4.0
     batch_size: int = 1024
     learning_rate: float = 1.5e-3
     dropout: float = 0.3
