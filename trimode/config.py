@@ -50,8 +50,8 @@ SERVED_MAX_TOKENS = 1024
 DEFAULT_BLOCK_LENGTH = 32
 DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""
-ROLLING_THRESHOLD = 0.3
-ROLLING_REVISION_THRESHOLD = 0.05
+ROLLING_THRESHOLD = 0.5
+ROLLING_REVISION_THRESHOLD = 0.15
 """Defaults of a rolling block. AR revises what it fills, so filling may be bold (docs/lab.md)."""
 
 MOST_BLOCK_LENGTH = 256

@@ -3,7 +3,7 @@
     python benchmarks/quality/conversion.py --data data --adapter DIR
         [--prompts 20] [--sets instructions] [--max-tokens 128] [--block-length 16]
         [--commit-rule threshold] [--spare-drafts 2] [--name NAME] [--thresholds 0.5 0.9]
-        [--no-markov-head] [--fixed-block]
+        [--no-markov-head] [--fixed-block] [--revision-threshold 0.3]
 
 The prompts are self_instruct user instructions, GSM8K test and HumanEval, `--prompts` of each. The
 model was not trained on them and did not sample them. Temperature 0.
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--spare-drafts", type=int, help="of diffusion, in a rolling block")
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     parser.add_argument("--skip-speculation", action="store_true")
+    parser.add_argument("--revision-threshold", type=float, help="of diffusion")
     parser.add_argument("--no-markov-head", action="store_true", help="as if it had none")
     parser.add_argument("--fixed-block", action="store_true", help="of diffusion")
     parser.add_argument("--name", default="conversion")
@@ -167,6 +168,7 @@ def main() -> None:
         **options,
         "commit_rule": arguments.commit_rule,
         "spare_drafts": arguments.spare_drafts,
+        "revision_threshold": arguments.revision_threshold,
         "rolling_block": False if arguments.fixed_block else None,
     }
     curve = threshold_curve(model, encoded["all"], everything, asked, arguments.thresholds)

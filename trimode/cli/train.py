@@ -251,7 +251,7 @@ def train_head(
     dtype: opt.Dtype = "auto",
     no_progress: opt.NoProgress = False,
 ) -> int:
-    """Train the heads of an adapter, which make drafts better and auto faster.
+    """Train an adapter's heads, which make drafts better.
 
     The draft head guesses the next tokens without a pass of the model. The Markov head tells the
     model's own drafts what each token says of the next one; an adapter without the led draft form
