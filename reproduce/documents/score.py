@@ -2,7 +2,8 @@
 
     python -m reproduce.documents.score --data data --model run/checkpoint --output scores.json
         [--pages 500] [--only fields] [--modes ar diffusion linear quadratic]
-        [--thresholds 0.2 0.3] [--spare-drafts 0 2]
+        [--thresholds 0.2 0.3] [--spare-drafts 0 2] [--revision-thresholds 0.05]
+        [--fixed-block]
 
 Every text is held out. Pages are drawn in the fonts of training, and a fifth as many in three
 fonts that are not. Each page is transcribed, and asked for one field if it has any.
@@ -133,8 +134,10 @@ def settings(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any
         if mode == "linear":
             yield mode, {"block_length": arguments.block_length}
         elif mode == "diffusion":
-            for bar, spare in product(arguments.thresholds, arguments.spare_drafts):
-                given = {"threshold": bar, "spare_drafts": spare}
+            turns = (arguments.thresholds, arguments.spare_drafts, arguments.revision_thresholds)
+            for bar, spare, revision in product(*turns):
+                given = {"threshold": bar, "spare_drafts": spare, "revision_threshold": revision}
+                given["rolling_block"] = False if arguments.fixed_block else None
                 yield mode, {name: value for name, value in given.items() if value is not None}
         else:
             yield mode, {}
@@ -153,6 +156,8 @@ def main() -> None:
     in_turn: dict[str, Any] = {"nargs": "+", "default": [None], "help": "of diffusion, in turn"}
     parser.add_argument("--thresholds", type=float, **in_turn)
     parser.add_argument("--spare-drafts", type=int, **in_turn)
+    parser.add_argument("--revision-thresholds", type=float, **in_turn)
+    parser.add_argument("--fixed-block", action="store_true", help="of diffusion")
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype)
