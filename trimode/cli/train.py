@@ -206,16 +206,19 @@ def _add_heads(
     from trimode.training.draft_head import LEAST_TOKENS, DraftHeadTraining, read_answers
     from trimode.training.markov_head import MarkovHeadTraining
 
+    missing = {head for head in (draft_head, markov_head) if not (final / head.FILE).is_file()}
+    if not missing:
+        return
     loaded = load(config.model, dtype=dtype, adapter=final, progress=False)
     answers = read_answers(loaded, data, skip=config.data.held_out or 0)
     tokens = sum(len(answer) for _, answer in answers)
     if tokens < LEAST_TOKENS:
         _say(f"no draft head: {tokens} tokens of answers, and it needs {LEAST_TOKENS}")
         return
-    if not (final / draft_head.FILE).is_file():
+    if draft_head in missing:
         asked = DraftHeadTraining(seed=config.seed)
         _train_draft_head(loaded, asked, answers, final, no_progress)
-    if not (final / markov_head.FILE).is_file() and _takes_markov_head(loaded):
+    if markov_head in missing and _takes_markov_head(loaded):
         chained = MarkovHeadTraining(seed=config.seed)
         _train_markov_head(loaded, chained, answers, final, no_progress)
 

@@ -22,6 +22,7 @@ from trimode.engine.score import prefill_hidden
 from trimode.errors import InputError
 from trimode.model.draft_head import DraftHeadConfig, DraftHeadNet, head_rows
 from trimode.rows import read_rows
+from trimode.training.examples import batches, rms
 
 _HELD_OUT = 0.03
 """Share of the answers that measure and do not train."""
@@ -136,8 +137,8 @@ def fit(
     config = DraftHeadConfig(
         dim=model.config.hidden_size,
         inner=asked.inner,
-        state_scale=_rms(answers.states[: 2**14].float()),
-        embedding_scale=_rms(task.embedding[words]),
+        state_scale=rms(answers.states[: 2**14].float()),
+        embedding_scale=rms(task.embedding[words]),
     )
     net = DraftHeadNet(config)
     for weight in (net.enter.bias, net.leave.weight):
@@ -188,13 +189,9 @@ class _Task:
 
     def batches(self, count: int) -> Iterable[tuple[Tensor, Tensor]]:
         """So many batches of places and of how many tokens follow each; every place in turn."""
-        size, order, start = self.asked.batch_size, torch.empty(0, dtype=torch.long), 0
-        for _ in range(count):
-            if start + size > len(order):
-                order, start = torch.randperm(len(self.train[0])), 0
-            chosen = order[start : start + size]
-            start += size
-            yield self.train[0][chosen], self.train[1][chosen]
+        places, after = self.train
+        for chosen in batches(torch.arange(len(places)), count, self.asked.batch_size):
+            yield places[chosen], after[chosen]
 
     def loss(self, net: DraftHeadNet, places: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy of the tokens that follow, with a sample of the words for all of them."""
@@ -248,10 +245,6 @@ def _frequent(tokens: Tensor, count: int, vocab_size: int) -> Tensor:
     often = torch.bincount(tokens, minlength=vocab_size)
     count = min(count, vocab_size) // 16 * 16
     return often.argsort(descending=True, stable=True)[:count].sort().values
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.square().mean().sqrt())
 
 
 def read_answers(

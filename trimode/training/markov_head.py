@@ -9,7 +9,7 @@ Source: DSpark (arXiv 2607.05147).
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,7 @@ from trimode.decoding.span import Visibility, led_visibility
 from trimode.errors import InputError
 from trimode.model import KVCache, Segment
 from trimode.model.markov_head import MarkovHeadConfig, MarkovHeadNet
+from trimode.training.examples import batches, rms
 
 LEAST_PLACES = 1000
 """Examples that training needs."""
@@ -200,8 +201,8 @@ def fit(
         dim=model.config.hidden_size,
         inner=asked.inner,
         rank=asked.rank,
-        state_scale=_rms(task.states[: 2**14].float()),
-        embedding_scale=_rms(task.embedding),
+        state_scale=rms(task.states[: 2**14].float()),
+        embedding_scale=rms(task.embedding),
     )
     net = MarkovHeadNet(config)
     nn.init.zeros_(net.leave.weight)
@@ -212,7 +213,7 @@ def fit(
     every = max(1, steps // _REPORTS)
     began, hits_before = time.monotonic(), task.measure(None)[1]
     best: tuple[dict[str, Tensor], Progress] | None = None
-    for step, chosen in enumerate(_batches(task.train, steps, asked.batch_size), 1):
+    for step, chosen in enumerate(batches(task.train, steps, asked.batch_size), 1):
         rate = min(1.0, step / _WARMUP) * (0.02 + 0.98 * (1 - step / steps))
         for group in optimiser.param_groups:
             group["lr"] = asked.learning_rate * rate
@@ -275,17 +276,3 @@ class _Task:
             loss += float(F.cross_entropy(scores, right, reduction="sum"))
             hits += int((scores[:, :-1].argmax(-1) == right).sum())
         return loss / len(self.held_out), hits / len(self.held_out)
-
-
-def _batches(places: Tensor, count: int, size: int) -> Iterator[Tensor]:
-    """So many batches; every place in turn."""
-    order, start = places[:0], 0
-    for _ in range(count):
-        if start + size > len(order):
-            order, start = places[torch.randperm(len(places))], 0
-        yield order[start : start + size]
-        start += size
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.square().mean().sqrt())

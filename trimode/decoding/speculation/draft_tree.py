@@ -127,9 +127,9 @@ class Places(Protocol):
 class Independent:
     """Places whose tokens do not depend on each other."""
 
-    def __init__(self, scores: Tensor, branches: int) -> None:
+    def __init__(self, scores: Tensor) -> None:
         """`scores`: unnormalised log-probabilities, `[places, vocab]`."""
-        best = highest(scores, min(branches, scores.shape[-1]))
+        best = highest(scores, min(MAX_BRANCHES, scores.shape[-1]))
         top = best.values[:, :1]
         logs = best.values - top - (scores - top).exp_().sum(-1, keepdim=True).log_()
         self._logs, self._ids = logs.tolist(), best.indices.tolist()

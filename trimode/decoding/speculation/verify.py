@@ -17,7 +17,6 @@ from trimode.decoding.markov import Neighbours
 from trimode.decoding.sampling import Sampler
 from trimode.decoding.span import Logits, Span, SpanKind, causal_span
 from trimode.decoding.speculation.draft_tree import (
-    MAX_BRANCHES,
     ROOT,
     DraftTree,
     Independent,
@@ -186,7 +185,7 @@ def draft_from(
     if context.draft_tree and sampler.constraint is None:
         scores, head = sampler.scores(rows, start, history), context.markov_head
         places = (
-            Independent(scores, min(MAX_BRANCHES, nodes))
+            Independent(scores)
             if head is None
             else Neighbours(scores, states, head, sampler.sharpness)
         )
