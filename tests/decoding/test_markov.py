@@ -29,6 +29,9 @@ class Table:
     def at(self, _, candidates):
         return lambda place, token: self.added[place, token, candidates[place]].numpy()
 
+    def tree(self, *_, **__):
+        return None
+
 
 def drawn(places, vocab, seed):
     made = torch.Generator().manual_seed(seed)
@@ -110,6 +113,9 @@ class Anything:
         assert len(states) == len(candidates)
         self.asked += 1
         return lambda place, _: 3 * self.draw.standard_normal(candidates.shape[1], np.float32)
+
+    def tree(self, *_, **__):
+        return None
 
 
 @pytest.mark.parametrize("options", SAMPLED.values(), ids=SAMPLED)

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from trimode.checkpoints.markov_head import FILE, read_markov_head, save_markov_head
+from trimode.decoding.markov import CANDIDATES, Neighbours
+from trimode.decoding.speculation.draft_tree import DraftTree, likeliest_tree
 from trimode.errors import CheckpointError, InputError
 from trimode.model import build_runner
 from trimode.model.markov_head import MarkovHeadConfig, MarkovHeadNet, PackedMarkovHead
@@ -16,8 +18,8 @@ from trimode.testing.tiny import tiny_config, tiny_tensors
 DIM = 64
 
 
-def transformer(dtype="fp32"):
-    config = tiny_config("llama", hidden_size=DIM)
+def transformer(dtype="fp32", **sizes):
+    config = tiny_config("llama", hidden_size=DIM, **sizes)
     return build_runner(config, tiny_tensors(config).__getitem__, dtype=dtype).transformer
 
 
@@ -46,6 +48,56 @@ def test_states_out_of_bounds_are_numbers_still():
         torch.full((1, DIM), -1e6), torch.tensor([[1, 2]])
     )
     assert np.isfinite(after(0, 3)).all()
+
+
+def drawn(places, vocab, seed):
+    made = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(places, vocab, generator=made), torch.randn(places, DIM, generator=made)
+
+
+def both_trees(head, scores, states, nodes, sharpness=1.0):
+    """By the library, and candidate by candidate."""
+    found = head.tree(
+        scores, states, sharpness, 7, candidates=CANDIDATES, branches=min(8, nodes), nodes=nodes
+    )
+    if found is None:
+        pytest.skip("no C++ library here")
+    places = Neighbours(scores, states, head, sharpness)
+    return DraftTree(*map(tuple, found)), likeliest_tree(places, 7, nodes)
+
+
+@pytest.mark.parametrize("vocab", [21, 100, 64 * 40, 64 * 40 + 13])
+@pytest.mark.parametrize("sharpness", [1.0, 2.5])
+def test_the_library_s_tree_is_the_one_made_candidate_by_candidate(vocab, sharpness):
+    config = MarkovHeadConfig(dim=DIM, inner=27, rank=11, state_scale=0.7, embedding_scale=0.3)
+    torch.manual_seed(2)
+    head = PackedMarkovHead(
+        MarkovHeadNet(config).requires_grad_(False),
+        transformer(vocab_size=vocab, mask_token_id=1, bos_token_id=2, eos_token_ids=(3,)),
+    )
+    branching = 0
+    for seed in range(20):
+        scores, states = drawn(1 + seed % 6, vocab, seed)
+        if seed % 2:  # rows apart from each other, as a part of a pass has them
+            scores = torch.stack((scores, scores), 1)[:, 0]
+        nodes = 1 + 3 * seed % 17
+        found, expected = both_trees(head, scores, states, nodes, sharpness)
+        assert found.chances == pytest.approx(expected.chances, rel=1e-3)
+        assert (found.tokens, found.parents) == (expected.tokens, expected.parents)
+        branching += not found.is_line
+    assert branching > 5
+
+
+def test_tokens_that_are_ruled_out_are_not_drafted():
+    head = PackedMarkovHead(network(), transformer(vocab_size=300))
+    scores, states = drawn(4, 300, 0)
+    scores[:, 3:] = -torch.inf
+    found, expected = both_trees(head, scores, states, 12)
+    assert set(found.tokens) <= {0, 1, 2}
+    assert found.tokens == expected.tokens
+    scores[2] = -torch.inf  # nothing may stand there
+    found = head.tree(scores, states, 1.0, 7, candidates=CANDIDATES, branches=8, nodes=12)
+    assert max(DraftTree(*map(tuple, found)).depths) == 2
 
 
 def test_a_file_gives_the_same_head(tmp_path):

@@ -72,6 +72,33 @@ class MarkovHead(Protocol):
         """
         ...
 
+    def tree(
+        self,
+        scores: Tensor,
+        states: Tensor,
+        sharpness: float,
+        newest: int,
+        *,
+        candidates: int,
+        branches: int,
+        nodes: int,
+    ) -> tuple[list[int], list[int], list[float]] | None:
+        """The likeliest beginnings of an answer.
+
+        Args:
+            scores: of the places, `[places, vocab]`.
+            states: hidden states of the places' masks, `[places, dim]`.
+            sharpness: by how much a score rises with its logit.
+            newest: the token before the first place.
+            candidates: tokens of a place that are compared.
+            branches: of them that are considered after one token.
+            nodes: of the tree, at most.
+
+        Returns:
+            Tokens, parents and chances; None if it has no faster way than candidate by candidate.
+        """
+        ...
+
 
 class CommitScorer(Protocol):
     """Tells which of a block's best candidates will not change any more."""

@@ -13,6 +13,7 @@ Sources: DSpark (arXiv 2607.05147), whose tables are learnt for each token and k
 mask's state; Hydra (arXiv 2402.05109), whose heads depend on each other.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimode.config import check_range
+from trimode.model.native import library, structs
+from trimode.model.native.cores import threads
 from trimode.model.transformer import Transformer
 
 _AT_ONCE = 4096
@@ -88,8 +91,8 @@ class PackedMarkovHead:
     @torch.inference_mode()
     def at(self, states: Tensor, candidates: Tensor) -> Callable[[int, int], np.ndarray]:
         """See `trimode.decoding.MarkovHead`."""
-        net, (before, words) = self._net, self._tables
-        places = net.state(states.float().cpu() / net.config.state_scale).numpy()
+        before, words = self._tables
+        places = self._places(states).numpy()
         shown = words[candidates].float().numpy()
         enter, leave = self._matrices
 
@@ -101,10 +104,65 @@ class PackedMarkovHead:
 
         return after
 
+    @torch.inference_mode()
+    def tree(
+        self,
+        scores: Tensor,
+        states: Tensor,
+        sharpness: float,
+        newest: int,
+        *,
+        candidates: int,
+        branches: int,
+        nodes: int,
+    ) -> tuple[list[int], list[int], list[float]] | None:
+        """See `trimode.decoding.MarkovHead`."""
+        native = library()
+        if native is None or scores.device.type != "cpu" or scores.dtype != torch.float32:
+            return None
+        scores = scores if scores.stride(-1) == 1 else scores.contiguous()
+        places = self._places(states).contiguous()
+        tokens, parents = (ctypes.c_int64 * nodes)(), (ctypes.c_int64 * nodes)()
+        chances = (ctypes.c_double * nodes)()
+        count = native.trimode_markov_tree(
+            ctypes.byref(self._native),
+            scores.data_ptr(),
+            *scores.shape,
+            scores.stride(0),
+            places.data_ptr(),
+            sharpness,
+            newest,
+            candidates,
+            branches,
+            nodes,
+            *(ctypes.addressof(array) for array in (tokens, parents, chances)),
+            threads(),
+        )
+        return tokens[:count], parents[:count], chances[:count]
+
+    def _places(self, states: Tensor) -> Tensor:
+        """What the masks' states bring into the inner units, `[places, inner]`."""
+        return self._net.state(states.float().cpu() / self._net.config.state_scale)
+
+    @cached_property
+    def _native(self) -> structs.MarkovHead:
+        """For the C++ library; its memory is that of the tables and matrices."""
+        config, (before, words) = self._net.config, self._tables
+        enter, leave = self._matrices
+        return structs.MarkovHead(
+            rank=config.rank,
+            inner=config.inner,
+            before=before.data_ptr(),
+            words=words.data_ptr(),
+            enter=enter.ctypes.data,
+            leave=leave.ctypes.data,
+        )
+
     @cached_property
     def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        net = self._net
-        return net.enter.weight.detach().numpy(), net.leave.weight.detach().numpy()
+        matrices = (self._net.enter.weight, self._net.leave.weight)
+        enter, leave = (weight.detach().contiguous().numpy() for weight in matrices)
+        return enter, leave
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from trimode.model.native import structs
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 9
+ABI = 10
 
 
 _VOID = None
@@ -40,6 +40,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [
             *(POINTER(structs.DraftHead), c_void_p, c_void_p, c_void_p, c_int64, c_int64),
             *(c_void_p, c_float, c_void_p, c_void_p, c_void_p, c_int64),
+        ],
+    ),
+    "trimode_markov_tree": (
+        c_int64,
+        [
+            *(POINTER(structs.MarkovHead), c_void_p, c_int64, c_int64, c_int64),
+            *(c_void_p, c_float, c_int64, c_int64, c_int64, c_int64),
+            *(c_void_p, c_void_p, c_void_p, c_int64),
         ],
     ),
     "trimode_wants_packed": (c_int64, []),

@@ -398,12 +398,13 @@ void run_layer(Member& member, const Model& m, int64_t index, const Pass& pass, 
 }  // namespace
 
 #include "draft_head.h"
+#include "markov_tree.h"
 #include "screen.h"
 
 #pragma GCC visibility push(default)
 extern "C" {
 
-int64_t trimode_abi() { return 9; }
+int64_t trimode_abi() { return 10; }
 
 // A size or constant that Python assumes too, by its name in `structs.py`; -1 if there is none.
 int64_t trimode_fact(const char* name) {
@@ -421,6 +422,7 @@ int64_t trimode_fact(const char* name) {
       {"sizeof Segment", sizeof(Segment)},
       {"sizeof Pass", sizeof(Pass)},
       {"sizeof DraftHead", sizeof(DraftHead)},
+      {"sizeof MarkovHead", sizeof(MarkovHead)},
       {"most_parts", kMostParts},
       {"head_dim_multiple", kHeadDimMultiple},
       {"feature_multiple", kFeatureMultiple},
@@ -546,6 +548,16 @@ int64_t trimode_draft_tree(const DraftHead* head, const uint16_t* embeddings, co
                            int64_t* parents, float* chances, int64_t threads) {
   return draft_tree(*head, embeddings, state, embedded, {most, branches, shares, trust}, {words, parents, chances},
                     threads);
+}
+
+// The likeliest beginnings of an answer by scores [places, vocab], rows `stride` apart, and states [places, inner] of
+// a Markov head; see markov_tree.h. tokens, parents, chances: [nodes]. Returns how many there are.
+int64_t trimode_markov_tree(const MarkovHead* head, const float* scores, int64_t places, int64_t vocab, int64_t stride,
+                            const float* states, float sharpness, int64_t newest, int64_t candidates,
+                            int64_t branches, int64_t nodes, int64_t* tokens, int64_t* parents, double* chances,
+                            int64_t threads) {
+  return markov_tree(*head, scores, places, vocab, stride, states, sharpness, newest, candidates, branches, nodes,
+                     tokens, parents, chances, threads);
 }
 
 // Most rows for which `trimode_highest` is faster than the whole product of such a linear; 0 if it cannot be used.

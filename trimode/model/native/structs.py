@@ -147,7 +147,23 @@ class DraftHead(Structure):
     ]
 
 
-STRUCTURES = (Strip, Linear, DeltaPart, Projection, Layer, Model, Segment, Pass, DraftHead)
+class MarkovHead(Structure):
+    """A Markov head."""
+
+    _fields_ = [
+        ("rank", c_int64),
+        ("inner", c_int64),
+        ("before", c_void_p),
+        ("words", c_void_p),
+        ("enter", c_void_p),
+        ("leave", c_void_p),
+    ]
+
+
+STRUCTURES = (
+    *(Strip, Linear, DeltaPart, Projection, Layer, Model, Segment, Pass),
+    *(DraftHead, MarkovHead),
+)
 CONSTANTS = {
     "most_parts": MOST_PARTS,
     "head_dim_multiple": HEAD_DIM_MULTIPLE,

@@ -80,6 +80,14 @@ struct DraftHead {
   Linear words;  // [words, dim]
 };
 
+// See `trimode/model/markov_head.py`.
+struct MarkovHead {
+  int64_t rank, inner;
+  const uint16_t *before, *words;  // fp16 [vocab, rank]
+  const float* enter;              // [inner, rank]
+  const float* leave;              // [rank, inner]
+};
+
 struct Pass {
   int64_t rows;
   float* x;                    // [rows, hidden]: hidden states after the last norm out; embeddings in, or:
