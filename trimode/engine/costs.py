@@ -38,7 +38,8 @@ _REPEATS = 5
 _SEQUENCES = 8
 """Sequences of the pass that tells what another KV cache costs."""
 _BUDGET = 12.0
-"""Seconds after which no larger pass is timed; the curve continues with its last slope."""
+"""Seconds after which no larger pass is timed, and none again; the curve continues with its last
+slope."""
 LEAST_POINTS = 5
 """Row counts that a curve needs to be kept, if the model's context allows as many."""
 MOST_SPREAD = 0.3
@@ -232,8 +233,13 @@ def measuring(
     possible = [rows for rows in _ROWS if rows <= limit]
     elapsed = waited = 0.0
 
-    def one(rows: int, drafting: bool) -> Callable[[], None]:
-        return lambda: _one_pass(model, cache, rows, drafting=drafting)
+    def seconds_of(rows: int, drafting: bool) -> Generator[None, None, list[float]]:
+        nonlocal elapsed, waited
+        times = yield from _times(model, lambda: _one_pass(model, cache, rows, drafting=drafting))
+        seconds = [each.seconds for each in times]
+        elapsed += sum(seconds)
+        waited += sum(each.waited * each.seconds for each in times)
+        return seconds
 
     for rows in possible:
         if rows_done and elapsed > _BUDGET:
@@ -241,18 +247,17 @@ def measuring(
         advance(rows)
         rows_done.append(rows)
         for found, drafting in ((plain, False), (adapted, True)):
-            times = yield from _times(model, one(rows, drafting))
-            seconds = [each.seconds for each in times]
-            elapsed += sum(seconds)
-            waited += sum(each.waited * each.seconds for each in times)
+            seconds = yield from seconds_of(rows, drafting)
             found.append(min(seconds))
             spreads.append(median(seconds) / min(seconds) - 1)
     # A larger pass is never cheaper. If it was timed so, the smaller one was disturbed: rows would
     # look free between the two.
     for found, drafting in ((plain, False), (adapted, True)):
         for i in _disturbed(found) * _AGAIN:
-            times = yield from _times(model, one(rows_done[i], drafting))
-            found[i] = min(found[i], *(each.seconds for each in times))
+            if elapsed > _BUDGET:
+                break
+            seconds = yield from seconds_of(rows_done[i], drafting)
+            found[i] = min(found[i], *seconds)
     alone = CostCurve(tuple(rows_done), _rising(plain), _rising(adapted))
     caches = [cache]
     while len(caches) < _SEQUENCES:
