@@ -51,8 +51,9 @@ DEFAULT_BLOCK_LENGTH = 32
 DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""
 ROLLING_THRESHOLD = 0.5
-ROLLING_REVISION_THRESHOLD = 0.15
-"""Defaults of a rolling block. AR revises what it fills, so filling may be bold (docs/lab.md)."""
+"""Default of a rolling block. AR revises what it fills, so filling may be bold (docs/lab.md)."""
+LED_REVISION_THRESHOLD = 0.15
+"""Default of blocks that the next one's first pass closes."""
 
 MOST_BLOCK_LENGTH = 256
 """A block runs in one pass, which all other requests wait for."""
@@ -70,10 +71,11 @@ DECODING_FIELDS: dict[str, str] = {
     f"threshold {DEFAULT_THRESHOLD} in a fixed block, {ROLLING_THRESHOLD} in a rolling one (the "
     "built-in model's), and in linear none: one pass fills the draft].",
     "max_denoising_steps": "Passes that a block may take [the block length].",
-    "revision_threshold": "Reopen a filled token if its probability falls below this; 0 is never "
-    f"[0 in a fixed block, {ROLLING_REVISION_THRESHOLD} in a rolling one].",
-    "seed_block": "Begin a block with the AR prediction of its first token, or with masks only "
-    "[linear: the model's own draft form; a fixed diffusion block: yes].",
+    "revision_threshold": "Drop a filled token, and those after it, if AR finds it less probable "
+    "than this when they are closed; 0 is never "
+    f"[{LED_REVISION_THRESHOLD} for models that draft in the led form, else 0].",
+    "seed_block": "Begin a block with the AR prediction of its first token, or with masks only; "
+    "either, in diffusion, asks for NLD's form [the model's own draft form].",
     "draft_tree": "Verify a tree of the likeliest beginnings, or the one line of likeliest tokens "
     "[a tree for models that draft in the led form].",
     "rolling_block": "Diffusion: move the block on after every pass, or keep it until it is full "
@@ -300,8 +302,6 @@ class GenerationOptions:
     threshold: float | None = None
     max_denoising_steps: int | None = None
     revision_threshold: float | None = None
-    """In a rolling block it is compared with the AR probability, which is known once the tokens
-    before are closed; in a fixed block with that of the latest pass."""
     seed_block: bool | None = None
     draft_tree: bool | None = None
     """A tree has as many tokens as the line it stands for, so a pass has as many rows."""

@@ -3,7 +3,7 @@
     python benchmarks/quality/conversion.py --data data --adapter DIR
         [--prompts 20] [--sets instructions] [--max-tokens 128] [--block-length 16]
         [--commit-rule threshold] [--spare-drafts 2] [--name NAME] [--thresholds 0.5 0.9]
-        [--no-markov-head] [--fixed-block] [--revision-threshold 0.3]
+        [--no-markov-head] [--form fixed] [--max-denoising-steps 2] [--revision-threshold 0.3]
 
 The prompts are self_instruct user instructions, GSM8K test and HumanEval, `--prompts` of each. The
 model was not trained on them and did not sample them. Temperature 0.
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.lib.forms import FORMS
 from benchmarks.lib.machine import header, results, save
 from benchmarks.lib.prompts import prompt_sets
 from benchmarks.lib.scoring import score, together
@@ -130,7 +131,8 @@ def main() -> None:
     parser.add_argument("--skip-speculation", action="store_true")
     parser.add_argument("--revision-threshold", type=float, help="of diffusion")
     parser.add_argument("--no-markov-head", action="store_true", help="as if it had none")
-    parser.add_argument("--fixed-block", action="store_true", help="of diffusion")
+    parser.add_argument("--max-denoising-steps", type=int, help="of diffusion, in a fixed block")
+    parser.add_argument("--form", choices=FORMS, help="of diffusion; the model's own if not given")
     parser.add_argument("--name", default="conversion")
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype, adapter=arguments.adapter, progress=False)
@@ -169,7 +171,8 @@ def main() -> None:
         "commit_rule": arguments.commit_rule,
         "spare_drafts": arguments.spare_drafts,
         "revision_threshold": arguments.revision_threshold,
-        "rolling_block": False if arguments.fixed_block else None,
+        "max_denoising_steps": arguments.max_denoising_steps,
+        **FORMS.get(arguments.form, {}),
     }
     curve = threshold_curve(model, encoded["all"], everything, asked, arguments.thresholds)
     shown = Table(title=f"diffusion, {', '.join(sets)}")

@@ -3,7 +3,7 @@
     python -m reproduce.documents.score --data data --model run/checkpoint --output scores.json
         [--pages 500] [--only fields] [--modes ar diffusion linear quadratic]
         [--thresholds 0.2 0.3] [--spare-drafts 0 2] [--revision-thresholds 0.05]
-        [--fixed-block]
+        [--form fixed]
 
 Every text is held out. Pages are drawn in the fonts of training, and a fifth as many in three
 fonts that are not. Each page is transcribed, and asked for one field if it has any.
@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lib.forms import FORMS
 from reproduce.documents.fonts import HELD_OUT, TRAINED
 from reproduce.documents.kinds import KINDS, TRANSCRIBE, draw
 from reproduce.documents.pages import Page
@@ -134,10 +135,14 @@ def settings(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any
         if mode == "linear":
             yield mode, {"block_length": arguments.block_length}
         elif mode == "diffusion":
-            turns = (arguments.thresholds, arguments.spare_drafts, arguments.revision_thresholds)
-            for bar, spare, revision in product(*turns):
-                given = {"threshold": bar, "spare_drafts": spare, "revision_threshold": revision}
-                given["rolling_block"] = False if arguments.fixed_block else None
+            turns = {
+                "threshold": arguments.thresholds,
+                "spare_drafts": arguments.spare_drafts,
+                "revision_threshold": arguments.revision_thresholds,
+                "max_denoising_steps": arguments.denoising_steps,
+            }
+            for values in product(*turns.values()):
+                given = dict(zip(turns, values, strict=True)) | FORMS.get(arguments.form, {})
                 yield mode, {name: value for name, value in given.items() if value is not None}
         else:
             yield mode, {}
@@ -157,7 +162,8 @@ def main() -> None:
     parser.add_argument("--thresholds", type=float, **in_turn)
     parser.add_argument("--spare-drafts", type=int, **in_turn)
     parser.add_argument("--revision-thresholds", type=float, **in_turn)
-    parser.add_argument("--fixed-block", action="store_true", help="of diffusion")
+    parser.add_argument("--form", choices=FORMS, help="of diffusion; the model's own if not given")
+    parser.add_argument("--denoising-steps", type=int, **in_turn)
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
     model = load(arguments.model, dtype=arguments.dtype)

@@ -14,16 +14,23 @@ import io
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.lib.forms import FORMS
 from benchmarks.lib.machine import header, save
 from trimode import LoadedModel, generate_batch, load
 from trimode.decoding import Stats, modes_reading
 
-RUNS: list[tuple[str, dict]] = [
+
+def _diffusion(form: str, **fields: Any) -> dict[str, Any]:
+    return {"mode": "diffusion", **FORMS[form], **fields}
+
+
+RUNS: list[tuple[str, dict[str, Any]]] = [
     ("ar", {"mode": "ar"}),
     ("linear", {"mode": "linear"}),
     ("linear seeded", {"mode": "linear", "seed_block": True}),
@@ -31,29 +38,35 @@ RUNS: list[tuple[str, dict]] = [
     ("quadratic", {"mode": "quadratic", "block_length": 8}),
     ("diffusion", {"mode": "diffusion"}),
     *(
+        (f"rolling {bar}", _diffusion("rolling", threshold=bar))
+        for bar in (0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 0.99)
+    ),
+    ("rolling, revision 0.3", _diffusion("rolling", revision_threshold=0.3)),
+    # A fixed block of the led form: the first pass of the next one closes it.
+    *((f"fixed {bar}", _diffusion("fixed", threshold=bar)) for bar in (0.1, 0.3, 0.5, 0.7, 0.9)),
+    *(
         (
-            f"fixed {threshold}",
-            {"mode": "diffusion", "rolling_block": False, "threshold": threshold},
+            f"fixed, {passes} passes, revision {revision}",
+            _diffusion("fixed", max_denoising_steps=passes, revision_threshold=revision),
         )
-        for threshold in (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+        for passes in (1, 2, 3)
+        for revision in (0.15, 0.3)
+    ),
+    # NLD's: the block begins with AR's token, and a pass of its own closes it.
+    *((f"nld {bar}", _diffusion("nld", threshold=bar)) for bar in (0.5, 0.7, 0.9, 0.99)),
+    *(
+        (
+            f"nld {bar}, revision 0.15",
+            _diffusion("nld", threshold=bar, revision_threshold=0.15),
+        )
+        for bar in (0.1, 0.3, 0.5, 0.7, 0.9)
     ),
     *(
         (
-            f"rolling {threshold}",
-            {"mode": "diffusion", "rolling_block": True, "threshold": threshold},
+            f"nld, {passes} passes, revision {revision}",
+            _diffusion("nld", max_denoising_steps=passes, revision_threshold=revision),
         )
-        for threshold in (0.05, 0.15, 0.3, 0.5, 0.7, 0.9, 0.99)
-    ),
-    *(
-        (
-            f"rolling 0.5, revision {revision}",
-            {
-                "mode": "diffusion",
-                "rolling_block": True,
-                "threshold": 0.5,
-                "revision_threshold": revision,
-            },
-        )
+        for passes in (1, 2, 3)
         for revision in (0.15, 0.3)
     ),
 ]
@@ -129,7 +142,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument(
-        "--modes", nargs="+", help="names of runs: ar, linear, diffusion, 'fixed 0.9', ..."
+        "--modes", nargs="+", help="names of runs: ar, linear, diffusion, 'nld 0.9', ..."
     )
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--block-length", type=int, default=16, help="8 for quadratic")

@@ -89,12 +89,16 @@ def test_a_chain_chooses_from_left_to_right(temperature):
     for seed in range(20):
         scores, added = drawn(4, 12, seed)
         asked = replace(context, sampler=chooser, markov_head=Table(added))
-        rows, tokens = chained(scores.clone(), torch.zeros(4, 1), [1, 2, NEWEST], asked)
+        given, positions = (NEWEST, None, 5, None), (3, 4, 7, 8)  # two runs of masks
+        rows, tokens = chained(
+            scores.clone(), torch.zeros(4, 1), given, positions, [1, 2, NEWEST], asked
+        )
         before, expected = NEWEST, []
-        for place in range(4):
+        for place, position in enumerate(positions):
+            before = before if given[place] is None else given[place]
             row = scores[place] + added[place, before]
             assert torch.equal(rows[place], row)
-            before = chooser.pick(row.clone(), 3 + place, [1, 2, NEWEST])
+            before = chooser.pick(row.clone(), position, [1, 2, NEWEST])
             expected.append(before)
         assert tokens.tolist() == expected
 

@@ -6,7 +6,7 @@ import torch
 from tests.reference import families, nld
 from tests.reference.options import readable
 from tests.reference.tiny import MASK, random_adapter, tiny
-from trimode.config import ROLLING_REVISION_THRESHOLD, ROLLING_THRESHOLD, GenerationOptions
+from trimode.config import LED_REVISION_THRESHOLD, ROLLING_THRESHOLD, GenerationOptions
 from trimode.engine import drain
 from trimode.model import CachedAttention, KVCache, Segment
 
@@ -78,7 +78,7 @@ def test_diffusion_denoises_with_the_adapter_only_where_its_scope_says_so(family
     without = nld.diffusion(off := request(model, on=False), threshold=0.5)
     assert with_it != without, "the adapter must matter here"
     assert min(on.margins + off.margins) > 1e-4
-    options = {"max_tokens": 20, "block_length": 6, "threshold": 0.5, "rolling_block": False}
+    options = {"max_tokens": 20, "block_length": 6, "threshold": 0.5, "seed_block": True}
     got = model.generate(PROMPT, mode="diffusion", **options)
     assert result(got) == (with_it if scope == "denoise" else without)
 
@@ -86,10 +86,19 @@ def test_diffusion_denoises_with_the_adapter_only_where_its_scope_says_so(family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusion_with_an_adapter_that_denoises_rolls_its_block(family):
     asked = request(model := adapted(family, scope="denoise"), on=True)
-    expected = nld.rolling(asked, threshold=ROLLING_THRESHOLD, revision=ROLLING_REVISION_THRESHOLD)
+    expected = nld.rolling(asked, threshold=ROLLING_THRESHOLD, revision=LED_REVISION_THRESHOLD)
     assert min(asked.margins) > 1e-4
     got = model.generate(PROMPT, mode="diffusion", max_tokens=20, block_length=6)
     assert result(got) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fixed_block_closes_the_one_before_without_the_adapter(family):
+    asked = request(model := adapted(family, scope="denoise"), on=True)
+    expected = nld.fixed_led(asked, threshold=0.5, revision=LED_REVISION_THRESHOLD)
+    assert min(asked.margins) > 1e-4
+    options = {"max_tokens": 20, "block_length": 6, "threshold": 0.5, "rolling_block": False}
+    assert result(model.generate(PROMPT, mode="diffusion", **options)) == expected
 
 
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])

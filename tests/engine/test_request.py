@@ -9,8 +9,8 @@ from trimode.config import (
     COMMIT_RULES,
     DECODING_FIELDS,
     DEFAULT_THRESHOLD,
+    LED_REVISION_THRESHOLD,
     MODES,
-    ROLLING_REVISION_THRESHOLD,
     ROLLING_THRESHOLD,
     GenerationOptions,
 )
@@ -79,7 +79,7 @@ def test_an_option_that_a_mode_reads_reaches_its_decoder(mode, name):
     if mode not in modes_reading(name):
         return
     more = {}
-    if mode == "linear" and name in ("max_denoising_steps", "revision_threshold"):
+    if mode == "linear" and name == "max_denoising_steps":
         more = {"threshold": 0.9}
     form = "led" if name in LED_ONLY.get(mode, ()) else "seeded"
     context = resolved(form, mode=mode, **{name: GIVEN[name]}, **more)
@@ -120,9 +120,12 @@ def test_diffusion_has_the_form_of_the_checkpoint():
     assert (fixed.rolling_block, fixed.threshold) == (False, DEFAULT_THRESHOLD)
     assert (fixed.revision_threshold, fixed.seed_block) == (0.0, True)
     assert (rolling.rolling_block, rolling.threshold) == (True, ROLLING_THRESHOLD)
-    assert rolling.revision_threshold == ROLLING_REVISION_THRESHOLD
-    assert not resolved("led", mode="diffusion", seed_block=False).rolling_block
-    assert not resolved("led", mode="diffusion", rolling_block=False).rolling_block
+    assert rolling.revision_threshold == LED_REVISION_THRESHOLD
+    led = resolved("led", mode="diffusion", rolling_block=False)
+    like_nld = resolved("led", mode="diffusion", seed_block=False)
+    assert (led.rolling_block, led.led_blocks) == (False, True)
+    assert led.revision_threshold == LED_REVISION_THRESHOLD
+    assert (like_nld.rolling_block, like_nld.led_blocks) == (False, False)
 
 
 def test_linear_has_the_form_of_the_checkpoint():
@@ -148,7 +151,6 @@ def test_trees_are_for_models_that_draft_in_the_led_form(mode):
     ("form", "options", "field"),
     [
         ("seeded", {"mode": "linear", "max_denoising_steps": 2}, "max_denoising_steps"),
-        ("seeded", {"mode": "linear", "revision_threshold": 0.1}, "revision_threshold"),
         ("seeded", {"mode": "linear", "draft_tree": True}, "draft_tree"),
         ("led", {"mode": "linear", "draft_tree": True, "grammar": "{}"}, "draft_tree"),
         ("seeded", {"mode": "linear", "commit_rule": "quota", "threshold": 0.5}, "threshold"),
@@ -172,11 +174,3 @@ def test_an_option_without_effect_beside_the_others_is_refused(form, options, fi
     error = refused(form, **options)
     assert error.field == field
     assert options["mode"] in error.found or "grammar" in error.found
-
-
-def test_a_replacement_must_pass_the_bar_of_a_commit_if_that_is_a_probability():
-    asked = {"mode": "diffusion", "revision_threshold": 0.1}
-    assert resolved(**asked).replacement_threshold == DEFAULT_THRESHOLD
-    assert resolved(**asked, threshold=0.6).replacement_threshold == 0.6
-    by_margin = resolved(**asked, threshold=0.6, commit_rule="margin")
-    assert by_margin.replacement_threshold == DEFAULT_THRESHOLD

@@ -110,10 +110,12 @@ def fill(
     passes: int,
     eos: frozenset[int],
     first: int | None = None,
+    opening: Tensor | None = None,
 ) -> int:
     """Denoise `block` in place; `threshold` None means an even quota. Returns passes made.
 
     `first`: the block's first token, if the first pass makes it known without having seen it.
+    `opening`: logits of the first pass, if it was another than over this block.
     """
     undecided = block.count(request.mask_id)
     quotas = [undecided // passes + (i < undecided % passes) for i in range(passes)]
@@ -121,7 +123,7 @@ def fill(
         masked = [i for i, token in enumerate(block) if token == request.mask_id]
         if not masked:
             return step
-        logits = request.denoised(prefix, block)
+        logits = opening if step == 0 and opening is not None else request.denoised(prefix, block)
         if first is not None and step == 0:
             block[0] = first
             masked = masked[1:]
@@ -145,19 +147,53 @@ def fill(
     return passes
 
 
+def standing(
+    request: Request, causal: Tensor, filled: list[int], revision: float, given: int = 0
+) -> int:
+    """How many tokens AR finds at least `revision` probable, from the left.
+
+    Row i of `causal` predicts filled[i]. The first `given` stand in any case.
+    """
+    for i, token in enumerate(filled):
+        row = causal[i].clone()
+        row[request.mask_id] = -torch.inf
+        likely = float(row.softmax(-1)[token])
+        if i >= given:
+            request.margins.append(abs(likely - revision) * CLOSE)
+            if likely < revision:
+                return i
+    return len(filled)
+
+
 def diffusion(
-    request: Request, *, threshold: float | None, seeded: bool = True, steps: int | None = None
+    request: Request,
+    *,
+    threshold: float | None,
+    seeded: bool = True,
+    steps: int | None = None,
+    revision: float = 0.0,
 ) -> tuple[list[int], int]:
-    """Block after block: denoise, then rewrite causally. `threshold` None: the quota rule."""
+    """Block after block: denoise, then rewrite causally. `threshold` None: the quota rule.
+
+    Not NLD's: with `revision`, tokens stand up to the first that AR finds too improbable. A block
+    after one that fell begins with AR's token.
+    """
     tokens, nfe = list(request.prompt), 1
+    whole = True
     while True:
         left = request.max_tokens - (len(tokens) - len(request.prompt))
         block = [request.mask_id] * min(request.block_length, left)
-        if seeded:
+        if seeded or not whole:
             block[0] = request.best(request.causal(tokens)[-1])
         passes = steps or request.block_length
         nfe += fill(request, tokens, block, threshold, passes, request.eos)
         nfe += 1  # the causal pass over the finished block
+        if revision:
+            filled = block[: next((i + 1 for i, t in enumerate(block) if t in request.eos), None)]
+            causal = request.causal(tokens + filled)[len(tokens) - 1 :]
+            stand = standing(request, causal, filled, revision, int(seeded or not whole))
+            whole = stand == len(filled)
+            block = filled[:stand]
         tokens += block
         new, done = request.cut(tokens[len(request.prompt) :])
         if done:
@@ -250,15 +286,7 @@ def rolling(
         nfe += 1
         known = cached + filled
         causal = request.causal(known)
-        stand = 1
-        while stand < len(filled):
-            row = causal[len(cached) + stand - 1].clone()
-            row[request.mask_id] = -torch.inf
-            likely = float(row.softmax(-1)[filled[stand]])
-            request.margins.append(abs(likely - revision) * CLOSE)
-            if likely < revision:
-                break
-            stand += 1
+        stand = 1 + standing(request, causal[len(cached) :], filled[1:], revision)
         following = request.best(causal[len(cached) + stand - 1])
         new, done = request.cut([*new, *filled[1:stand], following])
         if done:
@@ -283,3 +311,30 @@ def rolling(
         ends = [1 + i for i in order[:spare]]
         if 0 < spare < len(run):
             request.margins.append((chances[order[spare - 1]] - chances[order[spare]]) * CLOSE)
+
+
+def fixed_led(
+    request: Request, *, threshold: float | None, revision: float, steps: int | None = None
+) -> tuple[list[int], int]:
+    """Diffusion in fixed blocks of the led form: not NLD's, see docs/design/0020."""
+    cached, filled = request.prompt[:-1], request.prompt[-1:]
+    new: list[int] = []
+    nfe = 0
+    while True:
+        nfe += 1
+        causal = request.causal(cached + filled)
+        stand = 1 + standing(request, causal[len(cached) :], filled[1:], revision)
+        following = request.best(causal[len(cached) + stand - 1])
+        new, done = request.cut([*new, *filled[1:stand], following])
+        if done:
+            return new, nfe
+        cached, whole = cached + filled[:stand], stand == len(filled)
+        filled = [following]
+        if whole:
+            masks = [request.mask_id] * request.block_length
+            opening = request.denoised(cached, masks)
+            block = masks[: request.max_tokens - len(new) + 1]
+            passes = steps or request.block_length
+            made = fill(request, cached, block, threshold, passes, request.eos, following, opening)
+            nfe += max(1, made) - 1
+            filled = block[: next((i + 1 for i, t in enumerate(block) if t in request.eos), None)]

@@ -139,9 +139,8 @@ class DecodingContext:
     max_denoising_steps: int = 1
     """Passes that a block may take."""
     revision_threshold: float = 0.0
-    """A filled token is reopened if its probability falls below this; 0 is never."""
-    replacement_threshold: float = 0.0
-    """Probability from which a revised token is replaced at once instead of masked again."""
+    """A filled token falls if AR finds it less probable than this when it is closed, and those
+    after it with it; 0 is never."""
     seed_block: bool = True
     """Whether a block begins with the AR prediction of its first token. In a linear draft that does
     not, the newest token is a causal row before the block (the led form)."""
@@ -149,6 +148,9 @@ class DecodingContext:
     """Whether a verify pass checks the likeliest beginnings instead of one line of tokens."""
     rolling_block: bool = False
     """Whether diffusion moves its block on after every pass or keeps it until it is full (NLD)."""
+    led_blocks: bool = False
+    """Whether the first pass of a diffusion block closes what was filled before it. A rolling block
+    always does; else the block begins as `seed_block` says, and a pass of its own closes it."""
     spare_drafts: int = 0
     """After how many more of a rolling block's filled tokens masks stand too."""
     show_drafts: bool = False

@@ -5,6 +5,7 @@ right they do: once a token is chosen, the best candidates of the next place are
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,14 +79,21 @@ class Neighbours:
 
 
 def chained(
-    rows: Tensor, states: Tensor, known: list[int], context: DecodingContext
+    rows: Tensor,
+    states: Tensor,
+    before: Sequence[int | None],
+    positions: Sequence[int],
+    known: Sequence[int],
+    context: DecodingContext,
 ) -> tuple[Tensor, Tensor]:
-    """Proposals from left to right, each given the one before it.
+    """Proposals from left to right, each given the token before it.
 
     Args:
-        rows: logits of places that follow each other, `[n, vocab]`; changed in place.
+        rows: logits of some places, `[n, vocab]`; changed in place.
         states: hidden states of their masks, `[n, dim]`.
-        known: all tokens before the first place.
+        before: the token before each place; None if that is what is proposed for the one before.
+        positions: of the places.
+        known: all tokens decided so far.
         context: the request; it has a Markov head.
 
     Returns:
@@ -93,10 +101,11 @@ def chained(
     """
     assert context.markov_head is not None
     neighbours = Neighbours(rows, states, context.markov_head, 1.0)
-    token, tokens = known[-1], []
-    for place, row in enumerate(rows):
+    tokens: list[int] = []
+    for place, (row, position) in enumerate(zip(rows, positions, strict=True)):
+        given = before[place]
+        token = tokens[-1] if given is None else given
         ids = torch.from_numpy(neighbours.ids[place])
         row[ids] = torch.from_numpy(neighbours.scores(place, token)).to(row)
-        token = int(context.sampler.sample(row[None], len(known) + place, known))
-        tokens.append(token)
+        tokens.append(int(context.sampler.sample(row[None], position, known)))
     return rows, torch.tensor(tokens, device=rows.device)

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from trimode.checkpoints import LoadedModel
 from trimode.config import (
-    DEFAULT_THRESHOLD,
-    ROLLING_REVISION_THRESHOLD,
+    LED_REVISION_THRESHOLD,
     ROLLING_THRESHOLD,
     CommitRuleName,
     GenerationOptions,
@@ -85,10 +84,10 @@ def resolve(
         one_pass=form.one_pass,
         max_denoising_steps=options.max_denoising_steps or block_length,
         revision_threshold=form.revision_threshold,
-        replacement_threshold=form.replacement_threshold,
         seed_block=form.seed_block,
         draft_tree=form.draft_tree,
         rolling_block=form.rolling_block,
+        led_blocks=form.led_blocks,
         spare_drafts=options.spare_drafts or 0,
         show_drafts=options.show_drafts,
         commit_scorer=model.commit_scorer,
@@ -134,6 +133,9 @@ class _Form:
             options.rolling_block,
             options.mode == "diffusion" and led and options.seed_block is None,
         )
+        self.led_blocks = self.rolling_block or (
+            options.mode == "diffusion" and led and options.seed_block is None
+        )
         self.one_pass = (
             options.mode == "linear" and not options.threshold and options.commit_rule is None
         )
@@ -157,15 +159,9 @@ class _Form:
 
     @property
     def revision_threshold(self) -> float:
-        """Probability below which a filled token is reopened."""
-        default = ROLLING_REVISION_THRESHOLD if self.rolling_block else 0.0
+        """AR probability below which a filled token falls."""
+        default = LED_REVISION_THRESHOLD if self.led_blocks else 0.0
         return _given(self.options.revision_threshold, default)
-
-    @property
-    def replacement_threshold(self) -> float:
-        """Probability from which a revised token is replaced at once."""
-        by_probability = self.commit_rule == "threshold" and self.options.threshold is not None
-        return self.threshold if by_probability else DEFAULT_THRESHOLD
 
     def check(self) -> None:
         """Raise InputError for an option that would have no effect with the others."""
@@ -186,8 +182,8 @@ class _Form:
         if self.commit_rule == "quota":
             yield "threshold", "with commit_rule quota", "leave it out: this rule has no bar"
         if self.one_pass:
-            for name in ("max_denoising_steps", "revision_threshold"):
-                yield name, "with a draft of one pass", "give threshold or commit_rule too"
+            allowed = "give threshold or commit_rule too"
+            yield "max_denoising_steps", "with a draft of one pass", allowed
         if self.rolling_block:
             fixed = "set rolling_block to false"
             yield "seed_block", "with a rolling block", f"leave it out, or {fixed}"

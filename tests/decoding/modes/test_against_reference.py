@@ -46,7 +46,7 @@ class Tally:
         assert self.reasons["length"], "no case ended at its budget"
 
 
-def random_case(rng, family, block_lengths=BLOCK_LENGTHS):
+def random_case(rng, family, block_lengths=BLOCK_LENGTHS, **fields):
     """A model, and a request to its reference form."""
     seed = rng.randrange(6)
     model = tiny(
@@ -56,6 +56,7 @@ def random_case(rng, family, block_lengths=BLOCK_LENGTHS):
         sharpness=rng.choice((3.0, 8.0)),
         common=rng.choice((0.0, 0.5)),
         eos=tuple(rng.sample(range(8, 13), 3)),
+        **fields,
     )
     prompt = [rng.randrange(model.config.vocab_size) for _ in range(rng.randint(1, 40))]
     request = nld.Request(
@@ -88,7 +89,10 @@ def check_diffusion(family, threshold, cases, salt=0):
         model, request = random_case(rng, family)
         seeded = rng.random() < 0.7
         steps = rng.choice((None, None, 2, 6)) if threshold is None else None
-        expected = nld.diffusion(request, threshold=threshold, seeded=seeded, steps=steps)
+        revision = rng.choice((0.0, 0.0, 0.05, 0.3))
+        expected = nld.diffusion(
+            request, threshold=threshold, seeded=seeded, steps=steps, revision=revision
+        )
         rule = (
             {"commit_rule": "quota"}
             if threshold is None
@@ -100,9 +104,29 @@ def check_diffusion(family, threshold, cases, salt=0):
             "diffusion",
             seed_block=seeded,
             max_denoising_steps=steps,
+            revision_threshold=revision,
             **rule,
         )
-        tally.compare((request, seeded, steps), request, expected, sequence)
+        tally.compare((request, seeded, steps, revision), request, expected, sequence)
+    tally.check()
+
+
+def check_fixed_led(family, threshold, cases, salt=0):
+    rng, tally = random.Random(f"led-{family}-{threshold}-{salt}"), Tally()
+    for _ in range(cases):
+        model, request = random_case(rng, family, (1, 2, 5, 8), draft_form="led")
+        revision, steps = rng.choice((0.0, 0.05, 0.3)), rng.choice((None, 1, 2))
+        expected = nld.fixed_led(request, threshold=threshold, revision=revision, steps=steps)
+        options = {"threshold": threshold, "revision_threshold": revision}
+        sequence = run(
+            model,
+            request,
+            "diffusion",
+            rolling_block=False,
+            max_denoising_steps=steps,
+            **options,
+        )
+        tally.compare((request, revision, steps), request, expected, sequence)
     tally.check()
 
 
@@ -174,6 +198,14 @@ def test_quadratic_equals_the_reference_at_block_length_32():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rolling_diffusion_emits_the_reference_tokens_in_as_many_passes(family, threshold):
     check_rolling(family, threshold, 16)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.4, 0.9])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fixed_blocks_of_the_led_form_emit_the_reference_tokens_in_as_many_passes(
+    family, threshold
+):
+    check_fixed_led(family, threshold, 16)
 
 
 def test_default_threshold_of_diffusion_is_nine_tenths():

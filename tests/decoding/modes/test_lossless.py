@@ -112,21 +112,6 @@ def test_linear_with_several_draft_passes_emits_exactly_the_ar_tokens(options, t
     assert got.stats.passes["draft"] > got.stats.passes["verify"], "one pass filled every draft"
 
 
-@pytest.mark.parametrize("revision", [0.3, 0.9])
-def test_linear_with_revised_drafts_emits_exactly_the_ar_tokens(revision):
-    model = agreeable(2)
-    expected = model.generate(PROMPT, max_tokens=30).tokens
-    got = model.generate(
-        PROMPT,
-        mode="linear",
-        max_tokens=30,
-        block_length=8,
-        threshold=0.6,
-        revision_threshold=revision,
-    )
-    assert got.tokens == expected
-
-
 def test_sampled_speculation_differs_from_greedy_and_between_seeds():
     model = agreeable(1)
     runs = {

@@ -1,6 +1,6 @@
 """The open block of masks, and the denoising passes that fill it."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from trimode.decoding.context import BlockView, DecodingContext
 from trimode.decoding.denoising.commit_rules import Proposal, quota_schedule, select
-from trimode.decoding.events import Committed, Drafted, TokenState
-from trimode.decoding.span import Keep, Logits, Span, SpanKind, led_visibility
+from trimode.decoding.events import Drafted, TokenState
+from trimode.decoding.markov import chained
+from trimode.decoding.span import Logits, Span, SpanKind
 
 
 @dataclass(slots=True)
@@ -23,7 +24,6 @@ class OpenBlock:
     fixed: frozenset[int]
     """Offsets that are given, not denoised: the AR prediction, a forced token."""
     confidences: list[float] = field(init=False)
-    revised: set[int] = field(default_factory=set)
     forced: int | None = None
     """Offset of a forced end-of-thinking token."""
 
@@ -34,16 +34,6 @@ class OpenBlock:
     def masked(self) -> list[int]:
         """Offsets still undecided."""
         return [i for i, token in enumerate(self.tokens) if token == self.mask_token_id]
-
-    @property
-    def revisable(self) -> list[int]:
-        """Offsets that a denoising pass filled and that were not yet revised."""
-        settled = self.fixed | self.revised
-        return [
-            i
-            for i, token in enumerate(self.tokens)
-            if token != self.mask_token_id and i not in settled
-        ]
 
     def known(self, history: Sequence[int]) -> list[int]:
         """All tokens decided so far: those before the block and those in it."""
@@ -70,21 +60,19 @@ class OpenBlock:
                 return i + 1
         return None
 
-    def snapshot(self, changed: set[int]) -> Drafted:
-        """The block as a user may see it; `changed` are the offsets this pass filled."""
+    def snapshot(self, changed: Set[int], state: TokenState = "new") -> Drafted:
+        """The block as a user may see it; `changed` are the offsets that have this state now."""
 
-        def state(i: int) -> TokenState:
+        def state_of(i: int) -> TokenState:
             if self.tokens[i] == self.mask_token_id:
                 return "mask"
-            if i in changed:
-                return "revised" if i in self.revised else "new"
-            return "kept"
+            return state if i in changed else "kept"
 
         return Drafted(
             start=self.start,
             tokens=tuple(self.tokens),
             confidences=tuple(self.confidences),
-            states=tuple(state(i) for i in range(len(self.tokens))),
+            states=tuple(state_of(i) for i in range(len(self.tokens))),
         )
 
 
@@ -117,14 +105,13 @@ def denoise(
     kind: SpanKind,
     one_pass: bool,
     adapter: bool,
-    lead: int | None = None,
+    proposed: tuple[Tensor, Tensor] | None = None,
     stop_token_ids: frozenset[int] = frozenset(),
-) -> Generator[Span | Keep | Committed | Drafted, Logits | None, None]:
+) -> Generator[Span | Drafted, Logits | None, None]:
     """Run denoising passes until the block holds no mask.
 
-    A pass fills the masks that the commit rule trusts, and may reopen filled ones, each at most
-    once. The last pass that is allowed fills all. A stop token with no mask before it ends the
-    work early.
+    A pass fills the masks that the commit rule trusts. The last pass that is allowed fills all. A
+    stop token with no mask before it ends the work early.
 
     Args:
         block: changed in place.
@@ -133,9 +120,8 @@ def denoise(
         kind: `draft` or `denoise`.
         one_pass: fill every mask in one pass, whatever the commit rule.
         adapter: whether the passes run with the adapter on.
-        lead: the token before the block if it is not in the KV cache yet. It joins the first
-            pass as a causal row without the adapter, enters the cache, and its logits decide the
-            block's first token as AR decoding would: that one is committed at once.
+        proposed: logits of the block's masks `[masks, vocab]`, and hidden states `[masks, dim]`, by
+            a pass that has run already. It counts as the first.
         stop_token_ids: tokens that end the block.
     """
     passes = 1 if one_pass else context.max_denoising_steps
@@ -143,22 +129,21 @@ def denoise(
     for step, share in enumerate(schedule):
         if not block.masked:
             return
-        last = step + 1 == passes
-        revisable = block.revisable if context.revision_threshold and not last else []
-        if lead is None:
-            masked = block.masked
-            rows = yield from _block_pass(block, [*masked, *revisable], context, kind, adapter)
+        masked, known = block.masked, block.known(history)
+        if step or proposed is None:
+            rows, states = yield from _block_pass(block, masked, context, kind, adapter)
         else:
-            masked = [offset for offset in block.masked if offset]
-            rows = yield from _led_pass(block, lead, masked, history, context, kind, adapter)
-            lead = None
-        known = block.known(history)
-        changed = _revise(block, rows[len(masked) :], revisable, known, context)
-        quota = None if last else share
-        changed |= _fill(block, rows[: len(masked)], masked, known, context, quota=quota)
+            rows, states = proposed
+        rows = context.sampler.exclude_mask(rows)
+        if context.markov_head is not None and masked:
+            before = [_before(block, offset, history) for offset in masked]
+            positions = [block.start + offset for offset in masked]
+            rows, _ = chained(rows, states, before, positions, known, context)
+        quota = None if step + 1 == passes else share
+        filled = _fill(block, rows, masked, known, context, quota=quota)
         block.drop_needless_forced()
         if context.show_drafts:
-            yield block.snapshot(changed)
+            yield block.snapshot(filled)
         if block.end(stop_token_ids) is not None:
             return
 
@@ -169,8 +154,8 @@ def _block_pass(
     context: DecodingContext,
     kind: SpanKind,
     adapter: bool,
-) -> Generator[Span, Logits | None, Tensor]:
-    """A pass over the block alone; returns the logits of `offsets`, `[n, vocab]`."""
+) -> Generator[Span, Logits | None, tuple[Tensor, Tensor]]:
+    """A pass over the block alone; returns logits and hidden states of `offsets`."""
     logits = yield Span(
         kind=kind,
         tokens=tuple(block.tokens),
@@ -180,41 +165,13 @@ def _block_pass(
         logits=context.predicting(offsets),
     )
     assert logits is not None
-    return context.sampler.exclude_mask(logits.rows)
+    return logits.rows, logits.hidden
 
 
-def _led_pass(
-    block: OpenBlock,
-    lead: int,
-    offsets: Sequence[int],
-    history: Sequence[int],
-    context: DecodingContext,
-    kind: SpanKind,
-    adapter: bool,
-) -> Generator[Span | Keep | Committed, Logits | None, Tensor]:
-    """The block's first pass with the token before it as a causal row.
-
-    That row enters the KV cache and decides the block's first token, which is committed.
-
-    Returns:
-        The logits of `offsets`, `[n, vocab]`.
-    """
-    visibility, in_block = led_visibility(1, masks=len(block.tokens))
-    logits = yield Span(
-        kind=kind,
-        tokens=(lead, *block.tokens),
-        positions=range(block.start - 1, block.start + len(block.tokens)),
-        visibility=visibility,
-        adapter=in_block & adapter,
-        logits=(0, *context.predicting(offset + 1 for offset in offsets)),
-    )
-    assert logits is not None
-    yield Keep((0,))
-    row = logits.rows[:1]
-    block.fix(0, context.sampler.pick(row[0], block.start, history))
-    first = tuple(block.tokens[:1])
-    yield Committed(tokens=first, logprobs=context.sampler.logprobs(row, first), drafted=0)
-    return context.sampler.exclude_mask(logits.rows[1:])
+def _before(block: OpenBlock, offset: int, history: Sequence[int]) -> int | None:
+    """The token before a place of the block; None if it is not decided."""
+    token = block.tokens[offset - 1] if offset else history[-1]
+    return None if token == block.mask_token_id else token
 
 
 def _fill(
@@ -289,32 +246,21 @@ def candidates(
     return torch.cat([sampler.sample(row[None], start + i, known) for i, row in picks])
 
 
-def _revise(
-    block: OpenBlock,
-    rows: Tensor,
-    revisable: list[int],
-    known: Sequence[int],
-    context: DecodingContext,
-) -> set[int]:
-    """Replace or reopen filled offsets whose probability has collapsed; returns those replaced.
+def standing(
+    filled: Sequence[int], causal: Tensor, fixed: Set[int], context: DecodingContext
+) -> int:
+    """How many filled tokens stand before AR decoding: up to the first that it finds improbable.
 
-    A replacement must itself be probable enough; otherwise the offset becomes a mask again and
-    later passes fill it. Each offset is revised at most once, so this ends.
+    Args:
+        filled: tokens that follow each other.
+        causal: row i predicts filled[i] from what is before it, `[n, vocab]`.
+        fixed: offsets that stand in any case.
+        context: the request.
     """
-    if not revisable:
-        return set()
-    probabilities = rows.softmax(-1)
-    proposed = candidates(rows, block.start, revisable, known, context).tolist()
-    replaced = set()
-    for i, offset in enumerate(revisable):
-        old, new = block.tokens[offset], proposed[i]
-        if new == old or float(probabilities[i, old]) >= context.revision_threshold:
-            continue
-        block.revised.add(offset)
-        confidence = float(probabilities[i, new])
-        if confidence >= context.replacement_threshold:
-            block.tokens[offset], block.confidences[offset] = new, confidence
-            replaced.add(offset)
-        else:
-            block.tokens[offset], block.confidences[offset] = block.mask_token_id, 0.0
-    return replaced
+    if not filled or not context.revision_threshold:
+        return len(filled)
+    probabilities = context.sampler.exclude_mask(causal).softmax(-1)
+    chosen = torch.tensor(filled, device=causal.device)
+    stands = probabilities.gather(-1, chosen[:, None])[:, 0] >= context.revision_threshold
+    stands[list(fixed)] = True
+    return int(stands.int().cumprod(0).sum())

@@ -2,17 +2,20 @@
 
 Source: Nemotron-Labs-Diffusion, `generate` of the public checkpoint. Differs from it: the mask id
 is never a candidate, the last block is shortened to the token budget, each sequence ends at its
-own stop token, and committed tokens may be revised before the block closes.
+own stop token, and the causal pass may revise what it closes (docs/design/0020).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.denoising.block import denoise, open_block
-from trimode.decoding.denoising.rolling import rolling_diffusion
+from trimode.decoding.denoising.block import denoise, open_block, standing
+from trimode.decoding.denoising.led import led_diffusion
 from trimode.decoding.events import Committed
 from trimode.decoding.modes.spec import DENOISING_OPTIONS, ModeSpec
-from trimode.decoding.span import Decoder, causal_span
+from trimode.decoding.span import Decoder, Keep, causal_span
 
 
 def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
@@ -20,13 +23,16 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     sampler = context.sampler
     tokens = list(prompt)
     logits = yield causal_span("prefill", tokens, 0, keep=True, logits=(len(tokens) - 1,))
+    seeded, revisions = context.seed_block, 0
     while True:
         assert logits is not None
         start = len(tokens)
         before = logits.rows[-1:]
-        seed = sampler.pick(before[0], start, tokens) if context.seed_block else None
+        seed = sampler.pick(before[0], start, tokens) if seeded else None
         length = min(context.block_length, context.remaining(start))
         block = open_block(seed, start, length, tokens, context)
+        if revisions and context.show_drafts:
+            yield block.snapshot({0}, "revised")
         yield from denoise(
             block,
             tokens,
@@ -36,40 +42,46 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
             adapter=context.denoise_adapter,
             stop_token_ids=context.stop_token_ids,
         )
-        block_tokens = tuple(block.tokens[: block.end(context.stop_token_ids)])
-        tokens.extend(block_tokens)
+        filled = block.tokens[: block.end(context.stop_token_ids)]
 
         # The causal pass puts the block's keys and values where AR decoding would have put them
         # and yields the next seed. It runs for the last block too: a later turn continues there.
-        scored = sampler.reports_logprobs
-        last = len(block_tokens) - 1
-        rows = range(len(block_tokens)) if scored else (last,)
-        logits = yield causal_span("close", block_tokens, start, keep=True, logits=rows)
+        judged = context.revision_threshold > 0 or sampler.reports_logprobs
+        rows = range(len(filled)) if judged else (len(filled) - 1,)
+        logits = yield causal_span("close", filled, start, keep=False, logits=rows)
         assert logits is not None
-        logprobs = ()
-        if scored:
-            first = sampler.logprobs(before, block_tokens[:1])
-            logprobs = first + sampler.logprobs(logits.rows[:-1], block_tokens[1:])
-        revisions = len(block.revised)
-        yield Committed(tokens=block_tokens, logprobs=logprobs, revisions=revisions)
+        kept = len(filled)
+        if judged:
+            causal = torch.cat([before, logits.rows])
+            kept = standing(filled, causal[:-1], block.fixed, context)
+            logits = replace(logits, rows=causal[kept : kept + 1])
+        yield Keep(range(kept))
+        closed = tuple(filled[:kept])
+        tokens += closed
+        # AR's choice takes the place of the token that fell, so every block makes progress.
+        revisions = int(kept < len(filled))
+        seeded = context.seed_block or revisions > 0
+        if closed:
+            logprobs = sampler.logprobs(causal[:kept], closed) if judged else ()
+            yield Committed(tokens=closed, logprobs=logprobs, revisions=revisions)
 
 
 def diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
-    """Diffusion in a rolling or in a fixed block."""
-    decode = rolling_diffusion if context.rolling_block else block_diffusion
+    """Diffusion in the led form or in NLD's."""
+    decode = led_diffusion if context.led_blocks else block_diffusion
     return decode(prompt, context)
 
 
 def _scratch_rows(context: DecodingContext) -> int:
-    # A rolling block runs after the tokens it has filled, and so do its spare ones.
-    return context.block_length * (2 + context.spare_drafts if context.rolling_block else 1)
+    # In the led form a block runs after the tokens that are not closed, and so do its spare ones.
+    return context.block_length * (2 + context.spare_drafts if context.led_blocks else 1)
 
 
 SPEC = ModeSpec(
     summary="fills a block of masks over a few passes",
     decode=diffusion,
     scratch_rows=_scratch_rows,
-    reads=DENOISING_OPTIONS | {"rolling_block", "spare_drafts"},
+    reads=DENOISING_OPTIONS | {"revision_threshold", "rolling_block", "spare_drafts"},
     needs_mask=True,
     lossless=False,
 )

@@ -10,7 +10,7 @@ first and is seen both ways. Led: the newest token is a causal row before the bl
 adapter, as in AR decoding, so the pass that drafts also decides the next token.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from trimode.decoding.context import DecodingContext
 from trimode.decoding.denoising.block import denoise, open_block
@@ -27,8 +27,8 @@ from trimode.decoding.speculation.verify import (
     verify_span,
 )
 
-Drafting = Generator[Span | Keep | Committed | Drafted, Logits | None, tuple[int, DraftTree, int]]
-"""Returns the root that the draft follows, the draft, and how often it was revised."""
+Drafting = Generator[Span | Keep | Committed | Drafted, Logits | None, tuple[int, DraftTree]]
+"""Returns the root that the draft follows, and the draft."""
 
 
 def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decoder:
@@ -41,7 +41,7 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
         # The newest token is known but not yet in the KV cache.
         if not context.seed_block:
             tokens.append(newest)
-        root, draft, revisions = yield from make_draft(newest, tokens, context)
+        root, draft = yield from make_draft(newest, tokens, context)
         start = len(tokens)
         tokens.append(root)
         # Rows beyond the budget would verify tokens that can never be emitted.
@@ -58,7 +58,6 @@ def linear_speculation(prompt: Sequence[int], context: DecodingContext) -> Decod
             logprobs=sampler.logprobs(logits.rows, accepted, rows),
             drafted=len(draft),
             new_cycle=context.seed_block,
-            revisions=revisions,
         )
         tokens.extend(accepted[:-1])
         newest = accepted[-1]
@@ -79,26 +78,51 @@ def _led_draft(newest: int, tokens: Sequence[int], context: DecodingContext) -> 
         tokens: all tokens, the newest included.
         context: the request.
     """
-    sampler, start = context.sampler, len(tokens)
     masks = _masks(tokens, context)
-    visibility, is_mask = led_visibility(1, masks=masks)
+    block = [context.mask_token_id] * masks
+    root, logits = yield from _led_pass(newest, block, range(1, masks), tokens, context)
+    draft = draft_from(logits.rows[1:], logits.hidden[1:], [*tokens, root], masks, context)
+    if context.show_drafts:
+        yield draft_snapshot(len(tokens), root, draft)
+    return root, draft
+
+
+def _led_pass(
+    newest: int,
+    block: Sequence[int],
+    offsets: Iterable[int],
+    tokens: Sequence[int],
+    context: DecodingContext,
+) -> Generator[Span | Keep | Committed, Logits | None, tuple[int, Logits]]:
+    """A pass of the newest token as a causal row without the adapter, and a block after it.
+
+    That row enters the KV cache and decides the block's first token, which is committed.
+
+    Args:
+        newest: not yet in the KV cache.
+        block: mostly masks.
+        offsets: places of the block to be predicted; not the first.
+        tokens: all tokens, the newest included.
+        context: the request.
+
+    Returns:
+        The block's first token, and the logits of the newest token's row and of `offsets`.
+    """
+    sampler, start = context.sampler, len(tokens)
+    visibility, in_block = led_visibility(1, masks=len(block))
     logits = yield Span(
         kind="draft",
-        tokens=(newest, *[context.mask_token_id] * masks),
-        positions=range(start - 1, start + masks),
+        tokens=(newest, *block),
+        positions=range(start - 1, start + len(block)),
         visibility=visibility,
-        adapter=is_mask & context.draft_adapter,
-        # The first mask stands where the newest token's own row decides.
-        logits=(0, *context.predicting(range(2, 1 + masks))),
+        adapter=in_block & context.draft_adapter,
+        logits=(0, *context.predicting(offset + 1 for offset in offsets)),
     )
     assert logits is not None
     yield Keep((0,))
     root = sampler.pick(logits.rows[0], start, tokens)
     yield Committed(tokens=(root,), logprobs=sampler.logprobs(logits.rows[:1], (root,)), drafted=0)
-    draft = draft_from(logits.rows[1:], logits.hidden[1:], [*tokens, root], masks, context)
-    if context.show_drafts:
-        yield draft_snapshot(start, root, draft)
-    return root, draft, 0
+    return root, logits
 
 
 def _led_denoised_draft(newest: int, tokens: Sequence[int], context: DecodingContext) -> Drafting:
@@ -110,6 +134,9 @@ def _led_denoised_draft(newest: int, tokens: Sequence[int], context: DecodingCon
         context: the request.
     """
     block = open_block(None, len(tokens), _masks(tokens, context), tokens, context)
+    offsets = [offset for offset in block.masked if offset]
+    root, logits = yield from _led_pass(newest, block.tokens, offsets, tokens, context)
+    block.fix(0, root)
     yield from denoise(
         block,
         tokens,
@@ -117,9 +144,9 @@ def _led_denoised_draft(newest: int, tokens: Sequence[int], context: DecodingCon
         kind="draft",
         one_pass=False,
         adapter=context.draft_adapter,
-        lead=newest,
+        proposed=(logits.rows[1:], logits.hidden[1:]),
     )
-    return block.tokens[0], DraftTree.line(block.tokens[1:]), len(block.revised)
+    return block.tokens[0], DraftTree.line(block.tokens[1:])
 
 
 def _seeded_draft(newest: int, tokens: Sequence[int], context: DecodingContext) -> Drafting:
@@ -140,7 +167,7 @@ def _seeded_draft(newest: int, tokens: Sequence[int], context: DecodingContext) 
         one_pass=context.one_pass,
         adapter=context.draft_adapter,
     )
-    return block.tokens[0], DraftTree.line(block.tokens[1:]), len(block.revised)
+    return block.tokens[0], DraftTree.line(block.tokens[1:])
 
 
 def _masks(tokens: Sequence[int], context: DecodingContext) -> int:

@@ -12,7 +12,6 @@ DENOISING_OPTIONS = frozenset(
         "commit_rule",
         "threshold",
         "max_denoising_steps",
-        "revision_threshold",
         "seed_block",
         "show_drafts",
     )

@@ -10,7 +10,7 @@ export const TERMS = {
   NFE: 'Number of forward evaluations: how often the model was run for this answer.',
   TTFT: 'Time to first token.',
   acceptance: 'Acceptance length: tokens that one cycle of drafting and verifying yields, the verifier’s own included. More is better.',
-  revised: 'Filled tokens that were changed again.',
+  revised: 'Filled tokens that AR replaced.',
   passes: 'What auto chose for its passes.',
 };
 

@@ -1,31 +1,41 @@
-"""Rolling diffusion: the block of masks moves on after every pass, from the left.
+"""Diffusion in the led form: tokens are filled and closed in the same passes.
 
-A pass runs the tokens that the pass before decided as causal rows without the adapter, and after
+A pass runs the tokens that are filled but not closed as causal rows without the adapter, and after
 them a block of masks. The causal rows do two things. Their keys and values enter the cache, and a
 filled token that AR finds too improbable is revised. The last of them gives the next token as AR
-decoding would. The masks propose the tokens after that one, and the leading run that the commit
-rule trusts is filled. So no pass is spent on closing a block, and a pass makes 1 + run tokens at
-best. See docs/design/0007.
+decoding would. The masks propose the tokens after that one. So no pass is spent on closing.
+
+- A rolling block takes the leading run of proposals that the commit rule trusts, and moves on: a
+  pass makes 1 + run tokens at best. See docs/design/0007.
+- A fixed block takes what the rule trusts wherever it stands, and has further passes until it is
+  full. The first pass of the next block closes it.
 
 A revision drops the tokens that the masks stood after, so the next pass has nothing filled. Spare
 drafts are more masks in the same pass: they stand after those beginnings of the filled tokens that
 a revision is likeliest to leave.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
-import torch
 from torch import Tensor
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.denoising.block import candidates, propose
+from trimode.decoding.denoising.block import candidates, denoise, open_block, propose, standing
 from trimode.decoding.denoising.commit_rules import trusted
 from trimode.decoding.events import Committed, Drafted, TokenState
 from trimode.decoding.markov import chained
-from trimode.decoding.span import Decoder, Keep, Span, SpanKind, causal_span, led_visibility
+from trimode.decoding.span import (
+    Decoder,
+    Keep,
+    Logits,
+    Span,
+    SpanKind,
+    causal_span,
+    led_visibility,
+)
 
 
-def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
+def led_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     """Fill and close in the same passes until the engine closes the generator."""
     sampler = context.sampler
     tokens = list(prompt[:-1])  # what the KV cache holds
@@ -37,9 +47,9 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
     kind: SpanKind = "prefill"
     while True:
         masks = context.draft_length(len(tokens) + len(filled))
-        logits = yield _rolling_span(kind, filled, ends, len(tokens), masks, context)
+        logits = yield _led_span(kind, filled, ends, len(tokens), masks, context)
         assert logits is not None
-        kept = _confirmed(filled, logits.rows, context)
+        kept = 1 + standing(filled[1:], logits.rows[:-1], frozenset(), context)
         yield Keep(range(kept))
         tokens += filled[:kept]
         following = sampler.pick(logits.rows[kept - 1], len(tokens), tokens)
@@ -49,22 +59,76 @@ def rolling_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decode
             logprobs=sampler.logprobs(logits.rows[:kept], closed),
             revisions=int(kept < len(filled)),
         )
-        run: list[int] = []
         sure: list[float] = []
         if kept in ends:  # else the masks stood after tokens that are gone
-            wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
             first = len(filled) + ends.index(kept) * masks
-            proposing = context.predicting(range(first + 1, first + wanted))
-            known = [*tokens, following]
-            run, sure = _leading_run(*logits.head(proposing), known, context)
+            wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
+            fill = _rolled if context.rolling_block else _filled
+            filled, sure = yield from fill(following, first, wanted, tokens, logits, context)
+        else:
+            filled = [following]
             if context.show_drafts:
-                yield _snapshot(len(tokens), (following, *run), sure, wanted, context)
-        filled = [following, *run]
-        ends = (len(filled), *_likely_ends(sure[: len(run)], context.spare_drafts))
+                wanted = min(masks, context.remaining(len(tokens)))
+                block = open_block(following, len(tokens), wanted, tokens, context)
+                yield block.snapshot({0}, "revised")
+        ends = (len(filled), *_likely_ends(sure, context.spare_drafts))
         kind = "denoise"
 
 
-def _rolling_span(
+Filling = Generator[Span | Drafted, Logits | None, tuple[list[int], list[float]]]
+"""Returns the tokens filled, the first of them AR's, and the confidence of the others."""
+
+
+def _rolled(
+    following: int,
+    first: int,
+    wanted: int,
+    tokens: Sequence[int],
+    logits: Logits,
+    context: DecodingContext,
+) -> Filling:
+    """The leading run of a pass's proposals.
+
+    Args:
+        following: the token that AR chose for the first mask.
+        first: row of that mask.
+        wanted: masks that may be filled, the first included.
+        tokens: all before them.
+        logits: of the pass.
+        context: the request.
+    """
+    proposing = context.predicting(range(first + 1, first + wanted))
+    run, sure = _leading_run(*logits.head(proposing), [*tokens, following], context)
+    if context.show_drafts:
+        yield _snapshot(len(tokens), (following, *run), sure, wanted, context)
+    return [following, *run], sure[: len(run)]
+
+
+def _filled(
+    following: int,
+    first: int,
+    wanted: int,
+    tokens: Sequence[int],
+    logits: Logits,
+    context: DecodingContext,
+) -> Filling:
+    """All of a block, by a pass's proposals and further passes. The arguments are `_rolled`'s."""
+    block = open_block(following, len(tokens), wanted, tokens, context)
+    proposing = context.predicting(first + offset for offset in block.masked)
+    yield from denoise(
+        block,
+        tokens,
+        context,
+        kind="denoise",
+        one_pass=False,
+        adapter=context.denoise_adapter,
+        proposed=logits.head(proposing),
+        stop_token_ids=context.stop_token_ids,
+    )
+    return block.tokens[: block.end(context.stop_token_ids)], []
+
+
+def _led_span(
     kind: SpanKind,
     filled: Sequence[int],
     ends: tuple[int, ...],
@@ -103,20 +167,6 @@ def _likely_ends(sure: Sequence[float], most: int) -> tuple[int, ...]:
     return tuple(sorted(1 + place for place in order[:most]))
 
 
-def _confirmed(filled: Sequence[int], causal: Tensor, context: DecodingContext) -> int:
-    """How many of the filled tokens stand: up to the first whose AR probability collapsed.
-
-    Row i of `causal` `[len(filled), vocab]` predicts the token after filled[i].
-    """
-    if len(filled) == 1:
-        return 1
-    rows = context.sampler.exclude_mask(causal[:-1])
-    following = torch.tensor(filled[1:], device=rows.device)
-    probabilities = rows.softmax(-1).gather(-1, following[:, None])[:, 0]
-    stands = (probabilities >= context.revision_threshold).int().cumprod(0)
-    return 1 + int(stands.sum())
-
-
 def _leading_run(
     rows: Tensor, states: Tensor, known: list[int], context: DecodingContext
 ) -> tuple[list[int], list[float]]:
@@ -136,7 +186,9 @@ def _leading_run(
     if context.markov_head is None:
         tokens = candidates(rows, start, list(range(count)), known, context)
     else:
-        rows, tokens = chained(rows, states, known, context)
+        before = (known[-1], *[None] * (count - 1))
+        positions = range(start, start + count)
+        rows, tokens = chained(rows, states, before, positions, known, context)
     block = (known[-1], *[context.mask_token_id] * count)
     quota = -(-context.block_length // context.max_denoising_steps)
     proposal = propose(rows, tokens, start - 1, block, range(1, count + 1), context, quota)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.reference.tiny import MASK, run_alone, tiny
 from trimode.config import GenerationOptions
 from trimode.decoding import Committed, Drafted
-from trimode.decoding.denoising.rolling import _likely_ends
+from trimode.decoding.denoising.led import _likely_ends
 from trimode.engine import Engine, drain
 
 PROMPT = [9, 8, 11, 10]
