@@ -52,8 +52,10 @@ DEFAULT_THRESHOLD = 0.9
 """NLD's model card value for diffusion decoding."""
 ROLLING_THRESHOLD = 0.5
 """Default of a rolling block. AR revises what it fills, so filling may be bold (docs/lab.md)."""
+LED_THRESHOLD = 0.3
+"""Default of a fixed block that the next one's first pass closes."""
 LED_REVISION_THRESHOLD = 0.15
-"""Default of blocks that the next one's first pass closes."""
+"""Default of both."""
 
 MOST_BLOCK_LENGTH = 256
 """A block runs in one pass, which all other requests wait for."""
@@ -67,9 +69,9 @@ DECODING_FIELDS: dict[str, str] = {
     "commit_rule": f"What decides which tokens of a pass are final: {', '.join(COMMIT_RULES)} "
     "[threshold].",
     "threshold": "Bar of the commit rule, in the rule's unit; a probability above 1 commits one "
-    "token a pass [the rule's own; for the rule "
-    f"threshold {DEFAULT_THRESHOLD} in a fixed block, {ROLLING_THRESHOLD} in a rolling one (the "
-    "built-in model's), and in linear none: one pass fills the draft].",
+    f"token a pass [the rule's own; for the rule threshold {ROLLING_THRESHOLD} in a rolling block "
+    f"(the built-in model's), {LED_THRESHOLD} in a fixed one of the led form, "
+    f"{DEFAULT_THRESHOLD} in NLD's, and in linear none: one pass fills the draft].",
     "max_denoising_steps": "Passes that a block may take [the block length].",
     "revision_threshold": "Drop a filled token, and those after it, if AR finds it less probable "
     "than this when they are closed; 0 is never "

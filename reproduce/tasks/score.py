@@ -47,7 +47,12 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     *(
         (
             f"fixed, {passes} passes, revision {revision}",
-            _diffusion("fixed", max_denoising_steps=passes, revision_threshold=revision),
+            _diffusion(
+                "fixed",
+                threshold=0.9,
+                max_denoising_steps=passes,
+                revision_threshold=revision,
+            ),
         )
         for passes in (1, 2, 3)
         for revision in (0.15, 0.3)
@@ -64,7 +69,12 @@ RUNS: list[tuple[str, dict[str, Any]]] = [
     *(
         (
             f"nld, {passes} passes, revision {revision}",
-            _diffusion("nld", max_denoising_steps=passes, revision_threshold=revision),
+            _diffusion(
+                "nld",
+                threshold=0.9,
+                max_denoising_steps=passes,
+                revision_threshold=revision,
+            ),
         )
         for passes in (1, 2, 3)
         for revision in (0.15, 0.3)

@@ -157,3 +157,15 @@ def test_a_rolling_block_takes_the_head_s_word():
     without = model.generate(PROMPT, **plain, **kept).tokens
     guessing = with_head(model, Anything(5))
     assert guessing.generate(PROMPT, **plain, **kept).tokens != without
+
+
+@pytest.mark.parametrize("form", [{"seed_block": True}, {"rolling_block": False}], ids=str)
+def test_a_fixed_block_asks_the_head_if_ar_judges_what_it_fills(form):
+    model = agreeable(0)
+    asked = {"mode": "diffusion", "block_length": 5, "max_tokens": 20, "threshold": 0.3, **form}
+    plain = {floor: model.generate(PROMPT, **asked, revision_threshold=floor) for floor in (0.0, 1)}
+    for floor, used in ((0.0, False), (1, True)):
+        guessing = with_head(model, Anything(0))
+        found = guessing.generate(PROMPT, **asked, revision_threshold=floor)
+        assert found.tokens == plain[floor].tokens  # a floor of 1 leaves nothing but AR's choices
+        assert (guessing.model.markov_head.asked > 0) == used

@@ -10,6 +10,7 @@ from trimode.config import (
     DECODING_FIELDS,
     DEFAULT_THRESHOLD,
     LED_REVISION_THRESHOLD,
+    LED_THRESHOLD,
     MODES,
     ROLLING_THRESHOLD,
     GenerationOptions,
@@ -124,7 +125,7 @@ def test_diffusion_has_the_form_of_the_checkpoint():
     led = resolved("led", mode="diffusion", rolling_block=False)
     like_nld = resolved("led", mode="diffusion", seed_block=False)
     assert (led.rolling_block, led.led_blocks) == (False, True)
-    assert led.revision_threshold == LED_REVISION_THRESHOLD
+    assert (led.threshold, led.revision_threshold) == (LED_THRESHOLD, LED_REVISION_THRESHOLD)
     assert (like_nld.rolling_block, like_nld.led_blocks) == (False, False)
 
 

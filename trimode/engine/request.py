@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from trimode.checkpoints import LoadedModel
 from trimode.config import (
     LED_REVISION_THRESHOLD,
+    LED_THRESHOLD,
     ROLLING_THRESHOLD,
     CommitRuleName,
     GenerationOptions,
@@ -153,8 +154,8 @@ class _Form:
         """The commit rule's bar."""
         if self.options.threshold is not None:
             return self.options.threshold
-        if self.rolling_block and self.commit_rule == "threshold":
-            return ROLLING_THRESHOLD
+        if self.led_blocks and self.commit_rule == "threshold":
+            return ROLLING_THRESHOLD if self.rolling_block else LED_THRESHOLD
         return RULES[self.commit_rule].threshold
 
     @property

@@ -124,6 +124,9 @@ def denoise(
             a pass that has run already. It counts as the first.
         stop_token_ids: tokens that end the block.
     """
+    # Chances given a neighbour that is only proposed are too high if that neighbour is wrong. AR
+    # finds such tokens, if it judges them.
+    judged = kind == "draft" or context.revision_threshold > 0
     passes = 1 if one_pass else context.max_denoising_steps
     schedule = quota_schedule(len(block.masked), passes)
     for step, share in enumerate(schedule):
@@ -135,7 +138,7 @@ def denoise(
         else:
             rows, states = proposed
         rows = context.sampler.exclude_mask(rows)
-        if context.markov_head is not None and masked:
+        if context.markov_head is not None and judged and masked:
             before = [_before(block, offset, history) for offset in masked]
             positions = [block.start + offset for offset in masked]
             rows, _ = chained(rows, states, before, positions, known, context)
