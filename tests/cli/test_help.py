@@ -44,7 +44,7 @@ def test_the_defaults_named_for_the_built_in_model_are_its_own(real_cache):
     config = load().config
     assert f"the built-in one's: {config.block_length}" in DECODING_FIELDS["block_length"]
     assert config.draft_form == "led"  # so its diffusion blocks roll
-    expected = f"{ROLLING_THRESHOLD} in a rolling one (the built-in model's)"
+    expected = f"{ROLLING_THRESHOLD} in a rolling block (the built-in model's)"
     assert expected in DECODING_FIELDS["threshold"]
 
 
