@@ -130,13 +130,9 @@ class _Form:
     def __init__(self, options: GenerationOptions, config: ModelConfig) -> None:
         self.options = options
         led = config.draft_form == "led"
-        self.rolling_block = _given(
-            options.rolling_block,
-            options.mode == "diffusion" and led and options.seed_block is None,
-        )
-        self.led_blocks = self.rolling_block or (
-            options.mode == "diffusion" and led and options.seed_block is None
-        )
+        own_form = options.mode == "diffusion" and led and options.seed_block is None
+        self.rolling_block = _given(options.rolling_block, own_form)
+        self.led_blocks = self.rolling_block or own_form
         self.one_pass = (
             options.mode == "linear" and not options.threshold and options.commit_rule is None
         )

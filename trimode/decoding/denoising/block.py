@@ -151,6 +151,30 @@ def denoise(
             return
 
 
+def fill_block(
+    block: OpenBlock,
+    history: Sequence[int],
+    context: DecodingContext,
+    proposed: tuple[Tensor, Tensor] | None = None,
+) -> Generator[Span | Drafted, Logits | None, list[int]]:
+    """Fill a block of diffusion, in as many passes as it takes; see `denoise`.
+
+    Returns:
+        Its tokens, up to a stop token.
+    """
+    yield from denoise(
+        block,
+        history,
+        context,
+        kind="denoise",
+        one_pass=False,
+        adapter=context.denoise_adapter,
+        proposed=proposed,
+        stop_token_ids=context.stop_token_ids,
+    )
+    return block.tokens[: block.end(context.stop_token_ids)]
+
+
 def _block_pass(
     block: OpenBlock,
     offsets: Sequence[int],

@@ -20,7 +20,7 @@ from collections.abc import Generator, Sequence
 from torch import Tensor
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.denoising.block import candidates, denoise, open_block, propose, standing
+from trimode.decoding.denoising.block import candidates, fill_block, open_block, propose, standing
 from trimode.decoding.denoising.commit_rules import trusted
 from trimode.decoding.events import Committed, Drafted, TokenState
 from trimode.decoding.markov import chained
@@ -60,15 +60,14 @@ def led_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
             revisions=int(kept < len(filled)),
         )
         sure: list[float] = []
+        wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
         if kept in ends:  # else the masks stood after tokens that are gone
             first = len(filled) + ends.index(kept) * masks
-            wanted = min(masks, context.remaining(len(tokens)))  # the first mask is decided by AR
             fill = _rolled if context.rolling_block else _filled
             filled, sure = yield from fill(following, first, wanted, tokens, logits, context)
         else:
             filled = [following]
             if context.show_drafts:
-                wanted = min(masks, context.remaining(len(tokens)))
                 block = open_block(following, len(tokens), wanted, tokens, context)
                 yield block.snapshot({0}, "revised")
         ends = (len(filled), *_likely_ends(sure, context.spare_drafts))
@@ -115,17 +114,7 @@ def _filled(
     """All of a block, by a pass's proposals and further passes. The arguments are `_rolled`'s."""
     block = open_block(following, len(tokens), wanted, tokens, context)
     proposing = context.predicting(first + offset for offset in block.masked)
-    yield from denoise(
-        block,
-        tokens,
-        context,
-        kind="denoise",
-        one_pass=False,
-        adapter=context.denoise_adapter,
-        proposed=logits.head(proposing),
-        stop_token_ids=context.stop_token_ids,
-    )
-    return block.tokens[: block.end(context.stop_token_ids)], []
+    return (yield from fill_block(block, tokens, context, logits.head(proposing))), []
 
 
 def _led_span(

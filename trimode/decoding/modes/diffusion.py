@@ -6,12 +6,11 @@ own stop token, and the causal pass may revise what it closes (docs/design/0020)
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from trimode.decoding.context import DecodingContext
-from trimode.decoding.denoising.block import denoise, open_block, standing
+from trimode.decoding.denoising.block import fill_block, open_block, standing
 from trimode.decoding.denoising.led import led_diffusion
 from trimode.decoding.events import Committed
 from trimode.decoding.modes.spec import DENOISING_OPTIONS, ModeSpec
@@ -23,26 +22,17 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
     sampler = context.sampler
     tokens = list(prompt)
     logits = yield causal_span("prefill", tokens, 0, keep=True, logits=(len(tokens) - 1,))
+    assert logits is not None
+    before = logits.rows  # predicts the next token, `[1, vocab]`
     seeded, revisions = context.seed_block, 0
     while True:
-        assert logits is not None
         start = len(tokens)
-        before = logits.rows[-1:]
         seed = sampler.pick(before[0], start, tokens) if seeded else None
         length = min(context.block_length, context.remaining(start))
         block = open_block(seed, start, length, tokens, context)
         if revisions and context.show_drafts:
             yield block.snapshot({0}, "revised")
-        yield from denoise(
-            block,
-            tokens,
-            context,
-            kind="denoise",
-            one_pass=False,
-            adapter=context.denoise_adapter,
-            stop_token_ids=context.stop_token_ids,
-        )
-        filled = block.tokens[: block.end(context.stop_token_ids)]
+        filled = yield from fill_block(block, tokens, context)
 
         # The causal pass puts the block's keys and values where AR decoding would have put them
         # and yields the next seed. It runs for the last block too: a later turn continues there.
@@ -50,11 +40,9 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         rows = range(len(filled)) if judged else (len(filled) - 1,)
         logits = yield causal_span("close", filled, start, keep=False, logits=rows)
         assert logits is not None
-        kept = len(filled)
-        if judged:
-            causal = torch.cat([before, logits.rows])
-            kept = standing(filled, causal[:-1], block.fixed, context)
-            logits = replace(logits, rows=causal[kept : kept + 1])
+        causal = torch.cat([before, logits.rows])
+        kept = standing(filled, causal[:-1], block.fixed, context) if judged else len(filled)
+        before = causal[kept : kept + 1] if judged else logits.rows
         yield Keep(range(kept))
         closed = tuple(filled[:kept])
         tokens += closed
@@ -62,7 +50,7 @@ def block_diffusion(prompt: Sequence[int], context: DecodingContext) -> Decoder:
         revisions = int(kept < len(filled))
         seeded = context.seed_block or revisions > 0
         if closed:
-            logprobs = sampler.logprobs(causal[:kept], closed) if judged else ()
+            logprobs = sampler.logprobs(causal[:kept], closed)  # none if the request asked for none
             yield Committed(tokens=closed, logprobs=logprobs, revisions=revisions)
 
 

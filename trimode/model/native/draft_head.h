@@ -76,16 +76,7 @@ struct Best {
 void find_best(const float* logits, int64_t n, int64_t count, Best& best) {
   float top = logits[0];
   for (int64_t i = 1; i < n; ++i) top = std::max(top, logits[i]);
-  const __m256 highest = _mm256_set1_ps(top);
-  __m256 sums = _mm256_setzero_ps();
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) sums = _mm256_add_ps(sums, exp8(_mm256_sub_ps(_mm256_loadu_ps(logits + i), highest)));
-  alignas(32) float parts[8];
-  _mm256_store_ps(parts, sums);
-  float sum = 0;
-  for (float part : parts) sum += part;
-  for (; i < n; ++i) sum += std::exp(logits[i] - top);
-  best.norm = top + std::log(sum);
+  best.norm = top + std::log(exponentials(logits, n, top));
   best.words.clear();
   for (int64_t w = 0; w < n; ++w) {
     auto& found = best.words;
@@ -132,9 +123,7 @@ int64_t draft_tree(const DraftHead& h, const uint16_t* embeddings, const float* 
     nodes.parents[count] = next.parent;
     nodes.chances[count] = chance = next.chance;
     from = next.state;
-    const uint16_t* row = embeddings + next.word * h.dim;
-    for (int64_t i = 0; i < h.dim; i += 8)
-      _mm256_storeu_ps(&input[i], _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i))));
+    to_floats(embeddings + next.word * h.dim, h.dim, input.data());
     token = input.data();
     sum += chance;
     if (++count < limits.most) needed = (1 + limits.trust * sum) * limits.shares[count] / limits.trust;

@@ -37,6 +37,25 @@ inline __m256 exp8(__m256 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
 }
 
+// The sum of e^(x - top).
+inline float exponentials(const float* x, int64_t n, float top) {
+  const __m256 tops = _mm256_set1_ps(top);
+  __m256 sums = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) sums = _mm256_add_ps(sums, exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), tops)));
+  float total = sum(sums);
+  for (; i < n; ++i) total += std::exp(x[i] - top);
+  return total;
+}
+
+// n numbers of fp16 to floats.
+inline void to_floats(const uint16_t* x, int64_t n, float* y) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
+  for (; i < n; ++i) y[i] = _cvtsh_ss(x[i]);
+}
+
 void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* y) {
   __m256 squares = _mm256_setzero_ps();
   for (int64_t i = 0; i < n; i += 8) {

@@ -23,13 +23,6 @@ float dot(const float* a, const float* b, int64_t n) {
   return total;
 }
 
-void to_floats(const uint16_t* x, int64_t n, float* y) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
-  for (; i < n; ++i) y[i] = _cvtsh_ss(x[i]);
-}
-
 // The best tokens of a place, without those whose score is -infinity.
 struct Place {
   std::vector<int64_t> ids;  // highest score first; of equal ones the first
@@ -74,12 +67,7 @@ void find_place(const float* scores, int64_t vocab, int64_t count, Place& place)
   for (int64_t i = 0; i < taken; ++i) place.scores[i] = scores[place.ids[i]];
 
   const float top = place.scores[0];
-  const __m256 tops = _mm256_set1_ps(top);
-  __m256 sums = _mm256_setzero_ps();
-  int64_t i = 0;
-  for (; i + 8 <= vocab; i += 8) sums = _mm256_add_ps(sums, exp8(_mm256_sub_ps(_mm256_loadu_ps(scores + i), tops)));
-  float rest = sum(sums);
-  for (; i < vocab; ++i) rest += std::exp(scores[i] - top);
+  float rest = exponentials(scores, vocab, top);
   for (float score : place.scores) rest -= std::exp(score - top);
   place.others = std::log(std::max(rest, std::numeric_limits<float>::min())) + top;
 }
