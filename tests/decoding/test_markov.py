@@ -1,4 +1,4 @@
-"""Proposals judged again by the token before them: trees, and chains of a rolling block."""
+"""Proposals judged again by the tokens before them: trees, and chains of a rolling block."""
 
 import itertools
 from dataclasses import replace
@@ -14,20 +14,24 @@ from tests.decoding.modes.test_lossless import PROMPT, SAMPLED, agreeable
 from tests.decoding.speculation.test_draft_tree import paths
 from tests.decoding.test_sampling import sampler
 from trimode.config import GenerationOptions
-from trimode.decoding.markov import CANDIDATES, Neighbours, candidates_of, chained
+from trimode.decoding.markov import CANDIDATES, Neighbours, candidates_of, chained, last_two
 from trimode.decoding.speculation.draft_tree import likeliest_tree
 
-NEWEST = 3
+BEFORE = (2, 3)
 
 
 class Table:
-    """A head that adds a number for each place, token before and candidate."""
+    """A head that adds a number for each place, each of the two tokens before and candidate."""
 
     def __init__(self, added):
         self.added = added
 
     def at(self, _, candidates):
-        return lambda place, token: self.added[place, token, candidates[place]].numpy()
+        return lambda place, before: self.row(place, before)[candidates[place]].numpy()
+
+    def row(self, place, before):
+        earlier, newest = before
+        return self.added[place, newest] - 0.7 * self.added[place, earlier].flip(0)
 
     def tree(self, *_, **__):
         return None
@@ -41,20 +45,21 @@ def drawn(places, vocab, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(places=st.integers(1, 3), nodes=st.integers(1, 20), seed=st.integers(0, 999))
-def test_nodes_of_a_tree_are_the_likeliest_beginnings_each_given_the_token_before(
+def test_nodes_of_a_tree_are_the_likeliest_beginnings_each_given_the_tokens_before(
     places, nodes, seed
 ):
     scores, added = drawn(places, 6, seed)
-    every = {}
+    head, every = Table(added), {}
     for length in range(1, places + 1):
         for path in itertools.product(range(6), repeat=length):
             chance = 1.0
-            for place, (before, token) in enumerate(itertools.pairwise((NEWEST, *path))):
-                row = (scores[place] + added[place, before]).double().softmax(-1)
-                chance *= float(row[token])
+            text = (*BEFORE, *path)
+            for place, token in enumerate(path):
+                row = scores[place] + head.row(place, text[place : place + 2])
+                chance *= float(row.double().softmax(-1)[token])
             every[path] = chance
-    known = Neighbours(scores.clone(), torch.zeros(places, 1), Table(added), 1.0)
-    tree = likeliest_tree(known, NEWEST, nodes)
+    known = Neighbours(scores.clone(), torch.zeros(places, 1), head, 1.0)
+    tree = likeliest_tree(known, BEFORE, nodes)
     found = paths(tree)
     assert len(set(found)) == len(found)
     assert tree.chances == pytest.approx([every[path] for path in found], rel=1e-4)
@@ -79,7 +84,7 @@ def test_scores_rise_with_the_head_as_they_do_with_logits():
     flat, sharp = (
         Neighbours(scores / t, torch.zeros(2, 1), Table(added), 1 / t) for t in (1.0, 0.25)
     )
-    assert np.allclose(sharp.scores(1, 2), 4 * flat.scores(1, 2), rtol=1e-5)
+    assert np.allclose(sharp.scores(1, BEFORE), 4 * flat.scores(1, BEFORE), rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -88,19 +93,17 @@ def test_a_chain_chooses_from_left_to_right(temperature):
     chooser = sampler(temperature=temperature, seed=4)
     for seed in range(20):
         scores, added = drawn(4, 12, seed)
-        asked = replace(context, sampler=chooser, markov_head=Table(added))
-        given, positions = (NEWEST, None, 5, None), (3, 4, 7, 8)  # two runs of masks
+        head, known = Table(added), [7, 4]
+        asked = replace(context, sampler=chooser, markov_head=head)
+        text, positions = [9, None, None, 5, None, None], (1, 2, 4, 5)  # two runs of masks
         rows, tokens = chained(
-            scores.clone(), torch.zeros(4, 1), given, positions, [1, 2, NEWEST], asked
+            scores.clone(), torch.zeros(4, 1), positions, text.__getitem__, known, asked
         )
-        before, expected = NEWEST, []
         for place, position in enumerate(positions):
-            before = before if given[place] is None else given[place]
-            row = scores[place] + added[place, before]
-            assert torch.equal(rows[place], row)
-            before = chooser.pick(row.clone(), position, [1, 2, NEWEST])
-            expected.append(before)
-        assert tokens.tolist() == expected
+            row = scores[place] + head.row(place, last_two(text[:position]))
+            torch.testing.assert_close(rows[place], row)
+            text[position] = chooser.pick(row.clone(), position, known)
+        assert tokens.tolist() == [text[position] for position in positions]
 
 
 def with_head(model, head):

@@ -35,11 +35,11 @@ def test_it_decodes_as_it_was_trained(dtype):
     made = torch.Generator().manual_seed(1)
     states = torch.randn(3, DIM, generator=made)
     candidates = torch.randint(0, 40, (3, 5), generator=made)
-    before = torch.tensor([4, 9, 4])
+    before = torch.tensor([[4, 5], [9, 4], [5, 4]])
     expected = net(states, model.embedding(before), model.embedding(candidates), 0.0)
     after = PackedMarkovHead(net, model).at(states, candidates)
-    for place, token in enumerate(before.tolist()):
-        found = torch.from_numpy(after(place, token))
+    for place, tokens in enumerate(before.tolist()):
+        found = torch.from_numpy(after(place, tuple(tokens)))
         torch.testing.assert_close(found, expected[place], rtol=0.01, atol=0.01)
 
 
@@ -47,7 +47,7 @@ def test_states_out_of_bounds_are_numbers_still():
     after = PackedMarkovHead(network(), transformer()).at(
         torch.full((1, DIM), -1e6), torch.tensor([[1, 2]])
     )
-    assert np.isfinite(after(0, 3)).all()
+    assert np.isfinite(after(0, (2, 3))).all()
 
 
 def drawn(places, vocab, seed):
@@ -57,13 +57,12 @@ def drawn(places, vocab, seed):
 
 def both_trees(head, scores, states, nodes, sharpness=1.0):
     """By the library, and candidate by candidate."""
-    found = head.tree(
-        scores, states, sharpness, 7, candidates=CANDIDATES, branches=min(8, nodes), nodes=nodes
-    )
+    most = {"candidates": CANDIDATES, "branches": min(8, nodes), "nodes": nodes}
+    found = head.tree(scores, states, sharpness, (6, 7), **most)
     if found is None:
         pytest.skip("no C++ library here")
     places = Neighbours(scores, states, head, sharpness)
-    return DraftTree(*map(tuple, found)), likeliest_tree(places, 7, nodes)
+    return DraftTree(*map(tuple, found)), likeliest_tree(places, (6, 7), nodes)
 
 
 @pytest.mark.parametrize("vocab", [21, 100, 64 * 40, 64 * 40 + 13])
@@ -96,7 +95,7 @@ def test_tokens_that_are_ruled_out_are_not_drafted():
     assert set(found.tokens) <= {0, 1, 2}
     assert found.tokens == expected.tokens
     scores[2] = -torch.inf  # nothing may stand there
-    found = head.tree(scores, states, 1.0, 7, candidates=CANDIDATES, branches=8, nodes=12)
+    found = head.tree(scores, states, 1.0, (6, 7), candidates=CANDIDATES, branches=8, nodes=12)
     assert max(DraftTree(*map(tuple, found)).depths) == 2
 
 
@@ -107,9 +106,9 @@ def test_a_file_gives_the_same_head(tmp_path):
     read = read_markov_head(tmp_path, model)
     assert read is not None
     states, candidates = torch.randn(1, DIM), torch.tensor([[3, 4, 5]])
-    expected = PackedMarkovHead(net, model).at(states, candidates)(0, 7)
-    found = read.at(states, candidates)(0, 7)
-    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    expected = PackedMarkovHead(net, model).at(states, candidates)(0, (6, 7))
+    found = read.at(states, candidates)(0, (6, 7))
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

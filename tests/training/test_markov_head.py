@@ -35,7 +35,8 @@ def test_places_are_those_of_drafts_along_the_answer(monkeypatch):
         end = min(drafts, key=lambda e: distance(drafts[e], states))
         assert distance(drafts[end], states) < 1e-3
         first = end + 1
-        assert found.before[number].tolist() == text[first - 1 :][: len(states)]
+        pairs = list(zip(text[first - 2 :], text[first - 1 :], strict=False))
+        assert list(map(tuple, found.before[number].tolist())) == pairs[: len(states)]
         right = found.candidates[number].gather(1, found.right[number][:, None])[:, 0]
         assert right.tolist() == text[first:][: len(states)]
         logits = model.runner.logits(states.float())
@@ -68,14 +69,15 @@ def alone(model, text, masks):
 
 
 def chain(model, count):
-    """Places at which the token before decides, and nothing else says what is right."""
+    """Places at which the tokens before decide, and nothing else says what is right."""
     torch.manual_seed(1)
     follows, places = torch.randperm(40), Places()
-    before = torch.randint(0, 40, (count, 6))
-    for row in before:
+    before = torch.randint(0, 20, (count, 6, 2))
+    for pairs in before:
         logits = torch.zeros(6, model.config.vocab_size)
         logits[:, 40:] = -20
-        places.add(torch.randn(6, model.config.hidden_size), logits, row, follows[row])
+        right = follows[pairs[:, 0] // 10 * 20 + pairs[:, 1]]
+        places.add(torch.randn(6, model.config.hidden_size), logits, pairs, right)
     return places
 
 

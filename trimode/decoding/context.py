@@ -57,10 +57,14 @@ class DraftHead(Protocol):
         ...
 
 
-class MarkovHead(Protocol):
-    """Judges the candidates of a mask by the token before it."""
+Before = tuple[int, int]
+"""The two tokens before a place, in their order."""
 
-    def at(self, states: Tensor, candidates: Tensor) -> Callable[[int, int], np.ndarray]:
+
+class MarkovHead(Protocol):
+    """Judges the candidates of a mask by the two tokens before it."""
+
+    def at(self, states: Tensor, candidates: Tensor) -> Callable[[int, Before], np.ndarray]:
         """What is to be added to logits of candidates.
 
         Args:
@@ -68,7 +72,7 @@ class MarkovHead(Protocol):
             candidates: ids of each place's candidates, `[places, k]`.
 
         Returns:
-            (place, token before it) -> what is added to the logits of its candidates, `[k]`.
+            (place, tokens before it) -> what is added to the logits of its candidates, `[k]`.
         """
         ...
 
@@ -77,7 +81,7 @@ class MarkovHead(Protocol):
         scores: Tensor,
         states: Tensor,
         sharpness: float,
-        newest: int,
+        before: Before,
         *,
         candidates: int,
         branches: int,
@@ -89,9 +93,9 @@ class MarkovHead(Protocol):
             scores: of the places, `[places, vocab]`.
             states: hidden states of the places' masks, `[places, dim]`.
             sharpness: by how much a score rises with its logit.
-            newest: the token before the first place.
+            before: the tokens before the first place.
             candidates: tokens of a place that are compared.
-            branches: of them that are considered after one token.
+            branches: of them that are considered after the same tokens.
             nodes: of the tree, at most.
 
         Returns:

@@ -1,18 +1,18 @@
-"""Proposals of masks, each judged again by the token before it: what a Markov head is for.
+"""Proposals of masks, each judged again by the tokens before it: what a Markov head is for.
 
 A pass proposes tokens for several masks as if they did not depend on each other. From left to
 right they do: once a token is chosen, the best candidates of the next place are compared anew.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimode.decoding.context import DecodingContext, MarkovHead
+from trimode.decoding.context import Before, DecodingContext, MarkovHead
 from trimode.decoding.sampling import highest
 
 CANDIDATES = 32
@@ -43,7 +43,7 @@ def candidates_of(scores: Tensor, count: int) -> Candidates:
 
 
 class Neighbours:
-    """The best candidates of some places, given the token before each."""
+    """The best candidates of some places, given the tokens before each."""
 
     def __init__(self, scores: Tensor, states: Tensor, head: MarkovHead, sharpness: float) -> None:
         """What is needed of the places, once.
@@ -63,13 +63,13 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def scores(self, place: int, token: int) -> np.ndarray:
-        """Scores of the candidates of a place, given the token before it, `[k]`."""
-        return self._scores[place] + self._sharpness * self._after(place, token)
+    def scores(self, place: int, before: Before) -> np.ndarray:
+        """Scores of the candidates of a place, given the tokens before it, `[k]`."""
+        return self._scores[place] + self._sharpness * self._after(place, before)
 
-    def branches(self, place: int, token: int, count: int) -> tuple[list[float], list[int]]:
+    def branches(self, place: int, before: Before, count: int) -> tuple[list[float], list[int]]:
         """Logarithms of the chances of the likeliest candidates, highest first, and their ids."""
-        scores = self.scores(place, token)
+        scores = self.scores(place, before)
         order = scores.argsort()[: -count - 1 : -1]
         top = float(scores[order[0]])
         total = float(np.exp(scores - top).sum())
@@ -78,21 +78,26 @@ class Neighbours:
         return logs.tolist(), self.ids[place][order].tolist()
 
 
+def last_two(tokens: Sequence[int]) -> Before:
+    """The last two tokens; the last one twice if there is no other."""
+    return tokens[max(0, len(tokens) - 2)], tokens[-1]
+
+
 def chained(
     rows: Tensor,
     states: Tensor,
-    before: Sequence[int | None],
     positions: Sequence[int],
+    decided: Callable[[int], int],
     known: Sequence[int],
     context: DecodingContext,
 ) -> tuple[Tensor, Tensor]:
-    """Proposals from left to right, each given the token before it.
+    """Proposals from left to right, each given the tokens before it.
 
     Args:
         rows: logits of some places, `[n, vocab]`; changed in place.
         states: hidden states of their masks, `[n, dim]`.
-        before: the token before each place; None if that is what is proposed for the one before.
-        positions: of the places.
+        positions: of the places, rising; none is 0.
+        decided: position -> the token there, for all before them and between them.
         known: all tokens decided so far.
         context: the request; it has a Markov head.
 
@@ -101,11 +106,14 @@ def chained(
     """
     assert context.markov_head is not None
     neighbours = Neighbours(rows, states, context.markov_head, 1.0)
-    tokens: list[int] = []
+    chosen: dict[int, int] = {}
+
+    def token_at(position: int) -> int:
+        return chosen[position] if position in chosen else decided(position)
+
     for place, (row, position) in enumerate(zip(rows, positions, strict=True)):
-        given = before[place]
-        token = tokens[-1] if given is None else given
+        before = token_at(max(0, position - 2)), token_at(position - 1)
         ids = torch.from_numpy(neighbours.ids[place])
-        row[ids] = torch.from_numpy(neighbours.scores(place, token)).to(row)
-        tokens.append(int(context.sampler.sample(row[None], position, known)))
-    return rows, torch.tensor(tokens, device=rows.device)
+        row[ids] = torch.from_numpy(neighbours.scores(place, before)).to(row)
+        chosen[position] = int(context.sampler.sample(row[None], position, known))
+    return rows, torch.tensor(list(chosen.values()), device=rows.device)

@@ -1,13 +1,13 @@
 """A Markov head: what a drafted token says of the one after it.
 
 A denoiser proposes a token at each mask without knowing what its neighbours become. The head adds
-to the logit of a place's candidate c, given the token t that was chosen before it and the mask's
-hidden state h:
+to the logit of a place's candidate c, given the tokens s and t that were chosen before it and the
+mask's hidden state h:
 
-    W E(c) . V silu(A h + B D E(t)),    E: the model's embeddings
+    W E(c) . V silu(A h + B D E(s) + C D E(t)),    E: the model's embeddings
 
 D and W lead to `rank` numbers, so each token has a row in two small tables, which are made when the
-head is first used. A candidate costs `rank` multiplications, a token before a few thousand.
+head is first used. A candidate costs `rank` multiplications, a token before some ten thousand.
 
 Sources: DSpark (arXiv 2607.05147), whose tables are learnt for each token and know nothing of the
 mask's state; Hydra (arXiv 2402.05109), whose heads depend on each other.
@@ -60,7 +60,7 @@ class MarkovHeadNet(nn.Module):
         self.config = config
         self.state = nn.Linear(config.dim, config.inner)
         self.before = nn.Linear(config.dim, config.rank, bias=False)
-        self.enter = nn.Linear(config.rank, config.inner, bias=False)
+        self.enter = nn.Linear(2 * config.rank, config.inner, bias=False)
         self.leave = nn.Linear(config.inner, config.rank, bias=False)
         self.words = nn.Linear(config.dim, config.rank, bias=False)
 
@@ -69,12 +69,12 @@ class MarkovHeadNet(nn.Module):
 
         Args:
             state: of the masks, `[n, dim]`.
-            before: embeddings of the tokens before them, `[n, dim]`.
+            before: embeddings of the two tokens before each, in their order, `[n, 2, dim]`.
             candidates: embeddings of their candidates, `[n, k, dim]`.
             dropout: share of the inner units that are left out.
         """
         config = self.config
-        known = self.enter(self.before(before / config.embedding_scale))
+        known = self.enter(self.before(before / config.embedding_scale).flatten(1))
         inner = F.silu(self.state(state / config.state_scale) + known)
         judged = self.leave(F.dropout(inner, dropout, dropout > 0))
         words = self.words(candidates / config.embedding_scale)
@@ -89,15 +89,18 @@ class PackedMarkovHead:
         self._net, self._transformer = net.eval(), transformer
 
     @torch.inference_mode()
-    def at(self, states: Tensor, candidates: Tensor) -> Callable[[int, int], np.ndarray]:
+    def at(
+        self, states: Tensor, candidates: Tensor
+    ) -> Callable[[int, tuple[int, int]], np.ndarray]:
         """See `trimode.decoding.MarkovHead`."""
-        before, words = self._tables
-        places = self._places(states).numpy()
+        table, words = self._tables
+        scaled = states.float().cpu() / self._net.config.state_scale
+        places = self._net.state(scaled).numpy()
         shown = words[candidates].float().numpy()
-        enter, leave = self._matrices
+        enter, leave = (weight.numpy() for weight in self._matrices)
 
-        def after(place: int, token: int) -> np.ndarray:
-            inner = enter @ before[token].float().numpy()
+        def after(place: int, before: tuple[int, int]) -> np.ndarray:
+            inner = enter @ table[list(before)].float().flatten().numpy()
             inner += places[place]
             inner /= 1 + np.exp(np.minimum(-inner, _MOST))
             return shown[place] @ (leave @ inner)
@@ -110,7 +113,7 @@ class PackedMarkovHead:
         scores: Tensor,
         states: Tensor,
         sharpness: float,
-        newest: int,
+        before: tuple[int, int],
         *,
         candidates: int,
         branches: int,
@@ -121,7 +124,7 @@ class PackedMarkovHead:
         if native is None or scores.device.type != "cpu" or scores.dtype != torch.float32:
             return None
         scores = scores if scores.stride(-1) == 1 else scores.contiguous()
-        places = self._places(states).contiguous()
+        states = states.float().cpu().contiguous()
         tokens, parents = (ctypes.c_int64 * nodes)(), (ctypes.c_int64 * nodes)()
         chances = (ctypes.c_double * nodes)()
         count = native.trimode_markov_tree(
@@ -129,9 +132,9 @@ class PackedMarkovHead:
             scores.data_ptr(),
             *scores.shape,
             scores.stride(0),
-            places.data_ptr(),
+            states.data_ptr(),
             sharpness,
-            newest,
+            *before,
             candidates,
             branches,
             nodes,
@@ -140,29 +143,27 @@ class PackedMarkovHead:
         )
         return tokens[:count], parents[:count], chances[:count]
 
-    def _places(self, states: Tensor) -> Tensor:
-        """What the masks' states bring into the inner units, `[places, inner]`."""
-        return self._net.state(states.float().cpu() / self._net.config.state_scale)
-
     @cached_property
     def _native(self) -> structs.MarkovHead:
         """For the C++ library; its memory is that of the tables and matrices."""
-        config, (before, words) = self._net.config, self._tables
+        net, (before, words) = self._net, self._tables
         enter, leave = self._matrices
         return structs.MarkovHead(
-            rank=config.rank,
-            inner=config.inner,
+            dim=net.config.dim,
+            rank=net.config.rank,
+            inner=net.config.inner,
+            state=net.state.weight.data_ptr(),
+            state_bias=net.state.bias.data_ptr(),
+            state_factor=1 / net.config.state_scale,
             before=before.data_ptr(),
             words=words.data_ptr(),
-            enter=enter.ctypes.data,
-            leave=leave.ctypes.data,
+            enter=enter.data_ptr(),
+            leave=leave.data_ptr(),
         )
 
-    @cached_property
-    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        matrices = (self._net.enter.weight, self._net.leave.weight)
-        enter, leave = (weight.detach().contiguous().numpy() for weight in matrices)
-        return enter, leave
+    @property
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        return self._net.enter.weight.detach(), self._net.leave.weight.detach()
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Train a Markov head on the drafts that its model makes along its own answers.
 
 An example is a mask of a draft: its hidden state, its best candidates, and from the answer the
-token before it and the token that belongs there. The head learns to name that one among the
+two tokens before it and the token that belongs there. The head learns to name that one among the
 candidates. The others together are one more candidate, so that chances stay true.
 Source: DSpark (arXiv 2607.05147).
 """
@@ -27,8 +27,8 @@ from trimode.training.examples import batches, rms
 
 LEAST_PLACES = 1000
 """Examples that training needs."""
-MOST_PLACES = 400_000
-"""Examples that are kept, half a gigabyte with hidden states of 576 numbers."""
+MOST_BYTES = 2**30
+"""Of the hidden states that are kept: a million examples if they have 512 numbers each."""
 _TOKENS_AT_ONCE = 56
 """Of an answer in one pass."""
 _DRAFTS_AT_ONCE = 5
@@ -67,7 +67,7 @@ class Places:
     scores: list[Tensor] = field(default_factory=list)
     """Logits of the candidates, and of all others together, fp16 `[n, k + 1]`."""
     before: list[Tensor] = field(default_factory=list)
-    """The token before each mask, `[n]`."""
+    """The two tokens before each mask, `[n, 2]`."""
     right: list[Tensor] = field(default_factory=list)
     """Which candidate it should become; k: none of them. `[n]`."""
     count: int = 0
@@ -76,7 +76,14 @@ class Places:
         return self.count
 
     def add(self, states: Tensor, logits: Tensor, before: Tensor, right: Tensor) -> None:
-        """Add the masks of a draft: hidden states, logits, tokens before and right tokens."""
+        """Add the masks of a draft.
+
+        Args:
+            states: their hidden states, `[n, dim]`.
+            logits: `[n, vocab]`.
+            before: the two tokens before each, `[n, 2]`.
+            right: the token that belongs at each, `[n]`.
+        """
         found = candidates_of(logits, CANDIDATES)
         ids = found.ids.cpu()
         hit = ids == right[:, None]
@@ -109,8 +116,9 @@ def collect(
         InputError: the answers are too few or too short.
     """
     found, draw = Places(), random.Random(seed)
+    most = MOST_BYTES // (2 * model.config.hidden_size)
     for prompt, answer in conversations:
-        if len(answer) > 2 and len(found) < MOST_PLACES:
+        if len(answer) > 2 and len(found) < most:
             _collect(model, prompt, answer, draw, found)
         advance()
     if len(found) < LEAST_PLACES:
@@ -162,7 +170,8 @@ def _collect(
             states = hidden[row : row + count]
             logits = runner.logits(states)
             logits[:, _mask(model)] = -torch.inf
-            found.add(states, logits, text[first - 1 : first - 1 + count], text[first:][:count])
+            before = text[first - 2 : first - 1 + count].unfold(0, 2, 1)
+            found.add(states, logits, before.clone(), text[first:][:count])
         start += lead
 
 

@@ -27,7 +27,7 @@ def paths(tree):
 
 
 def independent_tree(scores, nodes):
-    return likeliest_tree(Independent(scores), 0, nodes)
+    return likeliest_tree(Independent(scores), (0, 0), nodes)
 
 
 @settings(max_examples=60, deadline=None)

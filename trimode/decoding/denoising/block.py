@@ -139,9 +139,9 @@ def denoise(
             rows, states = proposed
         rows = context.sampler.exclude_mask(rows)
         if context.markov_head is not None and judged and masked:
-            before = [_before(block, offset, history) for offset in masked]
+            everything = [*history, *block.tokens]
             positions = [block.start + offset for offset in masked]
-            rows, _ = chained(rows, states, before, positions, known, context)
+            rows, _ = chained(rows, states, positions, everything.__getitem__, known, context)
         quota = None if step + 1 == passes else share
         filled = _fill(block, rows, masked, known, context, quota=quota)
         block.drop_needless_forced()
@@ -193,12 +193,6 @@ def _block_pass(
     )
     assert logits is not None
     return logits.rows, logits.hidden
-
-
-def _before(block: OpenBlock, offset: int, history: Sequence[int]) -> int | None:
-    """The token before a place of the block; None if it is not decided."""
-    token = block.tokens[offset - 1] if offset else history[-1]
-    return None if token == block.mask_token_id else token
 
 
 def _fill(

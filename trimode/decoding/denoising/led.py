@@ -175,9 +175,8 @@ def _leading_run(
     if context.markov_head is None:
         tokens = candidates(rows, start, list(range(count)), known, context)
     else:
-        before = (known[-1], *[None] * (count - 1))
         positions = range(start, start + count)
-        rows, tokens = chained(rows, states, before, positions, known, context)
+        rows, tokens = chained(rows, states, positions, known.__getitem__, known, context)
     block = (known[-1], *[context.mask_token_id] * count)
     quota = -(-context.block_length // context.max_denoising_steps)
     proposal = propose(rows, tokens, start - 1, block, range(1, count + 1), context, quota)

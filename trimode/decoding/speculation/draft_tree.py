@@ -1,10 +1,10 @@
 """A speculative draft as a tree: at some places more than one token is tried.
 
-The denoiser proposes a distribution at each place, which a Markov head makes depend on the token
-before it. The second best token is often the verifier's,
-so a verify pass of n rows accepts more when they are the n likeliest beginnings of an answer than
-when they are one line of n tokens. Sources: SpecInfer (arXiv 2305.09781); Medusa (arXiv
-2401.10774), whose heads are independent of each other too.
+The denoiser proposes a distribution at each place, which a Markov head makes depend on the tokens
+before it. The second best token is often the verifier's, so a verify pass of n rows accepts more
+when they are the n likeliest beginnings of an answer than when they are one line of n tokens.
+Sources: SpecInfer (arXiv 2305.09781); Medusa (arXiv 2401.10774), whose heads are independent of
+each other too.
 """
 
 import heapq
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimode.decoding.context import Before
 from trimode.decoding.sampling import highest
 
 ROOT = -1
@@ -116,10 +117,10 @@ class Places(Protocol):
 
     def __len__(self) -> int: ...
 
-    def branches(self, place: int, token: int, count: int, /) -> tuple[list[float], list[int]]:
+    def branches(self, place: int, before: Before, count: int, /) -> tuple[list[float], list[int]]:
         """Logarithms of the chances of the likeliest tokens, highest first, and their ids.
 
-        `token`: the one before the place.
+        `before`: the tokens before the place.
         """
         ...
 
@@ -137,17 +138,17 @@ class Independent:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def branches(self, place: int, _: int, count: int) -> tuple[list[float], list[int]]:
+    def branches(self, place: int, _: Before, count: int) -> tuple[list[float], list[int]]:
         """See `Places`."""
         return self._logs[place][:count], self._ids[place][:count]
 
 
-def likeliest_tree(places: Places, newest: int, nodes: int) -> DraftTree:
+def likeliest_tree(places: Places, before: Before, nodes: int) -> DraftTree:
     """The `nodes` likeliest beginnings of an answer.
 
     Args:
         places: what may stand at each place.
-        newest: the token before the first place.
+        before: the tokens before the first place.
         nodes: of the tree.
     """
     if not len(places) or nodes < 1:
@@ -156,12 +157,13 @@ def likeliest_tree(places: Places, newest: int, nodes: int) -> DraftTree:
     tokens: list[int] = []
     parents: list[int] = []
     chances: list[float] = []
-    logs, ids = places.branches(0, newest, count)
-    # (-log chance of the path, order of entry, place, rank at that place, parent, its branches)
-    waiting = [(-logs[0], 0, 0, 0, ROOT, logs, ids)]
+    logs, ids = places.branches(0, before, count)
+    # (-log chance of the path, order of entry, place, rank at that place, parent, the tokens before
+    # and what branches off)
+    waiting = [(-logs[0], 0, 0, 0, ROOT, before, logs, ids)]
     entered = 0
     while waiting and len(tokens) < nodes:
-        cost, _, place, rank, parent, logs, ids = heapq.heappop(waiting)
+        cost, _, place, rank, parent, before, logs, ids = heapq.heappop(waiting)
         node = len(tokens)
         tokens.append(ids[rank])
         parents.append(parent)
@@ -169,11 +171,12 @@ def likeliest_tree(places: Places, newest: int, nodes: int) -> DraftTree:
         if rank + 1 < len(ids):
             entered += 1
             other = cost + logs[rank] - logs[rank + 1]
-            heapq.heappush(waiting, (other, entered, place, rank + 1, parent, logs, ids))
+            heapq.heappush(waiting, (other, entered, place, rank + 1, parent, before, logs, ids))
         if place + 1 < len(places) and node + 1 < nodes:
             entered += 1
-            after, following = places.branches(place + 1, ids[rank], count)
+            known = before[1], ids[rank]
+            after, following = places.branches(place + 1, known, count)
             heapq.heappush(
-                waiting, (cost - after[0], entered, place + 1, 0, node, after, following)
+                waiting, (cost - after[0], entered, place + 1, 0, node, known, after, following)
             )
     return DraftTree(tuple(tokens), tuple(parents), tuple(chances))

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimode.decoding.context import DecodingContext
+from trimode.decoding.context import Before, DecodingContext
 from trimode.decoding.events import Committed, Drafted, TokenState
-from trimode.decoding.markov import CANDIDATES, Neighbours
+from trimode.decoding.markov import CANDIDATES, Neighbours, last_two
 from trimode.decoding.sampling import Sampler
 from trimode.decoding.span import Logits, Span, SpanKind, causal_span
 from trimode.decoding.speculation.draft_tree import (
@@ -185,27 +185,28 @@ def draft_from(
     if not len(rows):
         return DraftTree()
     if context.draft_tree and sampler.constraint is None:
-        return _tree(sampler.scores(rows, start, history), states, history[-1], nodes, context)
+        scores = sampler.scores(rows, start, history)
+        return _tree(scores, states, last_two(history), nodes, context)
     tokens = sampler.sample(rows, start, history)
     chances = sampler.exclude_mask(rows).softmax(-1).gather(-1, tokens[:, None])[:, 0]
     return DraftTree.line(tokens.tolist(), chances.tolist())
 
 
 def _tree(
-    scores: Tensor, states: Tensor, newest: int, nodes: int, context: DecodingContext
+    scores: Tensor, states: Tensor, before: Before, nodes: int, context: DecodingContext
 ) -> DraftTree:
     """The likeliest beginnings of an answer, by the Markov head if there is one."""
     head, sharpness = context.markov_head, context.sampler.sharpness
     if nodes < 1:
         return NOTHING
     if head is None:
-        return likeliest_tree(Independent(scores), newest, nodes)
+        return likeliest_tree(Independent(scores), before, nodes)
     branches = min(MAX_BRANCHES, nodes)
     found = head.tree(
-        scores, states, sharpness, newest, candidates=CANDIDATES, branches=branches, nodes=nodes
+        scores, states, sharpness, before, candidates=CANDIDATES, branches=branches, nodes=nodes
     )
     if found is None:
-        return likeliest_tree(Neighbours(scores, states, head, sharpness), newest, nodes)
+        return likeliest_tree(Neighbours(scores, states, head, sharpness), before, nodes)
     tokens, parents, chances = found
     return DraftTree(tuple(tokens), tuple(parents), tuple(chances))
 

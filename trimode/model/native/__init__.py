@@ -19,7 +19,7 @@ import torch
 from trimode.model.native import structs
 
 LIBRARY = Path(__file__).with_name("pass.so")
-ABI = 10
+ABI = 11
 
 
 _VOID = None
@@ -46,7 +46,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_int64,
         [
             *(POINTER(structs.MarkovHead), c_void_p, c_int64, c_int64, c_int64),
-            *(c_void_p, c_float, c_int64, c_int64, c_int64, c_int64),
+            *(c_void_p, c_float, c_int64, c_int64, c_int64, c_int64, c_int64),
             *(c_void_p, c_void_p, c_void_p, c_int64),
         ],
     ),

@@ -28,6 +28,12 @@ struct Place {
   std::vector<int64_t> ids;  // highest score first; of equal ones the first
   std::vector<float> scores;
   float others;              // log(sum(exp(scores))) of all other tokens
+  std::vector<float> inner;  // what its mask's hidden state brings into the inner units
+};
+
+// The two tokens before a place.
+struct Before {
+  int64_t earlier, newest;
 };
 
 void find_place(const float* scores, int64_t vocab, int64_t count, Place& place) {
@@ -72,24 +78,34 @@ void find_place(const float* scores, int64_t vocab, int64_t count, Place& place)
   place.others = std::log(std::max(rest, std::numeric_limits<float>::min())) + top;
 }
 
-// What may follow a token at a place.
+// state: [dim].
+void enter_state(const MarkovHead& h, const float* state, Place& place) {
+  thread_local std::vector<float> scaled;
+  scaled.resize(h.dim);
+  for (int64_t i = 0; i < h.dim; ++i) scaled[i] = state[i] * h.state_factor;
+  place.inner.resize(h.inner);
+  for (int64_t i = 0; i < h.inner; ++i) place.inner[i] = h.state_bias[i] + dot(h.state + i * h.dim, scaled.data(), h.dim);
+}
+
+// What may follow two tokens at a place.
 struct Branches {
   int64_t place;
+  Before before;
   std::vector<int64_t> ids;
   std::vector<double> logs;  // of their chances, highest first
 };
 
-// places: [count], their states [count, inner].
-void find_branches(const MarkovHead& h, const Place& place, const float* state, float sharpness, int64_t token,
-                   int64_t count, Branches& found) {
+void find_branches(const MarkovHead& h, const Place& place, float sharpness, int64_t count, Branches& found) {
   thread_local std::vector<float> known, inner, judged, word, scores;
   thread_local std::vector<int64_t> order;
-  known.resize(h.rank);
+  known.resize(2 * h.rank);
   inner.resize(h.inner);
   judged.resize(h.rank);
   word.resize(h.rank);
-  to_floats(h.before + token * h.rank, h.rank, known.data());
-  for (int64_t i = 0; i < h.inner; ++i) inner[i] = state[i] + dot(h.enter + i * h.rank, known.data(), h.rank);
+  to_floats(h.before + found.before.earlier * h.rank, h.rank, known.data());
+  to_floats(h.before + found.before.newest * h.rank, h.rank, known.data() + h.rank);
+  for (int64_t i = 0; i < h.inner; ++i)
+    inner[i] = place.inner[i] + dot(h.enter + i * 2 * h.rank, known.data(), 2 * h.rank);
   for (int64_t i = 0; i < h.inner; ++i) inner[i] /= 1 + std::exp(std::min(-inner[i], 60.0f));
   for (int64_t i = 0; i < h.rank; ++i) judged[i] = dot(h.leave + i * h.inner, inner.data(), h.inner);
   const int64_t n = place.ids.size();
@@ -115,13 +131,16 @@ void find_branches(const MarkovHead& h, const Place& place, const float* state, 
   }
 }
 
-// scores: [places, vocab], rows `stride` apart. Returns the number of nodes.
+// scores: [places, vocab], rows `stride` apart; states: [places, dim]. Returns the number of nodes.
 int64_t markov_tree(const MarkovHead& h, const float* scores, int64_t places, int64_t vocab, int64_t stride,
-                    const float* states, float sharpness, int64_t newest, int64_t candidates, int64_t branches,
+                    const float* states, float sharpness, Before newest, int64_t candidates, int64_t branches,
                     int64_t nodes, int64_t* tokens, int64_t* parents, double* chances, int64_t threads) {
   std::vector<Place> known(places);
   Team::run(threads, [&](Member& member) {
-    member.rows(places, [&](int64_t i) { find_place(scores + i * stride, vocab, candidates, known[i]); });
+    member.rows(places, [&](int64_t i) {
+      find_place(scores + i * stride, vocab, candidates, known[i]);
+      enter_state(h, states + i * h.dim, known[i]);
+    });
   });
   struct Waiting {
     double log;  // of the chance of the path
@@ -134,11 +153,12 @@ int64_t markov_tree(const MarkovHead& h, const float* scores, int64_t places, in
   std::vector<Branches> every;
   every.reserve(nodes + 1);
   int64_t order = 0;
-  const auto grow = [&](int64_t place, int64_t token, double log, int64_t parent) {
+  const auto grow = [&](int64_t place, Before before, double log, int64_t parent) {
     if (known[place].ids.empty()) return;
     every.emplace_back();
     every.back().place = place;
-    find_branches(h, known[place], states + place * h.inner, sharpness, token, branches, every.back());
+    every.back().before = before;
+    find_branches(h, known[place], sharpness, branches, every.back());
     waiting.push({log + every.back().logs[0], order++, 0, parent, static_cast<int64_t>(every.size()) - 1});
   };
   grow(0, newest, 0, -1);
@@ -154,7 +174,7 @@ int64_t markov_tree(const MarkovHead& h, const float* scores, int64_t places, in
     if (next.rank + 1 < static_cast<int64_t>(from.ids.size()))
       waiting.push({next.log - from.logs[next.rank] + from.logs[next.rank + 1], order++, next.rank + 1, next.parent,
                     next.branches});
-    if (place + 1 < places && count < nodes) grow(place + 1, token, next.log, node);
+    if (place + 1 < places && count < nodes) grow(place + 1, {from.before.newest, token}, next.log, node);
   }
   return count;
 }

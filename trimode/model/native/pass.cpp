@@ -404,7 +404,7 @@ void run_layer(Member& member, const Model& m, int64_t index, const Pass& pass, 
 #pragma GCC visibility push(default)
 extern "C" {
 
-int64_t trimode_abi() { return 10; }
+int64_t trimode_abi() { return 11; }
 
 // A size or constant that Python assumes too, by its name in `structs.py`; -1 if there is none.
 int64_t trimode_fact(const char* name) {
@@ -550,14 +550,15 @@ int64_t trimode_draft_tree(const DraftHead* head, const uint16_t* embeddings, co
                     threads);
 }
 
-// The likeliest beginnings of an answer by scores [places, vocab], rows `stride` apart, and states [places, inner] of
-// a Markov head; see markov_tree.h. tokens, parents, chances: [nodes]. Returns how many there are.
+// The likeliest beginnings of an answer by scores [places, vocab], rows `stride` apart, hidden states [places, dim] of
+// masks, and a Markov head; see markov_tree.h. earlier, newest: the tokens before the first place.
+// tokens, parents, chances: [nodes]. Returns how many there are.
 int64_t trimode_markov_tree(const MarkovHead* head, const float* scores, int64_t places, int64_t vocab, int64_t stride,
-                            const float* states, float sharpness, int64_t newest, int64_t candidates,
-                            int64_t branches, int64_t nodes, int64_t* tokens, int64_t* parents, double* chances,
-                            int64_t threads) {
-  return markov_tree(*head, scores, places, vocab, stride, states, sharpness, newest, candidates, branches, nodes,
-                     tokens, parents, chances, threads);
+                            const float* states, float sharpness, int64_t earlier, int64_t newest,
+                            int64_t candidates, int64_t branches, int64_t nodes, int64_t* tokens, int64_t* parents,
+                            double* chances, int64_t threads) {
+  return markov_tree(*head, scores, places, vocab, stride, states, sharpness, {earlier, newest}, candidates, branches,
+                     nodes, tokens, parents, chances, threads);
 }
 
 // Most rows for which `trimode_highest` is faster than the whole product of such a linear; 0 if it cannot be used.

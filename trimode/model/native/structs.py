@@ -151,8 +151,12 @@ class MarkovHead(Structure):
     """A Markov head."""
 
     _fields_ = [
+        ("dim", c_int64),
         ("rank", c_int64),
         ("inner", c_int64),
+        ("state", c_void_p),
+        ("state_bias", c_void_p),
+        ("state_factor", c_float),
         ("before", c_void_p),
         ("words", c_void_p),
         ("enter", c_void_p),

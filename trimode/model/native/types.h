@@ -82,10 +82,12 @@ struct DraftHead {
 
 // See `trimode/model/markov_head.py`.
 struct MarkovHead {
-  int64_t rank, inner;
-  const uint16_t *before, *words;  // fp16 [vocab, rank]
-  const float* enter;              // [inner, rank]
-  const float* leave;              // [rank, inner]
+  int64_t dim, rank, inner;
+  const float *state, *state_bias;  // [inner, dim], [inner]: of a mask's hidden state
+  float state_factor;               // by which hidden states are multiplied first
+  const uint16_t *before, *words;   // fp16 [vocab, rank]
+  const float* enter;               // [inner, 2 * rank]: of the two tokens before
+  const float* leave;               // [rank, inner]
 };
 
 struct Pass {
