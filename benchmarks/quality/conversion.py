@@ -4,6 +4,7 @@
         [--prompts 20] [--sets instructions] [--max-tokens 128] [--block-length 16]
         [--commit-rule threshold] [--spare-drafts 2] [--name NAME] [--thresholds 0.5 0.9]
         [--no-markov-head] [--form fixed] [--max-denoising-steps 2] [--revision-threshold 0.3]
+        [--acceptance | --skip-speculation]
 
 The prompts are self_instruct user instructions, GSM8K test and HumanEval, `--prompts` of each. The
 model was not trained on them and did not sample them. Temperature 0.
@@ -34,11 +35,18 @@ from trimode.engine import GenerationResult, encode_prompt
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def speculation(model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict) -> dict:
-    """Acceptance and tokens a pass of both lossless modes, and how many answers equal AR's."""
+def speculation(
+    model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict, *, all_of_it: bool
+) -> dict:
+    """Acceptance and tokens a pass of both lossless modes, and how many answers equal AR's.
+
+    `all_of_it` false: of `linear` with the tree that is its default, and no more.
+    """
     row: dict = {}
     runs = [("linear", options["block_length"]), ("quadratic", 8), ("quadratic", 16)]
     for (mode, block_length), tree in itertools.product(runs, (False, True)):
+        if not all_of_it and (mode != "linear" or tree != (model.config.draft_form == "led")):
+            continue
         if block_length == 16 and mode == "quadratic" and not tree:
             continue  # as slow as the tree, and its last places are never reached
         if mode == "linear" and tree and model.config.draft_form != "led":
@@ -128,7 +136,9 @@ def main() -> None:
     parser.add_argument("--commit-rule", default="threshold")
     parser.add_argument("--spare-drafts", type=int, help="of diffusion, in a rolling block")
     parser.add_argument("--thresholds", type=float, nargs="+", default=THRESHOLDS)
-    parser.add_argument("--skip-speculation", action="store_true")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--skip-speculation", action="store_true")
+    parts.add_argument("--acceptance", action="store_true", help="that of linear, and nothing else")
     parser.add_argument("--revision-threshold", type=float, help="of diffusion")
     parser.add_argument("--no-markov-head", action="store_true", help="as if it had none")
     parser.add_argument("--max-denoising-steps", type=int, help="of diffusion, in a fixed block")
@@ -154,7 +164,8 @@ def main() -> None:
             continue
         greedy = everything[start : start + len(prompts)]
         start += len(prompts)
-        by_set[name] = speculation(model, prompts, greedy, options)
+        every = not arguments.acceptance
+        by_set[name] = speculation(model, prompts, greedy, options, all_of_it=every)
         for row in by_set[name].values():
             table.add_row(
                 name,
@@ -166,6 +177,11 @@ def main() -> None:
             )
     console = Console()
     console.print(table)
+    if arguments.acceptance:
+        markov_head = model.markov_head is not None
+        counted = {"prompts": arguments.prompts, "markov_head": markov_head, "speculation": by_set}
+        save(arguments.name, {**header(), **options, **counted})
+        return
     asked = {
         **options,
         "commit_rule": arguments.commit_rule,
