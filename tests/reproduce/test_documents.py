@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from reproduce.documents import kinds
 from reproduce.documents.answers import Speller
 from reproduce.documents.fonts import font, letter_width
 from reproduce.documents.kinds import AS_JSON, DRILLS, KINDS, draw, eased
@@ -208,7 +209,9 @@ def test_the_same_seed_draws_the_same_page(data):
 
 
 @pytest.mark.parametrize("kind", [1.0, 0.5, 0.0, *KINDS])
-def test_squares_spell_the_text_in_reading_order(kind, data):
+def test_squares_spell_the_text_in_reading_order(kind, data, monkeypatch):
+    monkeypatch.setattr(kinds, "TRAINED", FACES)
+    monkeypatch.setattr(kinds, "EQUAL_WIDTHS", FACES[1:])
     texts, letters = open_texts(data, 7, held_out=False), Letters()
     for _ in range(5):
         page = eased(texts, kind) if isinstance(kind, float) else draw(texts, kind, FACES)
