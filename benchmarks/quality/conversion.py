@@ -15,7 +15,6 @@ prefix.
 """
 
 import argparse
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,22 +34,25 @@ from trimode.engine import GenerationResult, encode_prompt
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def speculation(
-    model: LoadedModel, prompts: list[list[int]], greedy: list, options: dict, *, all_of_it: bool
-) -> dict:
-    """Acceptance and tokens a pass of both lossless modes, and how many answers equal AR's.
+def drafting(model: LoadedModel, block_length: int) -> list[tuple[str, int, bool]]:
+    """Lossless modes, block lengths, and whether drafts are trees; `linear` by default first."""
+    linear = [("linear", block_length, False)]
+    if model.config.draft_form == "led":  # a seeded draft has no tree
+        linear.insert(0, ("linear", block_length, True))
+    # A line of 16 is as slow as the tree in quadratic, and its last places are never reached.
+    return [*linear, ("quadratic", 8, False), ("quadratic", 8, True), ("quadratic", 16, True)]
 
-    `all_of_it` false: of `linear` with the tree that is its default, and no more.
-    """
+
+def speculation(
+    model: LoadedModel,
+    prompts: list[list[int]],
+    greedy: list,
+    options: dict,
+    runs: Sequence[tuple[str, int, bool]],
+) -> dict:
+    """Acceptance and tokens a pass of lossless modes, and how many answers equal AR's."""
     row: dict = {}
-    runs = [("linear", options["block_length"]), ("quadratic", 8), ("quadratic", 16)]
-    for (mode, block_length), tree in itertools.product(runs, (False, True)):
-        if not all_of_it and (mode != "linear" or tree != (model.config.draft_form == "led")):
-            continue
-        if block_length == 16 and mode == "quadratic" and not tree:
-            continue  # as slow as the tree, and its last places are never reached
-        if mode == "linear" and tree and model.config.draft_form != "led":
-            continue  # a seeded draft has no tree
+    for mode, block_length, tree in runs:
         asked = {**options, "mode": mode, "block_length": block_length, "draft_tree": tree}
         found = generate_batch(model, prompts, **asked)
         stats = together(found)
@@ -155,6 +157,7 @@ def main() -> None:
     encoded = {name: [encode_prompt(model, t) for t in texts] for name, texts in sets.items()}
     encoded["all"] = [prompt for prompts in encoded.values() for prompt in prompts]
     everything = generate_batch(model, encoded["all"], max_tokens=arguments.max_tokens)
+    runs = drafting(model, arguments.block_length)[: 1 if arguments.acceptance else None]
     by_set, start = {}, 0
     table = Table(title=f"{arguments.prompts} prompts a set, {arguments.max_tokens} tokens, T 0")
     for column in ("prompts", "mode", "block", "acceptance", "TPF", "equal to ar"):
@@ -164,8 +167,7 @@ def main() -> None:
             continue
         greedy = everything[start : start + len(prompts)]
         start += len(prompts)
-        every = not arguments.acceptance
-        by_set[name] = speculation(model, prompts, greedy, options, all_of_it=every)
+        by_set[name] = speculation(model, prompts, greedy, options, runs)
         for row in by_set[name].values():
             table.add_row(
                 name,
@@ -177,10 +179,15 @@ def main() -> None:
             )
     console = Console()
     console.print(table)
+    result = {
+        **header(),
+        **options,
+        "prompts": arguments.prompts,
+        "markov_head": model.markov_head is not None,
+        "speculation": by_set,
+    }
     if arguments.acceptance:
-        markov_head = model.markov_head is not None
-        counted = {"prompts": arguments.prompts, "markov_head": markov_head, "speculation": by_set}
-        save(arguments.name, {**header(), **options, **counted})
+        save(arguments.name, result)
         return
     asked = {
         **options,
@@ -197,10 +204,7 @@ def main() -> None:
     for row in curve:
         shown.add_row(*(f"{value:g}" for value in row.values()))
     console.print(shown)
-    asked["markov_head"] = model.markov_head is not None
-    result = {**header(), **asked, "prompts": arguments.prompts, "speculation": by_set,
-              "diffusion": curve}  # fmt: skip
-    save(arguments.name, result)
+    save(arguments.name, {**result, **asked, "diffusion": curve})
     plot(curve, results() / arguments.name)
 
 

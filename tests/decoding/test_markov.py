@@ -14,7 +14,7 @@ from tests.decoding.modes.test_lossless import PROMPT, SAMPLED, agreeable
 from tests.decoding.speculation.test_draft_tree import paths
 from tests.decoding.test_sampling import sampler
 from trimode.config import GenerationOptions
-from trimode.decoding.markov import CANDIDATES, Neighbours, candidates_of, chained, last_two
+from trimode.decoding.markov import CANDIDATES, Neighbours, candidates_of, chained, tokens_before
 from trimode.decoding.speculation.draft_tree import likeliest_tree
 
 BEFORE = (2, 3)
@@ -100,7 +100,7 @@ def test_a_chain_chooses_from_left_to_right(temperature):
             scores.clone(), torch.zeros(4, 1), positions, text.__getitem__, known, asked
         )
         for place, position in enumerate(positions):
-            row = scores[place] + head.row(place, last_two(text[:position]))
+            row = scores[place] + head.row(place, tokens_before(position, text.__getitem__))
             torch.testing.assert_close(rows[place], row)
             text[position] = chooser.pick(row.clone(), position, known)
         assert tokens.tolist() == [text[position] for position in positions]

@@ -78,9 +78,9 @@ class Neighbours:
         return logs.tolist(), self.ids[place][order].tolist()
 
 
-def last_two(tokens: Sequence[int]) -> Before:
-    """The last two tokens; the last one twice if there is no other."""
-    return tokens[max(0, len(tokens) - 2)], tokens[-1]
+def tokens_before(position: int, token_at: Callable[[int], int]) -> Before:
+    """The two tokens before a position; the first of all twice if there is no other."""
+    return token_at(max(0, position - 2)), token_at(position - 1)
 
 
 def chained(
@@ -112,7 +112,7 @@ def chained(
         return chosen[position] if position in chosen else decided(position)
 
     for place, (row, position) in enumerate(zip(rows, positions, strict=True)):
-        before = token_at(max(0, position - 2)), token_at(position - 1)
+        before = tokens_before(position, token_at)
         ids = torch.from_numpy(neighbours.ids[place])
         row[ids] = torch.from_numpy(neighbours.scores(place, before)).to(row)
         chosen[position] = int(context.sampler.sample(row[None], position, known))

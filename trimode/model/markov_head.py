@@ -97,7 +97,9 @@ class PackedMarkovHead:
         scaled = states.float().cpu() / self._net.config.state_scale
         places = self._net.state(scaled).numpy()
         shown = words[candidates].float().numpy()
-        enter, leave = (weight.numpy() for weight in self._matrices)
+        enter, leave = (
+            linear.weight.detach().numpy() for linear in (self._net.enter, self._net.leave)
+        )
 
         def after(place: int, before: tuple[int, int]) -> np.ndarray:
             inner = enter @ table[list(before)].float().flatten().numpy()
@@ -147,7 +149,6 @@ class PackedMarkovHead:
     def _native(self) -> structs.MarkovHead:
         """For the C++ library; its memory is that of the tables and matrices."""
         net, (before, words) = self._net, self._tables
-        enter, leave = self._matrices
         return structs.MarkovHead(
             dim=net.config.dim,
             rank=net.config.rank,
@@ -157,13 +158,9 @@ class PackedMarkovHead:
             state_factor=1 / net.config.state_scale,
             before=before.data_ptr(),
             words=words.data_ptr(),
-            enter=enter.data_ptr(),
-            leave=leave.data_ptr(),
+            enter=net.enter.weight.data_ptr(),
+            leave=net.leave.weight.data_ptr(),
         )
-
-    @property
-    def _matrices(self) -> tuple[Tensor, Tensor]:
-        return self._net.enter.weight.detach(), self._net.leave.weight.detach()
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:

@@ -171,7 +171,7 @@ def _collect(
             logits = runner.logits(states)
             logits[:, _mask(model)] = -torch.inf
             before = text[first - 2 : first - 1 + count].unfold(0, 2, 1)
-            found.add(states, logits, before.clone(), text[first:][:count])
+            found.add(states, logits, before, text[first:][:count])
         start += lead
 
 

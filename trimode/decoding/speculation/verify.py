@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimode.decoding.context import Before, DecodingContext
 from trimode.decoding.events import Committed, Drafted, TokenState
-from trimode.decoding.markov import CANDIDATES, Neighbours, last_two
+from trimode.decoding.markov import CANDIDATES, Neighbours, tokens_before
 from trimode.decoding.sampling import Sampler
 from trimode.decoding.span import Logits, Span, SpanKind, causal_span
 from trimode.decoding.speculation.draft_tree import (
@@ -186,7 +186,8 @@ def draft_from(
         return DraftTree()
     if context.draft_tree and sampler.constraint is None:
         scores = sampler.scores(rows, start, history)
-        return _tree(scores, states, last_two(history), nodes, context)
+        before = tokens_before(start, history.__getitem__)
+        return _tree(scores, states, before, nodes, context)
     tokens = sampler.sample(rows, start, history)
     chances = sampler.exclude_mask(rows).softmax(-1).gather(-1, tokens[:, None])[:, 0]
     return DraftTree.line(tokens.tolist(), chances.tolist())

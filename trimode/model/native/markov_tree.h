@@ -80,11 +80,9 @@ void find_place(const float* scores, int64_t vocab, int64_t count, Place& place)
 
 // state: [dim].
 void enter_state(const MarkovHead& h, const float* state, Place& place) {
-  thread_local std::vector<float> scaled;
-  scaled.resize(h.dim);
-  for (int64_t i = 0; i < h.dim; ++i) scaled[i] = state[i] * h.state_factor;
   place.inner.resize(h.inner);
-  for (int64_t i = 0; i < h.inner; ++i) place.inner[i] = h.state_bias[i] + dot(h.state + i * h.dim, scaled.data(), h.dim);
+  for (int64_t i = 0; i < h.inner; ++i)
+    place.inner[i] = h.state_bias[i] + h.state_factor * dot(h.state + i * h.dim, state, h.dim);
 }
 
 // What may follow two tokens at a place.

@@ -84,7 +84,7 @@ struct DraftHead {
 struct MarkovHead {
   int64_t dim, rank, inner;
   const float *state, *state_bias;  // [inner, dim], [inner]: of a mask's hidden state
-  float state_factor;               // by which hidden states are multiplied first
+  float state_factor;               // by which hidden states are multiplied
   const uint16_t *before, *words;   // fp16 [vocab, rank]
   const float* enter;               // [inner, 2 * rank]: of the two tokens before
   const float* leave;               // [rank, inner]
