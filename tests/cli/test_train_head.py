@@ -68,6 +68,28 @@ def test_a_head_is_trained_and_used(cli, letters, adapter, tmp_path):
         assert cli(*asked, "--adapter", adapter, "--mode", mode).out == cli(*asked).out
 
 
+def test_a_head_goes_on_from_another(cli, letters, adapter, tmp_path):
+    data = rows(tmp_path / "own.jsonl", 60)
+    asked = ("train-head", letters, "--data", data, "-o", adapter, "--only", "draft")
+    assert cli(*asked, "--epochs", 8, "--inner", 32, "--words", 64).code == 0
+    sizes = load(letters, adapter=adapter).draft_head._parts
+    more = cli(*asked, "--epochs", 0.1, "--start-from", adapter)
+    assert more.code == 0, more.err
+    found = load(letters, adapter=adapter).draft_head._parts
+    assert (found.inner, found.state_scale) == (32, sizes.state_scale)
+
+
+def test_what_a_head_goes_on_from_is_checked_first(cli, letters, adapter, tmp_path):
+    data, write = tmp_path / "own.jsonl", ("--conversations", 5)
+    asked = ("train-head", letters, "--data", data, "-o", adapter, "--start-from", adapter, *write)
+    assert_one_line_error(cli(*asked), 2, "start_from", FILE)
+    assert_one_line_error(cli(*asked, "--inner", 64), 2, "start_from", "--inner")
+    assert_one_line_error(cli(*asked, "--only", "markov"), 2, "start_from", "--only markov")
+    (adapter / FILE).write_bytes(b"no head")
+    assert_one_line_error(cli(*asked), 2, FILE, "not readable")
+    assert not data.exists()
+
+
 @pytest.mark.parametrize(("only", "file"), [("draft", FILE), ("markov", markov_head.FILE)])
 def test_one_head_alone(cli, letters, adapter, tmp_path, only, file):
     data = rows(tmp_path / "own.jsonl", 40)

@@ -5,7 +5,7 @@ import torch
 
 from trimode.engine import generate
 from trimode.errors import InputError
-from trimode.model.draft_head import DraftHeadNet
+from trimode.model.draft_head import DraftHeadConfig, DraftHeadNet, head_rows
 from trimode.testing.tiny import tiny_model
 from trimode.training import draft_head
 from trimode.training.draft_head import Answers, DraftHeadTraining, collect, fit
@@ -39,7 +39,7 @@ def test_places_have_a_token_after_them():
 
 
 def chain(model, count):
-    """Answers in which a token decides the next one, and states that say nothing."""
+    """Answers in which a token decides the next one, and states that say what they chose."""
     torch.manual_seed(1)
     follows = torch.randperm(40)
     lines = []
@@ -49,7 +49,8 @@ def chain(model, count):
             line.append(int(follows[line[-1]]))
         lines.append(line)
     tokens = torch.tensor(lines).flatten()
-    states = torch.randn(len(tokens), model.config.hidden_size).half()
+    rows = head_rows(model.runner, tokens)
+    states = (40 * rows / rows.norm(dim=-1, keepdim=True)).half()
     return Answers(tokens, states, [20] * count)
 
 
@@ -70,18 +71,33 @@ def test_a_sample_of_all_words_is_the_exact_loss(model):
     answers = chain(model, 20)
     asked = DraftHeadTraining(inner=16, words=48, steps=2, sampled_words=10**6)
     words = draft_head._frequent(answers.tokens, 48, model.config.vocab_size)
-    task = draft_head._Task(model, answers, words, asked)
-    net = DraftHeadNet(draft_head.DraftHeadConfig(dim=model.config.hidden_size, inner=16))
-    places = answers.places(range(20))
+    config = DraftHeadConfig(dim=model.config.hidden_size, inner=16, state_scale=3.0)
+    task = draft_head._Task(model, answers, words, config, asked)
+    net = DraftHeadNet(config)
+    where, after = answers.places(range(20))
     exact = torch.zeros(())
-    state = answers.states[places[0]].float()
+    state = answers.states[where].float()
     for k in range(2):
-        state = net(state, task.embedding[answers.tokens[places[0] + k]])
-        left = places[1] > k
-        right = task.number[answers.tokens[(places[0] + k + 1)[left]]]
-        exact = exact + 0.8**k * torch.nn.functional.cross_entropy(state[left] @ task.head.T, right)
+        state = net(state, task.embedding[answers.tokens[where + k]])
+        left = after > k
+        taught = answers.states[(where + k + 1)[left]].float()
+        said = (state[left] @ task.head.T).log_softmax(-1)
+        wanted = (taught @ task.head.T).softmax(-1)
+        apart = torch.nn.functional.smooth_l1_loss(state[left] / 3, taught / 3)
+        exact = exact + 0.8**k * (-(wanted * said).sum(-1).mean() + 6 * apart)
     with torch.no_grad():
-        assert float(task.loss(net, places)) == pytest.approx(float(exact), rel=1e-5)
+        assert float(task.loss(net, (where, after))) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_a_head_goes_on_from_another(model):
+    answers = chain(model, 200)
+    asked = DraftHeadTraining(inner=64, words=48, sampled_words=16, steps=2, epochs=20)
+    net, words, _ = fit(model, answers, asked)
+    again = DraftHeadTraining(inner=64, words=48, sampled_words=16, steps=2, epochs=0.1)
+    _, same, last = fit(model, answers, again, start=(net, words))
+    assert min(last.hits) > 0.95
+    assert same is words
+    assert last.loss < 0.5 * fit(model, answers, again)[2].loss
 
 
 def test_too_little_text_is_refused(model):

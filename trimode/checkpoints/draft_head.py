@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trimode.checkpoints.small_nets import read_net, reading, write_net
+from trimode.config import ModelConfig
 from trimode.model import Runner
 from trimode.model.draft_head import DraftHeadConfig, DraftHeadNet, PackedDraftHead
 
@@ -14,7 +15,20 @@ _TOKENS = "tokens"
 
 
 def read_draft_head(directory: Path, runner: Runner) -> PackedDraftHead | None:
-    """The draft head of an adapter directory, or None if it has none.
+    """The draft head of an adapter directory for a model that runs, or None if it has none.
+
+    Raises:
+        CheckpointError: the file is damaged or belongs to another model.
+    """
+    found = read_draft_head_net(directory, runner.transformer.config)
+    if found is None:
+        return None
+    net, tokens = found
+    return PackedDraftHead(net, tokens.to(runner.device), runner)
+
+
+def read_draft_head_net(directory: Path, model: ModelConfig) -> tuple[DraftHeadNet, Tensor] | None:
+    """The same in floats, and the tokens that it can guess `[K]`.
 
     Raises:
         CheckpointError: the file is damaged or belongs to another model.
@@ -22,7 +36,6 @@ def read_draft_head(directory: Path, runner: Runner) -> PackedDraftHead | None:
     path = directory / FILE
     if not path.is_file():
         return None
-    model = runner.transformer.config
     with reading(path, "draft head"):
         sizes, tensors = read_net(path, _CONFIG)
         config, tokens = DraftHeadConfig(**sizes), tensors.pop(_TOKENS).long()
@@ -30,7 +43,7 @@ def read_draft_head(directory: Path, runner: Runner) -> PackedDraftHead | None:
             raise ValueError(f"of a model with hidden states of {config.dim} numbers")
         net = DraftHeadNet(config)
         net.load_state_dict(tensors)
-    return PackedDraftHead(net, tokens.to(runner.device), runner)
+    return net, tokens
 
 
 def save_draft_head(directory: Path, net: DraftHeadNet, tokens: Tensor) -> Path:

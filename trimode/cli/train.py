@@ -14,8 +14,10 @@ from trimode.training import RECIPES
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from torch import Tensor
 
     from trimode.checkpoints import Checkpoint, LoadedModel, MaskToken
+    from trimode.model.draft_head import DraftHeadNet
     from trimode.shard import Shard
     from trimode.training.config import TrainConfig
     from trimode.training.draft_head import DraftHeadTraining
@@ -247,8 +249,18 @@ def train_head(
     only: Annotated[
         str | None, typer.Option("--only", help="Train one of the two heads: draft or markov.")
     ] = None,
-    words: Annotated[int, typer.Option("--words", help="Tokens that it can guess.")] = 8192,
-    inner: Annotated[int, typer.Option("--inner", help="Width of its hidden layer.")] = 1024,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--start-from", help="Go on from the draft head of this adapter directory."),
+    ] = None,
+    words: Annotated[
+        int | None,
+        typer.Option("--words", help="Tokens that a new draft head can guess.  [default: 8192]"),
+    ] = None,
+    inner: Annotated[
+        int | None,
+        typer.Option("--inner", help="Width of a new draft head's layer.  [default: 1024]"),
+    ] = None,
     epochs: Annotated[float, typer.Option("--epochs", help="Times it sees each answer.")] = 3.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of the data.")] = 0,
     dtype: opt.Dtype = "auto",
@@ -261,7 +273,8 @@ def train_head(
     gets none. They are written to draft_head.safetensors and markov_head.safetensors in OUTPUT
     and are used with --adapter OUTPUT.
     """
-    from trimode.checkpoints import load, open_checkpoint
+    from trimode.checkpoints import draft_head, load, open_checkpoint
+    from trimode.checkpoints.draft_head import read_draft_head_net
     from trimode.training.draft_head import DraftHeadTraining, read_answers
     from trimode.training.markov_head import MarkovHeadTraining
     from trimode.training.self_generate import SelfGenerationConfig, read_prompt_rows
@@ -269,9 +282,17 @@ def train_head(
     _refuse_several()
     if only not in (None, "draft", "markov"):
         raise InputError("only", str(only), "draft or markov")
-    asked = DraftHeadTraining(words=words, inner=inner, epochs=epochs, seed=seed)
+    sizes = {name: n for name, n in (("words", words), ("inner", inner)) if n is not None}
+    if start_from is not None and (sizes or only == "markov"):
+        given = f"given with --{'only markov' if not sizes else next(iter(sizes))}"
+        raise InputError("start_from", given, "goes with the sizes of the draft head that it names")
+    asked = DraftHeadTraining(**sizes, epochs=epochs, seed=seed)
     if not output.is_dir():
         raise InputError("output", str(output), "must be the directory of an adapter")
+    checkpoint = open_checkpoint(model, progress=not no_progress)
+    start = None if start_from is None else read_draft_head_net(start_from, checkpoint.config)
+    if start_from is not None and start is None:
+        raise InputError("start_from", str(start_from), f"a directory with {draft_head.FILE}")
     if conversations:
         turns = read_prompt_rows(opt.existing_file(prompts, "prompts")) if prompts else []
         writing = SelfGenerationConfig(
@@ -280,7 +301,6 @@ def train_head(
             sampled_share=sampled_share,
             seed=seed,
         )
-        checkpoint = open_checkpoint(model, progress=not no_progress)
         code = _write_conversations(checkpoint, writing, turns, data, dtype, no_progress)
         if code:
             return code
@@ -291,7 +311,7 @@ def train_head(
         found = f"drafts in the {loaded.config.draft_form} form"
         raise InputError("output", found, "a Markov head needs an adapter of the led form")
     if only != "markov":
-        typer.echo(str(_train_draft_head(loaded, asked, answers, output, no_progress)))
+        typer.echo(str(_train_draft_head(loaded, asked, answers, output, no_progress, start)))
     if only != "draft" and _takes_markov_head(loaded):
         chained = MarkovHeadTraining(seed=seed)
         typer.echo(str(_train_markov_head(loaded, chained, answers, output, no_progress)))
@@ -304,6 +324,7 @@ def _train_draft_head(
     answers: list[tuple[list[int], list[int]]],
     output: Path,
     no_progress: bool,
+    start: "tuple[DraftHeadNet, Tensor] | None" = None,
 ) -> Path:
     """Train a draft head on a model's own answers and write it; returns the file."""
     from trimode.checkpoints.draft_head import save_draft_head
@@ -319,7 +340,7 @@ def _train_draft_head(
             what = f"draft head: guesses {now.hits[0]:.0%} right"
             bar.update(training, total=now.steps, completed=now.step, description=what)
 
-        net, tokens, last = fit(loaded, read, asked, report=report)
+        net, tokens, last = fit(loaded, read, asked, start=start, report=report)
     hits = ", ".join(f"{share:.0%}" for share in last.hits)
     _say(f"draft head: {hits} of its guesses 1, 2, ... tokens ahead are right on held-out answers")
     return save_draft_head(output, net, tokens)

@@ -2,8 +2,8 @@
 
 An example is a place in an answer that the model wrote greedily: the hidden state that chose the
 token there, that token, and the tokens that followed. The head takes a few steps with the true
-tokens and learns to name the next one after each. Source: EAGLE (arXiv 2401.15077), without its
-regression of hidden states.
+tokens. After each it learns the model's distribution of the next token, and the model's own hidden
+state there. Source: EAGLE (arXiv 2401.15077).
 """
 
 import math
@@ -30,6 +30,8 @@ _MOST_HELD_OUT = 4000
 """Places that are measured."""
 _LATER = 0.8
 """Weight of a step's loss, relative to the step before."""
+_STATE_LOSS = 6.0
+"""Weight of the distance from the model's hidden states, relative to the distributions' loss."""
 _WARMUP = 50
 LEAST_TOKENS = 1000
 """Tokens of answers that training needs."""
@@ -124,27 +126,24 @@ def fit(
     answers: Answers,
     asked: DraftHeadTraining,
     *,
+    start: tuple[DraftHeadNet, Tensor] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[DraftHeadNet, Tensor, Progress]:
     """Train a draft head.
+
+    Args:
+        model: that it will draft for.
+        answers: what it learns from.
+        asked: how it is trained.
+        start: a head and its tokens to continue from; they have the sizes that `asked` has.
+        report: called now and then.
 
     Returns:
         The head, the tokens that it can guess `[K]`, and how training ended.
     """
     torch.manual_seed(asked.seed)
-    words = _frequent(answers.tokens, asked.words, model.config.vocab_size)
-    task = _Task(model, answers, words, asked)
-    config = DraftHeadConfig(
-        dim=model.config.hidden_size,
-        inner=asked.inner,
-        state_scale=rms(answers.states[: 2**14].float()),
-        embedding_scale=rms(task.embedding[words]),
-    )
-    net = DraftHeadNet(config)
-    for weight in (net.enter.bias, net.leave.weight):
-        nn.init.zeros_(weight)
-    with torch.no_grad():
-        net.enter.weight[: config.dim].zero_()
+    net, words = start or _new_head(model, answers, asked)
+    task = _Task(model, answers, words, net.config, asked)
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=asked.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
     )
@@ -169,14 +168,44 @@ def fit(
     return net.eval(), words, last
 
 
+def _new_head(
+    model: LoadedModel, answers: Answers, asked: DraftHeadTraining
+) -> tuple[DraftHeadNet, Tensor]:
+    """A head that says nothing yet, and its tokens."""
+    words = _frequent(answers.tokens, asked.words, model.config.vocab_size)
+    config = DraftHeadConfig(
+        dim=model.config.hidden_size,
+        inner=asked.inner,
+        state_scale=rms(answers.states[: 2**14].float()),
+        embedding_scale=rms(_embedding(model)[words]),
+    )
+    net = DraftHeadNet(config)
+    for weight in (net.enter.bias, net.leave.weight):
+        nn.init.zeros_(weight)
+    with torch.no_grad():
+        net.enter.weight[: config.dim].zero_()
+    return net, words
+
+
+def _embedding(model: LoadedModel) -> Tensor:
+    """Of all tokens, `[vocab, dim]`."""
+    return model.transformer.embedding.matrix().float().cpu()
+
+
 class _Task:
     """Places to learn from, and what a head is compared with there."""
 
     def __init__(
-        self, model: LoadedModel, answers: Answers, words: Tensor, asked: DraftHeadTraining
+        self,
+        model: LoadedModel,
+        answers: Answers,
+        words: Tensor,
+        config: DraftHeadConfig,
+        asked: DraftHeadTraining,
     ) -> None:
         self.answers, self.asked = answers, asked
-        self.embedding = model.transformer.embedding.matrix().float().cpu().clone()
+        self.state_scale = config.state_scale
+        self.embedding = _embedding(model).clone()
         self.head = head_rows(model.runner, words.to(model.runner.device)).float().cpu().clone()
         """Output embeddings of the words, `[K, dim]`."""
         self.number = torch.full((model.config.vocab_size,), -1)
@@ -194,9 +223,13 @@ class _Task:
             yield places[chosen], after[chosen]
 
     def loss(self, net: DraftHeadNet, places: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy of the tokens that follow, with a sample of the words for all of them."""
+        """How far a head is from the model: its distributions of the words, and its states.
+
+        Distributions are compared over the words that follow in the batch and a sample of the
+        others. Each drawn word stands for as many that were not drawn.
+        """
         total = torch.zeros(())
-        for k, (state, right, valid) in enumerate(self._steps(net, places)):
+        for k, (state, right, taught, valid) in enumerate(self._steps(net, places)):
             known = valid & (right >= 0)
             if not known.any():
                 continue
@@ -205,12 +238,16 @@ class _Task:
             absent[present] = False
             others = absent.nonzero()[:, 0]
             drawn = others[torch.randperm(len(others))[: self.asked.sampled_words]]
-            shown = torch.cat((present, drawn))
-            logits = state[known] @ self.head[shown].T
-            if len(drawn):  # each drawn word stands for as many that were not drawn
-                logits[:, len(present) :] += math.log(len(others) / len(drawn))
-            place = torch.searchsorted(present, right[known])
-            total = total + _LATER**k * F.cross_entropy(logits, place)
+            shown = self.head[torch.cat((present, drawn))]
+            copies = torch.zeros(len(shown))
+            copies[len(present) :] = math.log(len(others) / max(1, len(drawn)))
+            logits, wanted = state[known] @ shown.T + copies, taught[known] @ shown.T + copies
+            loss = F.cross_entropy(logits, wanted.softmax(-1))
+            scale = self.state_scale
+            loss = loss + _STATE_LOSS * F.smooth_l1_loss(
+                state[known] / scale, taught[known] / scale
+            )
+            total = total + _LATER**k * loss
         return total
 
     @torch.no_grad()
@@ -221,23 +258,27 @@ class _Task:
         ]
         places = self.held_out[0][chosen], self.held_out[1][chosen]
         found = []
-        for state, right, valid in self._steps(net, places):
+        for state, right, _, valid in self._steps(net, places):
             best = (state @ self.head.T).argmax(-1)
             found.append(float((best == right)[valid].float().mean()) if valid.any() else 0.0)
         return found
 
     def _steps(
         self, net: DraftHeadNet, places: tuple[Tensor, Tensor]
-    ) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """For each step: states `[n, dim]`, the right words' numbers, and where there is one."""
+    ) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For each step: states `[n, dim]`, the right words, the model's states, where they are."""
         where, after = places
         last = len(self.answers.tokens) - 1
         state = self.answers.states[where].float()
         for k in range(self.asked.steps):
             token = self.answers.tokens[(where + k).clamp(max=last)]
             state = net(state, self.embedding[token])
-            right = self.number[self.answers.tokens[(where + k + 1).clamp(max=last)]]
-            yield state, right, after > k
+            following = (where + k + 1).clamp(max=last)
+            right, taught = (
+                self.number[self.answers.tokens[following]],
+                self.answers.states[following],
+            )
+            yield state, right, taught.float(), after > k
 
 
 def _frequent(tokens: Tensor, count: int, vocab_size: int) -> Tensor:
