@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from trimode.decoding import CostCurve
+
 pytestmark = pytest.mark.real
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_python_example_runs(real_cache, capsys):
+def test_the_python_example_runs(real_cache, capsys, monkeypatch):
+    costs = CostCurve(rows=(1, 64), plain=(0.01, 0.02), adapted=(0.01, 0.02))
+    monkeypatch.setattr("trimode.engine.costs.cost_curve", lambda model: costs)  # not timed here
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     scope = {}
     exec(code, scope)

@@ -182,7 +182,10 @@ main()
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_ctrl_c_in_the_middle_of_a_fetch_leaves_nothing(wheel, cache, tmp_path, number, code):
     mark = tmp_path / "reached"
     process = start(INTERRUPTED.format(mark=str(mark)), cache)

@@ -219,7 +219,10 @@ def test_a_disk_that_is_full_at_the_end_costs_no_result(batch, monkeypatch, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(
     cli, start, letters, tmp_path, number, code
 ):

@@ -67,7 +67,10 @@ def test_a_closed_stdin_is_a_missing_prompt():
     assert (result.returncode, result.stderr.count("internal error")) == (2, 0)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_an_interrupted_batch_to_stdout_leaves_whole_lines(start, letters, tmp_path, number, code):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "hi", "max_tokens": 60}\n' * 300)

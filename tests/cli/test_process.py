@@ -19,7 +19,10 @@ def read_some(process, count=20):
     return process.stdout.read(count)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_an_interrupted_generation_keeps_its_text_and_says_so(start, endless, number, code):
     process = start("generate", endless, "hi", "--max-tokens", 15_000)
     begun = read_some(process)

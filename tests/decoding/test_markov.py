@@ -116,6 +116,9 @@ class Anything:
     def __init__(self, seed):
         self.draw, self.asked = np.random.default_rng(seed), 0
 
+    def prepare(self):
+        pass
+
     def at(self, states, candidates):
         assert len(states) == len(candidates)
         self.asked += 1

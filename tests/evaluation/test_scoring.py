@@ -1,11 +1,13 @@
 """Scorers against answers that people and models write."""
 
 import json
+from functools import partial
 
 import pytest
 
 from tests.evaluation.test_sandbox import needs_bwrap
 from trimode.errors import InputError
+from trimode.evaluation.sandbox import Limits, run_python
 from trimode.evaluation.scoring import Score, scorer
 
 
@@ -132,7 +134,9 @@ def test_answers_that_are_code(answer, right):
         "import os, signal; os.kill(os.getppid(), signal.SIGKILL); os._exit(0)",
     ],
 )
-def test_code_that_tries_to_leave_the_sandbox_is_scored_as_failed(attempt):
+def test_code_that_tries_to_leave_the_sandbox_is_scored_as_failed(attempt, monkeypatch):
+    limited = partial(run_python, limits=Limits(seconds=4))
+    monkeypatch.setattr("trimode.evaluation.scoring.run_python", limited)
     assert value("python-tests", f"{ADD}{attempt}", "assert add(1, 2) == 3") == 0
 
 

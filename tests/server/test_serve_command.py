@@ -119,12 +119,12 @@ def test_it_listens_on_loopback_only_and_logs_no_prompt(checkpoint):
     ("arguments", "field"),
     [
         (("--mode", "fast"), "mode"),
-        (("--api-key-file", "/nowhere"), "api_key_file"),
+        pytest.param(("--api-key-file", "/nowhere"), "api_key_file", marks=pytest.mark.slow),
         pytest.param(("--max-sequences", "0"), "max_sequences", marks=pytest.mark.slow),
         pytest.param(("--request-timeout", "0"), "request_timeout", marks=pytest.mark.slow),
         pytest.param(("--shutdown-timeout", "-1"), "shutdown_timeout", marks=pytest.mark.slow),
         pytest.param(("--sse-ping-interval", "0"), "ping_interval", marks=pytest.mark.slow),
-        (("--log", "everything"), "log"),
+        pytest.param(("--log", "everything"), "log", marks=pytest.mark.slow),
         pytest.param(
             ("--otlp-traces-endpoint", "localhost:4318"),
             "otlp_traces_endpoint",

@@ -59,7 +59,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(base, data, tmp_path
         assert torch.equal(weights(many)[name], value), name
 
 
-@pytest.mark.parametrize("shift", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [False, True])
 def test_a_tiny_model_learns_a_text_and_decodes_it_in_every_mode(base, tmp_path, shift):
     data = tmp_path / "text.jsonl"
     data.write_text(json.dumps({"prompt": "sea", "completion": TEXT.strip()}) + "\n")

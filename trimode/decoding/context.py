@@ -64,6 +64,10 @@ Before = tuple[int, int]
 class MarkovHead(Protocol):
     """Judges the candidates of a mask by the two tokens before it."""
 
+    def prepare(self) -> None:
+        """Make what it needs now, a fraction of a second, instead of before the first draft."""
+        ...
+
     def at(self, states: Tensor, candidates: Tensor) -> Callable[[int, Before], np.ndarray]:
         """What is to be added to logits of candidates.
 

@@ -346,6 +346,8 @@ class Engine:
 
     def _set_costs(self, costs: CostCurve) -> None:
         """Set what a pass costs. What is short enough for those who wait follows from it."""
+        if self.model.markov_head is not None:
+            self.model.markov_head.prepare()  # or the first draft would wait for it
         self._costs, self._check = costs, CostCheck(costs)
         if self.interactive:
             self.scheduler.limits = RowLimits.measured(self.max_rows, costs)

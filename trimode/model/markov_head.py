@@ -145,6 +145,10 @@ class PackedMarkovHead:
         )
         return tokens[:count], parents[:count], chances[:count]
 
+    def prepare(self) -> None:
+        """See `trimode.decoding.MarkovHead`."""
+        _ = self._tables
+
     @cached_property
     def _native(self) -> structs.MarkovHead:
         """For the C++ library; its memory is that of the tables and matrices."""

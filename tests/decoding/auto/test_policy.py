@@ -185,11 +185,21 @@ def test_a_head_is_chosen_where_it_pays_and_explored_where_it_might():
     assert kinds.count("head") <= 4
 
 
+def test_a_few_places_where_a_head_is_not_sure_do_not_end_its_drafts():
+    record = DraftRecord(prior=DraftRecord(keep=0.99, first_nodes=1.5, first_accepted=0.65))
+    for _ in range(6):
+        record.judge(0, 0.0, 0)
+    assert record.accepted > 0.4
+    for _ in range(200):  # but a text in which it is never sure does
+        record.judge(0, 0.0, 0)
+    assert record.accepted < 0.1
+
+
 def test_a_record_of_drafts_begins_with_its_prior_and_learns():
     shared = DraftRecord(first_nodes=2.0, first_accepted=1.0)
     record = DraftRecord(prior=shared)
     assert (record.nodes, record.accepted, record.trust) == (2.0, 1.0, 1.0)
-    for _ in range(50):
+    for _ in range(200):
         record.judge(4, 2.0, 1)
     assert record.nodes == pytest.approx(4.0, abs=0.3)
     assert record.accepted == pytest.approx(1.0)

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _PRIOR_WEIGHT = 4.0
+_RECORD_WEIGHT = 24.0
+"""Drafts of a head that what is known before counts as. With few, a run of places where the head
+is not sure ends its drafts, and while there are none nothing is learned about them."""
 
 
 @dataclass(slots=True)
@@ -110,7 +113,7 @@ class DraftRecord:
     Means fade, as in `Acceptance`, and begin with those of `prior`, or with the given ones.
     """
 
-    keep: float = 0.95
+    keep: float = 0.98
     prior: "DraftRecord | None" = None
     first_nodes: float = 1.5
     """Nodes of a draft before anything is known."""
@@ -147,7 +150,7 @@ class DraftRecord:
             self.prior.judge(nodes, hoped, accepted)
 
     def _mean(self, total: float, known: float) -> float:
-        return (known * _PRIOR_WEIGHT + total) / (_PRIOR_WEIGHT + self._drafts)
+        return (known * _RECORD_WEIGHT + total) / (_RECORD_WEIGHT + self._drafts)
 
 
 def expected_runs(chances: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class OpenBlock:
     def known(self, history: Sequence[int]) -> list[int]:
         """All tokens decided so far: those before the block and those in it."""
         return [*history, *(token for token in self.tokens if token != self.mask_token_id)]
+
+    def token_at(self, history: Sequence[int], position: int) -> int:
+        """The token at an absolute position, in the block or in the history before it."""
+        return history[position] if position < self.start else self.tokens[position - self.start]
 
     def fix(self, offset: int, token: int) -> None:
         """Give an offset its token, for good."""
@@ -139,9 +144,9 @@ def denoise(
             rows, states = proposed
         rows = context.sampler.exclude_mask(rows)
         if context.markov_head is not None and judged and masked:
-            everything = [*history, *block.tokens]
             positions = [block.start + offset for offset in masked]
-            rows, _ = chained(rows, states, positions, everything.__getitem__, known, context)
+            decided = partial(block.token_at, history)
+            rows, _ = chained(rows, states, positions, decided, known, context)
         quota = None if step + 1 == passes else share
         filled = _fill(block, rows, masked, known, context, quota=quota)
         block.drop_needless_forced()
