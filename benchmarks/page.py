@@ -292,6 +292,9 @@ def bench(result: Result) -> str:
     """What `trimode bench` measured."""
     rows = []
     for row in result["settings"]:
+        if "tokens_per_second" not in row:
+            rows.append([row["way"], str(row["concurrency"]), "", "given up", "", "0"])
+            continue
         speedup = row.get("speedup")
         shown = (
             f"{speedup['estimate']:.2f} ({speedup['low']:.2f} to {speedup['high']:.2f})"

@@ -33,7 +33,7 @@ def result(sequence):
 
 
 @pytest.mark.parametrize("scope", ["draft", "denoise"])
-@pytest.mark.parametrize("threshold", [0.0, 0.6])
+@pytest.mark.parametrize("threshold", [pytest.param(0.0, marks=pytest.mark.slow), 0.6])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_linear_drafts_with_the_adapter_and_verifies_without(family, threshold, scope):
     model = adapted(family, scope=scope)
@@ -45,7 +45,7 @@ def test_linear_drafts_with_the_adapter_and_verifies_without(family, threshold, 
     assert result(got) == expected
 
 
-@pytest.mark.parametrize("block_length", [1, 2, 6])
+@pytest.mark.parametrize("block_length", [1, pytest.param(2, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize("threshold", [0.0, 0.6])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_denoising_adapter_drafts_ahead_of_the_seed(family, threshold, block_length):
