@@ -72,7 +72,7 @@ def test_a_sample_of_all_words_is_the_exact_loss(model):
     asked = DraftHeadTraining(inner=16, words=48, steps=2, sampled_words=10**6)
     words = draft_head._frequent(answers.tokens, 48, model.config.vocab_size)
     config = DraftHeadConfig(dim=model.config.hidden_size, inner=16, state_scale=3.0)
-    task = draft_head._Task(model, answers, words, config, asked)
+    task = draft_head._Task(model, answers, words, asked)
     net = DraftHeadNet(config)
     where, after = answers.places(range(20))
     exact = torch.zeros(())
@@ -87,6 +87,11 @@ def test_a_sample_of_all_words_is_the_exact_loss(model):
         exact = exact + 0.8**k * (-(wanted * said).sum(-1).mean() + 6 * apart)
     with torch.no_grad():
         assert float(task.loss(net, (where, after))) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_a_batch_may_have_every_word(model):
+    asked = DraftHeadTraining(inner=64, words=32, sampled_words=16, steps=2, epochs=1)
+    assert min(fit(model, chain(model, 200), asked)[2].hits) > 0
 
 
 def test_a_head_goes_on_from_another(model):

@@ -274,7 +274,6 @@ def train_head(
     and are used with --adapter OUTPUT.
     """
     from trimode.checkpoints import draft_head, load, open_checkpoint
-    from trimode.checkpoints.draft_head import read_draft_head_net
     from trimode.training.draft_head import DraftHeadTraining, read_answers
     from trimode.training.markov_head import MarkovHeadTraining
     from trimode.training.self_generate import SelfGenerationConfig, read_prompt_rows
@@ -283,16 +282,19 @@ def train_head(
     if only not in (None, "draft", "markov"):
         raise InputError("only", str(only), "draft or markov")
     sizes = {name: n for name, n in (("words", words), ("inner", inner)) if n is not None}
-    if start_from is not None and (sizes or only == "markov"):
-        given = f"given with --{'only markov' if not sizes else next(iter(sizes))}"
-        raise InputError("start_from", given, "goes with the sizes of the draft head that it names")
+    excluded = [f"--{name}" for name in sizes] + ["--only markov"] * (only == "markov")
+    if start_from is not None and excluded:
+        allowed = "goes with the sizes of the draft head that it names"
+        raise InputError("start_from", f"given with {excluded[0]}", allowed)
     asked = DraftHeadTraining(**sizes, epochs=epochs, seed=seed)
     if not output.is_dir():
         raise InputError("output", str(output), "must be the directory of an adapter")
-    checkpoint = open_checkpoint(model, progress=not no_progress)
-    start = None if start_from is None else read_draft_head_net(start_from, checkpoint.config)
-    if start_from is not None and start is None:
-        raise InputError("start_from", str(start_from), f"a directory with {draft_head.FILE}")
+    start = None
+    if start_from is not None:
+        opened = open_checkpoint(model, progress=not no_progress)
+        start = draft_head.read_draft_head_net(start_from, opened.config)
+        if start is None:
+            raise InputError("start_from", str(start_from), f"a directory with {draft_head.FILE}")
     if conversations:
         turns = read_prompt_rows(opt.existing_file(prompts, "prompts")) if prompts else []
         writing = SelfGenerationConfig(
@@ -301,6 +303,7 @@ def train_head(
             sampled_share=sampled_share,
             seed=seed,
         )
+        checkpoint = open_checkpoint(model, progress=not no_progress)
         code = _write_conversations(checkpoint, writing, turns, data, dtype, no_progress)
         if code:
             return code

@@ -135,15 +135,16 @@ def fit(
         model: that it will draft for.
         answers: what it learns from.
         asked: how it is trained.
-        start: a head and its tokens to continue from; they have the sizes that `asked` has.
+        start: a head to continue from and its tokens; their sizes hold, not those of `asked`.
         report: called now and then.
 
     Returns:
         The head, the tokens that it can guess `[K]`, and how training ended.
     """
     torch.manual_seed(asked.seed)
-    net, words = start or _new_head(model, answers, asked)
-    task = _Task(model, answers, words, net.config, asked)
+    words = start[1] if start else _frequent(answers.tokens, asked.words, model.config.vocab_size)
+    task = _Task(model, answers, words, asked)
+    net = start[0] if start else _new_net(answers, task.embedding[words], asked)
     optimiser = torch.optim.AdamW(
         net.parameters(), lr=asked.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
     )
@@ -168,44 +169,30 @@ def fit(
     return net.eval(), words, last
 
 
-def _new_head(
-    model: LoadedModel, answers: Answers, asked: DraftHeadTraining
-) -> tuple[DraftHeadNet, Tensor]:
-    """A head that says nothing yet, and its tokens."""
-    words = _frequent(answers.tokens, asked.words, model.config.vocab_size)
+def _new_net(answers: Answers, embedded: Tensor, asked: DraftHeadTraining) -> DraftHeadNet:
+    """A head that says nothing yet; `embedded`: the embeddings of its words, `[K, dim]`."""
     config = DraftHeadConfig(
-        dim=model.config.hidden_size,
+        dim=embedded.shape[-1],
         inner=asked.inner,
         state_scale=rms(answers.states[: 2**14].float()),
-        embedding_scale=rms(_embedding(model)[words]),
+        embedding_scale=rms(embedded),
     )
     net = DraftHeadNet(config)
     for weight in (net.enter.bias, net.leave.weight):
         nn.init.zeros_(weight)
     with torch.no_grad():
         net.enter.weight[: config.dim].zero_()
-    return net, words
-
-
-def _embedding(model: LoadedModel) -> Tensor:
-    """Of all tokens, `[vocab, dim]`."""
-    return model.transformer.embedding.matrix().float().cpu()
+    return net
 
 
 class _Task:
     """Places to learn from, and what a head is compared with there."""
 
     def __init__(
-        self,
-        model: LoadedModel,
-        answers: Answers,
-        words: Tensor,
-        config: DraftHeadConfig,
-        asked: DraftHeadTraining,
+        self, model: LoadedModel, answers: Answers, words: Tensor, asked: DraftHeadTraining
     ) -> None:
         self.answers, self.asked = answers, asked
-        self.state_scale = config.state_scale
-        self.embedding = _embedding(model).clone()
+        self.embedding = model.transformer.embedding.matrix().float().cpu().clone()
         self.head = head_rows(model.runner, words.to(model.runner.device)).float().cpu().clone()
         """Output embeddings of the words, `[K, dim]`."""
         self.number = torch.full((model.config.vocab_size,), -1)
@@ -240,13 +227,13 @@ class _Task:
             drawn = others[torch.randperm(len(others))[: self.asked.sampled_words]]
             shown = self.head[torch.cat((present, drawn))]
             copies = torch.zeros(len(shown))
-            copies[len(present) :] = math.log(len(others) / max(1, len(drawn)))
-            logits, wanted = state[known] @ shown.T + copies, taught[known] @ shown.T + copies
-            loss = F.cross_entropy(logits, wanted.softmax(-1))
-            scale = self.state_scale
-            loss = loss + _STATE_LOSS * F.smooth_l1_loss(
-                state[known] / scale, taught[known] / scale
-            )
+            if len(drawn):
+                copies[len(present) :] = math.log(len(others) / len(drawn))
+            guessed, true = state[known], taught[known].float()
+            wanted = (true @ shown.T + copies).softmax(-1)
+            loss = F.cross_entropy(guessed @ shown.T + copies, wanted)
+            scale = net.config.state_scale
+            loss = loss + _STATE_LOSS * F.smooth_l1_loss(guessed / scale, true / scale)
             total = total + _LATER**k * loss
         return total
 
@@ -274,11 +261,8 @@ class _Task:
             token = self.answers.tokens[(where + k).clamp(max=last)]
             state = net(state, self.embedding[token])
             following = (where + k + 1).clamp(max=last)
-            right, taught = (
-                self.number[self.answers.tokens[following]],
-                self.answers.states[following],
-            )
-            yield state, right, taught.float(), after > k
+            right = self.number[self.answers.tokens[following]]
+            yield state, right, self.answers.states[following], after > k
 
 
 def _frequent(tokens: Tensor, count: int, vocab_size: int) -> Tensor:
