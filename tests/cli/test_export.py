@@ -1,12 +1,12 @@
 """`trimode export` as a user runs it."""
 
 import json
-import signal
 import time
 
 import pytest
 
 from tests.cli.conftest import assert_one_line_error
+from tests.conftest import either_signal
 from trimode.testing.tiny import write_tiny_checkpoint
 
 
@@ -29,10 +29,7 @@ def test_what_cannot_be_is_one_line(cli, llama, tmp_path, form, words):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@either_signal
 def test_an_interrupted_export_says_how_it_goes_on(cli, start, tmp_path, number, code):
     source = write_tiny_checkpoint(
         tmp_path / "m", "llama", hidden_size=1024, intermediate_size=4096, num_layers=12

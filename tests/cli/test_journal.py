@@ -1,13 +1,13 @@
 """What `--output` promises: nothing is lost, nothing is computed twice, nothing is half there."""
 
 import json
-import signal
 import subprocess
 import time
 
 import pytest
 
 from tests.cli.conftest import assert_one_line_error
+from tests.conftest import either_signal
 
 COUNT = 6
 
@@ -219,10 +219,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_result(batch, monkeypatch, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@either_signal
 def test_an_interrupted_batch_keeps_what_is_done_and_goes_on(
     cli, start, letters, tmp_path, number, code
 ):

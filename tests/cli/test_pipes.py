@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import TRIMODE, child_environment
+from tests.conftest import either_signal
 
 
 def shell(command, **environment):
@@ -67,10 +68,7 @@ def test_a_closed_stdin_is_a_missing_prompt():
     assert (result.returncode, result.stderr.count("internal error")) == (2, 0)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@either_signal
 def test_an_interrupted_batch_to_stdout_leaves_whole_lines(start, letters, tmp_path, number, code):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "hi", "max_tokens": 60}\n' * 300)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.cli.conftest import TRIMODE, child_environment
+from tests.conftest import either_signal
 
 COMMANDS = ["", "generate", "chat", "compare", "models", "env"]
 
@@ -19,10 +20,7 @@ def read_some(process, count=20):
     return process.stdout.read(count)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@either_signal
 def test_an_interrupted_generation_keeps_its_text_and_says_so(start, endless, number, code):
     process = start("generate", endless, "hi", "--max-tokens", 15_000)
     begun = read_some(process)

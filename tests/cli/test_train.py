@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.cli.conftest import assert_one_line_error
+from tests.conftest import either_signal
 from trimode.testing.tiny import write_tiny_checkpoint
 
 
@@ -150,10 +151,7 @@ def stop_repeatedly(process, number):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@either_signal
 def test_convert_keeps_its_conversations_however_often_it_is_signalled(
     start, endless, tmp_path, number, code
 ):
