@@ -7,13 +7,14 @@
 #include "cpu.h"
 #include "types.h"
 
-// Rows first..last of a strip's product.
-using StripRows = void (*)(const Strip&, const Linear&, const GroupRows&, int64_t first, int64_t last,
-                           const Rows&, const Target&);
+// Rows first..last of the product of strips of one kind, which lie one after the other.
+using StripRows = void (*)(const Strip*, const Strip* end, const Linear&, const GroupRows&, int64_t first,
+                           int64_t last, const Rows&, const Target&);
 
-// Bounds of a strip's product: see screen.h. `tops`: of each row, `stride` apart.
-using StripBounds = void (*)(const Strip&, const GroupRows&, const float* spread, int64_t rows, int64_t excluded,
-                             float* tops, int64_t stride);
+// Bounds of the products of strips that lie one after the other: see screen.h. tops: of these strips; those of
+// the next row are `stride` further on.
+using StripBounds = void (*)(const Strip*, const Strip* end, const GroupRows&, const float* spread, int64_t rows,
+                             int64_t excluded, float* tops, int64_t stride);
 
 struct Kernels {
   const char* name;

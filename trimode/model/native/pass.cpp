@@ -166,13 +166,27 @@ inline void unpack_output(const Linear& l, int64_t output, float* y) {
 
 constexpr int64_t kRowsInCache = 64;  // rows whose activations stay in L2, a multiple of kTileHeight
 
+// The strips from one on that are of one matrix: they lie one after the other.
+const Strip* together(const Strip* from, const Strip* last) {
+  const Strip* end = from + 1;
+  if (end == last) return end;
+  const int64_t size = end->bytes - from->bytes;
+  while (end < last && end->kind == from->kind && end->bytes - end[-1].bytes == size) ++end;
+  return end;
+}
+
 void multiply_groups(const Linear& l, const Part& part, const GroupRows& all, const Rows& rows,
                      const Target& target) {
   const GroupRows x = gathered(all, rows);
-  const int64_t first = l.strips * part.index / part.count, last = l.strips * (part.index + 1) / part.count;
+  const auto begin = [&](int64_t index) {  // kernels may take strips in pairs
+    return index == part.count ? l.strips : l.strips * index / part.count / 2 * 2;
+  };
+  const int64_t first = begin(part.index), last = begin(part.index + 1);
   for (int64_t i = 0; i < rows.count; i += kRowsInCache)
-    for (int64_t s = first; s < last; ++s)
-      kernels().rows[l.strip[s].kind](l.strip[s], l, x, i, std::min(rows.count, i + kRowsInCache), rows, target);
+    for (const Strip *s = l.strip + first, *end; s < l.strip + last; s = end) {
+      end = together(s, l.strip + last);
+      kernels().rows[s->kind](s, end, l, x, i, std::min(rows.count, i + kRowsInCache), rows, target);
+    }
 }
 
 // In how many parts a product is computed. With AMX a thread keeps to its own columns, whose weights `Reader`

@@ -30,12 +30,15 @@ static inline __attribute__((always_inline)) auto quad(const uint8_t* w, const u
 template <class W>
 struct Vnni : W {
   using Integers = typename W::Integers;
+  static constexpr int kRowsInPairs = 0;  // memory is the limit of few rows
 
   template <int BITS>
   static constexpr int rows() { return W::kRows; }
 
-  template <int BITS, int FIRST, int COUNT, int MR>
-  static inline __attribute__((always_inline)) void dots(const uint8_t* w, const uint8_t* lower, const int8_t* a, Integers* t) {
+  template <int BITS, int FIRST, int COUNT, int MR, int N>
+  static inline __attribute__((always_inline)) void dots(const uint8_t* w, int64_t, const uint8_t* lower,
+                                                         const int8_t* a, Integers* t) {
+    static_assert(N == 1);
     each<MR>([&](auto r) __attribute__((always_inline)) { t[r] = W::same(int32_t{0}); });
     each<COUNT>([&](auto j) __attribute__((always_inline)) {
       // Nibbles of one register follow each other.

@@ -42,7 +42,7 @@ inline void add_strip(const Linear& l, const Strip& strip, const GroupRows& x, i
                       Highest& found) {
   float outputs[kMostLanes];
   const Strip first{strip.bytes, strip.lower, strip.kind, 0, strip.width};
-  kernels().rows[strip.kind](first, l, x, row, row + 1, {1, nullptr, nullptr}, {outputs, 0, false});
+  kernels().rows[strip.kind](&first, &first + 1, l, x, row, row + 1, {1, nullptr, nullptr}, {outputs, 0, false});
   for (int64_t c = 0; c < strip.width; ++c) {
     if (strip.first + c == excluded) continue;
     found.finite &= std::isfinite(outputs[c]);
@@ -73,8 +73,11 @@ void highest_outputs(const Linear& l, const float* x, int64_t rows, int64_t excl
       find_spread(all, i, spreads);
     });
     member.phase(parts, [&](int64_t p) {
-      for (int64_t s = first(p); s < first(p + 1); ++s)
-        kernels().bounds(l.strip[s], all, spreads, rows, excluded, top + s, l.strips);
+      const Strip* const last = l.strip + first(p + 1);
+      for (const Strip *s = l.strip + first(p), *end; s < last; s = end) {
+        end = together(s, last);
+        kernels().bounds(s, end, all, spreads, rows, excluded, top + (s - l.strip), l.strips);
+      }
     });
     member.rows(rows, [&](int64_t i) {  // one output, which is most likely the highest
       const float* bounds = top + i * l.strips;

@@ -11,6 +11,9 @@ struct Avx2 {
   template <int BITS>
   static constexpr int rows() { return BITS == 4 ? 8 : 4; }
 
+  // Rows up to which two strips are multiplied at a time: each broadcast of activations serves both.
+  static constexpr int kRowsInPairs = 5;
+
   static Floats zeros() { return _mm256_setzero_ps(); }
   static Floats load(const float* p) { return _mm256_load_ps(p); }
   static void store(float* p, Floats v) { _mm256_store_ps(p, v); }
@@ -58,10 +61,34 @@ struct Avx2 {
   // Sums of value * activation over COUNT fours of inputs, of each output and row. Rows are innermost, so
   // that no chain of additions waits. As many products are added in 16 bits as they can hold:
   // 2 * 15 * 127 * 8, 2 * 31 * 127 * 4 or 2 * 63 * 127 * 2. Bytes are taken as two nibbles.
-  template <int BITS, int FIRST, int COUNT, int MR>
-  static inline __attribute__((always_inline)) void dots(const uint8_t* w, const uint8_t* lower, const int8_t* a, Integers* t) {
+  // Of N strips, `apart` bytes from each other, for 4 bits alone. t [N][MR].
+  template <int BITS, int FIRST, int COUNT, int MR, int N>
+  static inline __attribute__((always_inline)) void dots(const uint8_t* w, int64_t apart, const uint8_t* lower,
+                                                         const int8_t* a, Integers* t) {
+    static_assert(N == 1 || BITS == 4);
     const Integers ones = _mm256_set1_epi16(1);
-    if constexpr (BITS == 8) {
+    if constexpr (BITS == 4) {
+      Integers sum[N * MR], packed[N], values[N];
+      each<COUNT>([&](auto j) __attribute__((always_inline)) {
+        each<N>([&](auto n) __attribute__((always_inline)) {
+          if constexpr (j % 2 == 0) {
+            packed[n] = read(w + n * apart + 4 * kLanes * (j / 2));
+            TRIMODE_KEEP(packed[n]);
+          }
+          values[n] = masked(j % 2 == 0 ? packed[n] : right<4>(packed[n]), 15);
+        });
+        each<MR>([&](auto r) __attribute__((always_inline)) {
+          const Integers x = four(a + kGroup * r + j % 2 * 16 + j / 2 * 4);
+          each<N>([&](auto n) __attribute__((always_inline)) {
+            const Integers p = _mm256_maddubs_epi16(values[n], x);
+            Integers& all = sum[n * MR + r];
+            all = j == 0 ? p : _mm256_add_epi16(all, p);
+            TRIMODE_KEEP(all);
+          });
+        });
+      });
+      each<N * MR>([&](auto i) __attribute__((always_inline)) { t[i] = _mm256_madd_epi16(sum[i], ones); });
+    } else if constexpr (BITS == 8) {
       Integers low[MR], high[MR];
       each<COUNT>([&](auto j) __attribute__((always_inline)) {
         constexpr int at = j % 2 * 4 + j / 2;  // nibbles of one register follow each other
@@ -80,12 +107,11 @@ struct Avx2 {
                                 _mm256_madd_epi16(high[r], _mm256_set1_epi16(16)));
       });
     } else {
-      constexpr int depth = BITS == 4 ? 8 : BITS == 5 ? 4 : 2;
+      constexpr int depth = BITS == 5 ? 4 : 2;
       each<COUNT / depth>([&](auto part) __attribute__((always_inline)) {
         Integers sum[MR];
         each<depth>([&](auto j) __attribute__((always_inline)) {
-          // Nibbles of one register follow each other.
-          constexpr int at = BITS == 4 ? j % 2 * 4 + j / 2 : FIRST + part * depth + j;
+          constexpr int at = FIRST + part * depth + j;
           const Integers values = quad<Avx2, BITS, at>(w, lower);
           each<MR>([&](auto r) __attribute__((always_inline)) {
             const Integers p = _mm256_maddubs_epi16(values, four(a + kGroup * r + 4 * at));
