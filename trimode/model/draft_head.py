@@ -136,5 +136,4 @@ class PackedDraftHead:
         return [self._ids[word] for word in words], parents, chances
 
     def _embedding(self, token: int, state: Tensor) -> Tensor:
-        ids = torch.tensor([token], device=state.device)
-        return self._runner.transformer.embedding(ids)[0].to(state.dtype)
+        return self._runner.embedding(token).to(state.dtype)

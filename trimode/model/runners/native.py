@@ -210,6 +210,17 @@ class NativeRunner(Runner):
         found = _highest(self._head, hidden, self._model.mask_token)
         return None if -1 in found else found
 
+    def embedding(self, token: int) -> Tensor:
+        """See `Runner`."""
+        if self._embedding is None:
+            return super().embedding(token)
+        native = library()
+        assert native is not None
+        found = torch.empty(self.transformer.config.hidden_size)
+        wanted = ctypes.byref(ctypes.c_int64(token))
+        native.trimode_rows(ctypes.byref(self._embedding), wanted, 1, found.data_ptr())
+        return found
+
     def linear(self, module: nn.Module, x: Tensor) -> Tensor:
         """See `Runner`."""
         return linear(module, x)

@@ -87,6 +87,10 @@ class Runner(ABC):
     def pack(self, module: nn.Module) -> None:  # noqa: B027 - most formats have one layout
         """Lay the linears of a module out as this machine's kernels want them."""
 
+    def embedding(self, token: int) -> Tensor:
+        """The embedding of a token, `[D]`."""
+        return self.transformer.embedding(torch.tensor([token], device=self.device))[0]
+
     def draft_step(
         self, head: DraftHeadParts, state: Tensor, embedded: Tensor
     ) -> tuple[Tensor, Tensor]:
