@@ -15,6 +15,7 @@ from trimode.checkpoints import read_adapter, save_adapter
 from trimode.errors import CheckpointError, InputError
 from trimode.model import AdapterWeights, CachedAttention, KVCache, Segment, expected_tensors
 from trimode.testing import tiny_config, write_tiny_checkpoint
+from trimode.training.adapter import AdapterConfig, first_adapter, new_adapter
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -54,6 +55,22 @@ def test_an_adapter_survives_saving_and_reading(tmp_path, embedding, shift):
         assert torch.equal(again.targets[name][1], up)
     if embedding:
         assert torch.equal(again.mask_embedding, written.mask_embedding)
+
+
+def test_training_can_start_from_an_adapter_in_eight_bits(tmp_path):
+    """It has a scale of its own, and sides that are hundreds of times as large."""
+    config = tiny_config("llama")
+    stored = adapter(config, embedding=True).in_eight_bits()
+    save_adapter(tmp_path / "a", stored, config)
+    asked = AdapterConfig(rank=4, scale=0.5, start_from=str(tmp_path / "a"))
+    embedding = torch.randn(config.vocab_size, config.hidden_size)
+    started = first_adapter(config, asked, embedding[0], 0)
+    assert started.scale == 0.5
+    for name, (down, up) in stored.to(torch.float32).targets.items():
+        found = started.targets[name]
+        assert torch.equal(0.5 * (found[1] @ found[0]), stored.scale * (up @ down))
+    usual = new_adapter(config, replace(asked, start_from=None), embedding[0], 0)
+    assert 0.7 < started.size_of_a / usual.size_of_a < 1.5
 
 
 def test_in_eight_bits_an_adapter_loses_a_sixteenth_of_a_weight_at_most(tmp_path):

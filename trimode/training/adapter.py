@@ -37,7 +37,7 @@ class AdapterConfig:
     mask_embedding: bool = True
     """Whether the mask token gets an embedding of its own while the adapter is on."""
     start_from: str | None = None
-    """An adapter of this shape to continue from, instead of a new one."""
+    """An adapter of this shape to continue from, instead of a new one. It gets our `scale`."""
 
     def __post_init__(self) -> None:
         check_range("rank", self.rank, 1, None)
@@ -105,13 +105,15 @@ def first_adapter(
     if adapter.start_from is None:
         return new
     old = read_adapter(Path(adapter.start_from).expanduser()).to(torch.float32)
+    if old.scale != new.scale:  # an adapter in eight bits has one of its own
+        old = old.at_scale(new.scale, new.size_of_a)
     shapes = [
         {name: (a.shape, b.shape) for name, (a, b) in weights.targets.items()}
         for weights in (old, new)
     ]
-    facts = [(w.scale, w.scope, w.mask_embedding is None) for w in (old, new)]
+    facts = [(w.scope, w.mask_embedding is None) for w in (old, new)]
     if shapes[0] != shapes[1] or facts[0] != facts[1]:
-        found = f"{adapter.start_from} has another rank, scale, scope or targets"
+        found = f"{adapter.start_from} has another rank, scope or targets"
         raise InputError("adapter.start_from", found, "an adapter of the configured shape")
     return old
 
