@@ -32,7 +32,7 @@ from trimode.model.runners.native import highest_outputs, linear
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS, TOKENS = 16, 64
-DEVIATIONS, VARIANCE = 8, 21.25
+DEVIATIONS, VARIANCE, LIKELY_STRIPS = 8, 21.25, 4
 """As in `screen.h`."""
 
 
@@ -64,9 +64,14 @@ def strips_left(head: QuantisedMatrix, hidden: torch.Tensor, lanes: int) -> list
         outputs = x.flatten(1) @ weight
         spread = x.square().sum(-1) @ variance
         bounds = x.flatten(1) @ screen.T + DEVIATIONS * spread.sqrt()
-        likely = outputs.gather(1, bounds.argmax(1, keepdim=True))
-        left = torch.nn.functional.pad(bounds >= likely, (0, -len(head) % lanes))
-        counts += left.view(len(part), -1, lanes).any(-1).sum(1).tolist()
+        bounds, outputs = (
+            torch.nn.functional.pad(found, (0, -len(head) % lanes), value=-torch.inf)
+            .view(len(part), -1, lanes)
+            .amax(-1)
+            for found in (bounds, outputs)
+        )
+        likely = outputs.gather(1, bounds.topk(LIKELY_STRIPS, 1).indices).amax(1, keepdim=True)
+        counts += (bounds >= likely).sum(1).tolist()
     return counts
 
 
