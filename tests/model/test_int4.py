@@ -150,6 +150,16 @@ def test_the_highest_output_of_a_row_depends_on_that_row_alone():
 
 
 @needs_library
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 20])
+def test_each_output_can_be_the_highest_where_nearly_all_are_ruled_out(rows):
+    """So each strip's bounds belong to its outputs, in pairs of strips and alone."""
+    weight = torch.randn(1000, 576, generator=torch.Generator().manual_seed(0))
+    head = GroupedLinear([quantise(weight, "Q8_0")], None, packs=True)
+    found = [token for part in weight.split(rows) for token in highest_outputs(head, part)]
+    assert found == list(range(1000))
+
+
+@needs_library
 def test_of_equal_outputs_the_first_is_the_highest():
     weight = alike(90, 64)[torch.arange(540) % 90]
     head = GroupedLinear([quantise(weight, "Q8_0")], None, packs=True)
