@@ -77,15 +77,7 @@ void find_best(const float* logits, int64_t n, int64_t count, Best& best) {
   float top = logits[0];
   for (int64_t i = 1; i < n; ++i) top = std::max(top, logits[i]);
   best.norm = top + std::log(exponentials(logits, n, top));
-  best.words.clear();
-  for (int64_t w = 0; w < n; ++w) {
-    auto& found = best.words;
-    if (static_cast<int64_t>(found.size()) == count && logits[w] <= logits[found.back()]) continue;
-    auto place = found.end();
-    while (place != found.begin() && logits[w] > logits[*(place - 1)]) --place;
-    found.insert(place, w);
-    if (static_cast<int64_t>(found.size()) > count) found.pop_back();
-  }
+  find_highest(logits, n, count, best.words);
 }
 
 // embeddings: of the words, fp16 [words, dim].

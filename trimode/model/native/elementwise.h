@@ -1,9 +1,10 @@
-// Norms, rotation, activation functions: AVX2, one row at a time.
+// Norms, rotation, activation functions: AVX2, one row at a time. And the highest numbers of a row.
 #pragma once
 
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
+#include <vector>
 
 #include "types.h"
 
@@ -94,6 +95,18 @@ void to_halves(const float* x, int64_t n, Half* y) {
     uint32_t bits;
     std::memcpy(&bits, x + i, sizeof bits);
     y[i] = static_cast<Half>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  }
+}
+
+// Places of the `count` highest of n numbers, highest first. Of equal ones the first comes first.
+inline void find_highest(const float* x, int64_t n, int64_t count, std::vector<int64_t>& found) {
+  found.clear();
+  for (int64_t i = 0; i < n; ++i) {
+    if (static_cast<int64_t>(found.size()) == count && x[i] <= x[found.back()]) continue;
+    auto place = found.end();
+    while (place != found.begin() && x[i] > x[*(place - 1)]) --place;
+    found.insert(place, i);
+    if (static_cast<int64_t>(found.size()) > count) found.pop_back();
   }
 }
 

@@ -31,6 +31,7 @@ static __attribute__((noinline)) void tile(const Strip& strip, const GroupRows& 
   const int64_t apart = strip_bytes(f, kLanes, x.groups);
   const uint8_t *w = strip.bytes, *lower = strip.lower;
   Ahead<N> ahead(w, apart);
+  Ahead<1> lower_ahead(lower, 0);
   const int8_t* a = x.value + x.at(first, 0) * kGroup;
   const GroupInfo* info = x.info + x.at(first, 0);
   each<N * MR>([&](auto i) TRIMODE_INLINE { V::store(sums + kLanes * i, V::zeros()); });
@@ -46,8 +47,7 @@ static __attribute__((noinline)) void tile(const Strip& strip, const GroupRows& 
         ahead.skip(factor_bytes(f, kLanes));
       }
     ahead.advance(group_bytes(f, kLanes));
-    for (int64_t line = 0; line < lower_bytes(f, kLanes); line += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(lower + kAhead + line), _MM_HINT_T0);
+    lower_ahead.advance(lower_bytes(f, kLanes));
     // Adds scale * (integers - offset) and what the minimum gives to each row's sum in strip n.
     const auto add = [&](const typename V::Integers* t, auto n, auto scale, auto minimum, auto part) TRIMODE_INLINE {
       each<MR>([&](auto r) TRIMODE_INLINE {
@@ -116,16 +116,12 @@ static inline TRIMODE_INLINE void with_rows(int64_t count, const F& f) {
   });
 }
 
-// Rows of results of a strip, or of two strips of at most PAIRED rows.
-template <int MOST, int PAIRED>
-constexpr int most_rows() { return MOST < 2 * PAIRED ? 2 * PAIRED : MOST; }
-
 // Rows first..last of strips of one kind. `first` begins a tile of activations.
 template <int KIND>
 static void strip_rows(const Strip* strip, const Strip* end, const Linear& l, const GroupRows& x, int64_t first,
                        int64_t last, const Rows& rows, const Target& target) {
   constexpr int bits = kForms[KIND].bits, most = V::template rows<bits>(), in_pairs = bits == 4 ? V::kRowsInPairs : 0;
-  alignas(64) float sums[most_rows<most, in_pairs>() * kLanes];
+  alignas(64) float sums[std::max(most, 2 * in_pairs) * kLanes];
   const int64_t count = last - first;
   if constexpr (in_pairs > 0)
     for (; count <= in_pairs && strip + 1 < end; strip += 2) {
@@ -193,7 +189,7 @@ static void strip_bounds(const Strip* strip, const Strip* end, const GroupRows& 
                          int64_t excluded, float* tops, int64_t stride) {
   constexpr int most = V::template rows<4>(), in_pairs = V::kRowsInPairs;
   const Strip* const begin = strip;
-  alignas(64) float bounds[most_rows<most, in_pairs>() * kLanes];
+  alignas(64) float bounds[std::max(most, 2 * in_pairs) * kLanes];
   const auto put = [&](const Strip& strip, int64_t index, int64_t first, int64_t count, float* of) {
     for (int64_t r = 0; r < count; ++r, of += kLanes) {
       for (int64_t c = strip.width; c < kLanes; ++c) of[c] = -INFINITY;

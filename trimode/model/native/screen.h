@@ -8,14 +8,14 @@
 // are left are computed as they always are. What comes of a row depends on that row alone.
 #pragma once
 
-#include <array>
+#include "elementwise.h"
 
 namespace {
 
 constexpr float kDeviations = 8;
 constexpr float kNibbleVariance = 21.25f;  // of the whole numbers 0..15
 constexpr int64_t kMostLanes = 16;
-constexpr size_t kLikelyStrips = 4;  // computed in full before others are ruled out
+constexpr int64_t kLikelyStrips = 4;  // computed in full before others are ruled out
 
 struct Highest {
   float value = -INFINITY;
@@ -53,20 +53,6 @@ inline void add_strip(const Linear& l, const Strip& strip, const GroupRows& x, i
   }
 }
 
-// The first of the highest bounds of n strips; -1 if there are fewer strips.
-inline std::array<int64_t, kLikelyStrips> highest_bounds(const float* bounds, int64_t n) {
-  std::array<int64_t, kLikelyStrips> found;
-  found.fill(-1);
-  for (int64_t s = 0; s < n; ++s) {
-    if (found.back() >= 0 && !(bounds[s] > bounds[found.back()])) continue;
-    size_t place = found.size() - 1;
-    for (; place > 0 && (found[place - 1] < 0 || bounds[s] > bounds[found[place - 1]]); --place)
-      found[place] = found[place - 1];
-    found[place] = s;
-  }
-  return found;
-}
-
 // best [rows]: the first of each row's highest outputs, `excluded` left out; -1 if they are no numbers.
 void highest_outputs(const Linear& l, const float* x, int64_t rows, int64_t excluded, int64_t* best,
                      int64_t threads) {
@@ -99,8 +85,9 @@ void highest_outputs(const Linear& l, const float* x, int64_t rows, int64_t excl
     member.rows(rows, [&](int64_t i) {  // an output that is most likely the highest, or nearly
       const float* bounds = top + i * l.strips;
       Highest likely;
-      for (int64_t s : highest_bounds(bounds, l.strips))
-        if (s >= 0) add_strip(l, l.strip[s], all, i, excluded, likely);
+      std::vector<int64_t> strips;
+      find_highest(bounds, l.strips, kLikelyStrips, strips);
+      for (int64_t s : strips) add_strip(l, l.strip[s], all, i, excluded, likely);
       bar[i] = likely.value;
     });
     member.phase(parts, [&](int64_t p) {
