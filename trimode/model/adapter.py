@@ -74,27 +74,6 @@ class AdapterWeights:
         }
         return replace(self, scale=self.scale / (down * up), targets=targets)
 
-    def at_scale(self, scale: float, size: float) -> "AdapterWeights":
-        """The same at another scale, with sides in the ranges that training likes.
-
-        Args:
-            scale: that it gets. It keeps its function to the bit if the two scales differ by a
-                power of two, as those of `in_eight_bits` do.
-            size: root mean square that A gets, but for a power of two.
-        """
-        found = self.size_of_a
-        down = 2.0 ** round(math.log2(size / found)) if found else 1.0
-        up = self.scale / (scale * down)
-        targets = {name: (a * down, b * up) for name, (a, b) in self.targets.items()}
-        return replace(self, scale=scale, targets=targets)
-
-    @property
-    def size_of_a(self) -> float:
-        """Root mean square of the A sides."""
-        sides = [a for a, _ in self.targets.values()]
-        squares = sum(float(side.float().square().sum()) for side in sides)
-        return math.sqrt(squares / sum(side.numel() for side in sides))
-
 
 def _highest(targets: dict[str, tuple[Tensor, Tensor]], side: int) -> float:
     return max(float(pair[side].float().abs().max()) for pair in targets.values()) or 1.0

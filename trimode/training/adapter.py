@@ -1,7 +1,8 @@
 """Makes a new low-rank adapter, and chooses which parameters of a model are trained."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +21,7 @@ from trimode.model import (
     expected_tensors,
 )
 from trimode.training.distributed import gathered, sharded_like
+from trimode.training.examples import rms
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -106,7 +108,7 @@ def first_adapter(
         return new
     old = read_adapter(Path(adapter.start_from).expanduser()).to(torch.float32)
     if old.scale != new.scale:  # an adapter in eight bits has one of its own
-        old = old.at_scale(new.scale, new.size_of_a)
+        old = _rescaled(old, new)
     shapes = [
         {name: (a.shape, b.shape) for name, (a, b) in weights.targets.items()}
         for weights in (old, new)
@@ -116,6 +118,22 @@ def first_adapter(
         found = f"{adapter.start_from} has another rank, scope or targets"
         raise InputError("adapter.start_from", found, "an adapter of the configured shape")
     return old
+
+
+def _rescaled(old: AdapterWeights, new: AdapterWeights) -> AdapterWeights:
+    """An adapter at the scale of a new one, with A about as large as there.
+
+    It computes the same, to the bit if the scales differ by a power of two.
+    """
+    down = 2.0 ** round(math.log2(size_of_a(new) / size_of_a(old)))
+    up = old.scale / (new.scale * down)
+    targets = {name: (a * down, b * up) for name, (a, b) in old.targets.items()}
+    return replace(old, scale=new.scale, targets=targets)
+
+
+def size_of_a(adapter: AdapterWeights) -> float:
+    """Root mean square of the A sides."""
+    return rms(torch.cat([a.flatten() for a, _ in adapter.targets.values()])) or 1.0
 
 
 @dataclass(frozen=True, slots=True)
